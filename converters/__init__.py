@@ -1,0 +1,20 @@
+"""Hugging Face checkpoints <-> Flax param trees: one table a family, read in both directions.
+
+This package knows names, shapes and files only. It imports nothing of `icp_jax`.
+"""
+
+from converters.rules import ConversionError, Rule, Table
+
+__all__ = ["ConversionError", "Rule", "Table", "table_for"]
+
+
+def table_for(model_type: str) -> Table:
+    """The table of a `config.json` model_type. Raises ConversionError for an unknown one."""
+    from converters import opt
+
+    tables = {"opt": opt.TABLE}
+    if model_type not in tables:
+        raise ConversionError(
+            f"model type {model_type!r} is not supported; supported: {', '.join(sorted(tables))}"
+        )
+    return tables[model_type]

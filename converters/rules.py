@@ -1,0 +1,144 @@
+"""A family's table of rules: torch name and shape <-> path in the Flax tree.
+
+A rule says where one tensor lives on either side. Linear weights are `[out, in]` in torch and
+2-D kernels `[in, out]` here, so the only transform there is is a transpose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+
+Path = tuple[str, ...]
+Dims = Mapping[str, int]
+
+
+class ConversionError(ValueError):
+    """A checkpoint that does not fit its table, in one line that names the tensor."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One tensor: torch name (with `{i}` for the block), tree path, torch shape in letters."""
+
+    torch: str
+    tree: str  # slash-separated, `{i}` for the block
+    shape: tuple[str, ...]  # in torch's order; letters are looked up in the table's dims
+    transpose: bool = False
+    when: Callable[[Mapping[str, Any]], bool] = lambda config: True
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A rule filled in for one config: the very name, path and shape."""
+
+    name: str
+    path: Path
+    shape: tuple[int, ...]
+    transpose: bool
+
+    def to_tree(self, tensor: np.ndarray) -> np.ndarray:
+        return tensor.T if self.transpose else tensor
+
+    def to_torch(self, leaf: np.ndarray) -> np.ndarray:
+        """The leaf in torch's order, contiguous: safetensors writes the buffer, not the view."""
+        return np.ascontiguousarray(leaf.T if self.transpose else leaf)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A family's rules. `dims(config)` gives the letters; `prefixes` are the spellings in use."""
+
+    family: str
+    rules: tuple[Rule, ...]
+    dims: Callable[[Mapping[str, Any]], Dims]
+    n_blocks: Callable[[Mapping[str, Any]], int]
+    prefixes: tuple[str, ...] = ("",)
+    ignored: tuple[str, ...] = field(default=())  # buffers that hold no weights
+
+    def place(self, config: Mapping[str, Any], names: Iterable[str] | None = None) -> list[Placed]:
+        """Every tensor of a model with this config.
+
+        names: the checkpoint's tensor names. With them the prefix in use is found and the two
+        sets are compared: a name that is unknown or missing raises ConversionError. Without
+        them the first prefix is taken and optional tied tensors are left out.
+        """
+        names = None if names is None else list(names)
+        prefix = self._prefix(names)
+        dims = self.dims(config)
+        placed: dict[str, Placed] = {}
+        for rule in self.rules:
+            if not rule.when(config):
+                continue
+            count = self.n_blocks(config) if "{i}" in rule.torch else 1
+            for i in range(count):
+                name = rule.torch.format(p=prefix, i=i)
+                shape = tuple(dims[d] for d in rule.shape)
+                path = tuple(rule.tree.format(i=i).split("/"))
+                placed[name] = Placed(name, path, shape, rule.transpose)
+        if names is not None:
+            self._compare(placed, names, config)
+        return list(placed.values())
+
+    def _prefix(self, names: list[str] | None) -> str:
+        if names is None:
+            return self.prefixes[0]
+        anchor = self.rules[0].torch
+        for prefix in self.prefixes:
+            if anchor.format(p=prefix, i=0) in names:
+                return prefix
+        raise ConversionError(
+            f"missing tensor {anchor.format(p=self.prefixes[0], i=0)!r}: "
+            f"this is not an {self.family} checkpoint, or a shard is missing"
+        )
+
+    def _compare(
+        self, placed: dict[str, Placed], names: list[str], config: Mapping[str, Any]
+    ) -> None:
+        seen: set[str] = set()
+        for name in names:
+            if name in seen:
+                raise ConversionError(f"duplicate tensor {name!r}")
+            seen.add(name)
+            if name not in placed and name not in self.ignored:
+                near = get_close_matches(name, placed, n=1)
+                hint = f" (nearest known: {near[0]!r})" if near else ""
+                raise ConversionError(f"unknown tensor {name!r} for {self.family}{hint}")
+        tied = bool(config.get("tie_word_embeddings", True))
+        for name in list(placed):
+            if name not in seen:
+                if name == "lm_head.weight" and tied:
+                    del placed[name]  # the head is the embedding; the source had no copy
+                    continue
+                raise ConversionError(f"missing tensor {name!r}")
+
+
+def check_shape(rule: Placed, shape: tuple[int, ...]) -> None:
+    """Raises ConversionError, naming the tensor, where the file's shape is not the config's."""
+    if tuple(shape) != rule.shape:
+        raise ConversionError(
+            f"tensor {rule.name!r} has shape {list(shape)}, the config says {list(rule.shape)}"
+        )
+
+
+def insert(tree: dict[str, Any], path: Path, leaf: Any) -> None:
+    """Put a leaf into a nested dict, making the dicts on the way. Refuses an occupied path."""
+    for key in path[:-1]:
+        tree = tree.setdefault(key, {})
+    if path[-1] in tree:
+        raise ConversionError(f"two tensors for the tree path {'/'.join(path)!r}")
+    tree[path[-1]] = leaf
+
+
+def lookup(tree: Mapping[str, Any], path: Path) -> Any:
+    """The leaf at a path. Raises ConversionError where there is none."""
+    node: Any = tree
+    for key in path:
+        if not isinstance(node, Mapping) or key not in node:
+            raise ConversionError(f"missing leaf {'/'.join(path)!r} in the param tree")
+        node = node[key]
+    return node

@@ -1,0 +1,69 @@
+"""What the pipeline knows of a family: three modules, its linears, its named rearrangements."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import flax.linen as nn
+
+
+@dataclass(frozen=True)
+class LinearSpec:
+    """One prunable linear. name: its submodule; tap: its input; role: its letter in `qkv-f2`."""
+
+    name: str
+    tap: str
+    role: str
+
+
+@dataclass(frozen=True)
+class Rearrangement:
+    """Which roles of a block give sparsity up and which take it (beta)."""
+
+    gives: tuple[str, ...]
+    takes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model's computation and layer list. Hashable: it is a static argument under jit."""
+
+    name: str
+    n_blocks: int
+    hidden_size: int
+    context: int  # the longest sequence, in tokens
+    tied: bool
+    embed: nn.Module  # tokens [b, t] -> [b, t, D]
+    block: nn.Module  # [b, t, D] -> [b, t, D], sows 'taps'
+    head: nn.Module  # ([..., D], tied embedding or None) -> [..., V]
+    linears: tuple[LinearSpec, ...]
+    rearrangements: tuple[tuple[str, Rearrangement], ...]
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """The distinct inputs of the linears, in the order of the computation."""
+        return tuple(dict.fromkeys(linear.tap for linear in self.linears))
+
+
+def parse_rearrangement(text: str, roles: Iterable[str]) -> Rearrangement:
+    """`"qkv-of1"` to (q, k, v) give and (o, f1) take; ValueError where a letter is no role."""
+    gives, dash, takes = text.partition("-")
+    longest_first = sorted(roles, key=len, reverse=True)
+    pattern = "|".join(re.escape(role) for role in longest_first)
+    sides = []
+    for side in (gives, takes):
+        found = re.findall(pattern, side)
+        if not dash or not found or "".join(found) != side or len(set(found)) != len(found):
+            raise ValueError(f"rearrangement {text!r} is not of the form GIVES-TAKES")
+        sides.append(tuple(found))
+    if set(sides[0]) & set(sides[1]):
+        raise ValueError(f"rearrangement {text!r}: a layer cannot both give and take")
+    return Rearrangement(*sides)
+
+
+def rearrangements(roles: Iterable[str], names: str) -> tuple[tuple[str, Rearrangement], ...]:
+    """The named modes of a family, parsed once."""
+    roles = tuple(roles)
+    return tuple((name, parse_rearrangement(name, roles)) for name in names.split())
