@@ -100,21 +100,21 @@ class Block(nn.Module):
         mlp_norm = LayerNorm(affine=c.affine, name="final_layer_norm")
 
         y = attention_norm(x) if c.do_layer_norm_before else x
-        self.sow("taps", "qkv", y)
+        self.sow("taps", "qkv_in", y)
         q, k, v = (
             linear(name, c.hidden_size, y).reshape(*y.shape[:-1], *heads)
             for name in ("q_proj", "k_proj", "v_proj")
         )
         y = causal_attention(q, k, v, scale=heads[1] ** -0.5).reshape(x.shape)
-        self.sow("taps", "out_proj", y)
+        self.sow("taps", "out_in", y)
         x = x + linear("out_proj", c.hidden_size, y)
         if not c.do_layer_norm_before:
             x = attention_norm(x)
 
         y = mlp_norm(x) if c.do_layer_norm_before else x
-        self.sow("taps", "fc1", y)
+        self.sow("taps", "fc1_in", y)
         y = ACTIVATIONS[c.activation_function](linear("fc1", c.ffn_dim, y))
-        self.sow("taps", "fc2", y)
+        self.sow("taps", "fc2_in", y)
         x = x + linear("fc2", c.hidden_size, y)
         return x if c.do_layer_norm_before else mlp_norm(x)
 
@@ -151,12 +151,12 @@ def make(hf_config: Mapping[str, Any]) -> Family:
         block=Block(config),
         head=Head(config),
         linears=(
-            LinearSpec("q_proj", tap="qkv", role="q"),
-            LinearSpec("k_proj", tap="qkv", role="k"),
-            LinearSpec("v_proj", tap="qkv", role="v"),
-            LinearSpec("out_proj", tap="out_proj", role="o"),
-            LinearSpec("fc1", tap="fc1", role="f1"),
-            LinearSpec("fc2", tap="fc2", role="f2"),
+            LinearSpec("q_proj", tap="qkv_in", role="q"),
+            LinearSpec("k_proj", tap="qkv_in", role="k"),
+            LinearSpec("v_proj", tap="qkv_in", role="v"),
+            LinearSpec("out_proj", tap="out_in", role="o"),
+            LinearSpec("fc1", tap="fc1_in", role="f1"),
+            LinearSpec("fc2", tap="fc2_in", role="f2"),
         ),
         rearrangements=rearrangements(
             ("q", "k", "v", "o", "f1", "f2"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import flax.linen as nn
@@ -42,9 +42,13 @@ class Family:
     rearrangements: tuple[tuple[str, Rearrangement], ...]
 
     @property
-    def taps(self) -> tuple[str, ...]:
-        """The distinct inputs of the linears, in the order of the computation."""
-        return tuple(dict.fromkeys(linear.tap for linear in self.linears))
+    def default_rearrangement(self) -> str:
+        """q, k, v give; the layer that writes to the residual stream last takes."""
+        return next(name for name, r in self.rearrangements if r.gives == ("q", "k", "v"))
+
+    def tap_widths(self, shapes: Mapping[str, tuple[int, int]]) -> dict[str, int]:
+        """The width of every distinct input of the linears, in the order of the computation."""
+        return {linear.tap: shapes[linear.name][0] for linear in self.linears}
 
 
 def parse_rearrangement(text: str, roles: Iterable[str]) -> Rearrangement:

@@ -1,0 +1,134 @@
+"""Compensation: tune one block's params so that, fed the damaged input, it gives the intact output.
+
+Adam on the mean squared error over all positions, one sample a step, the learning rate times
+gamma after each epoch. Works on any `apply(params, x)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from icp_jax import streams
+from icp_jax.masks import apply_keep
+
+Params = Any
+Tick = Callable[[int, int, float], None]
+
+
+class Compensation(NamedTuple):
+    """What a compensation did to its loss (mean squared error)."""
+
+    before: float  # on the probe, before the first step
+    after: float  # on the probe, after the last
+    epochs: tuple[float, ...]  # mean of the losses met during each epoch
+
+
+def _loss(apply, params, keep, x, y):
+    out = apply(apply_keep(params, keep), x)
+    return jnp.mean(jnp.square(out.astype(jnp.float32) - y.astype(jnp.float32)))
+
+
+_adam = optax.scale_by_adam()
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
+def _steps(apply, params, state, keep, inputs, targets, valid, lr):
+    """One Adam step a sample, over the first `valid` samples; returns the sum of their losses."""
+
+    def step(i, carry):
+        params, state, total = carry
+        x, y = (jax.lax.dynamic_slice_in_dim(a, i, 1) for a in (inputs, targets))
+        loss, grads = jax.value_and_grad(lambda p: _loss(apply, p, keep, x, y))(params)
+        updates, state = _adam.update(grads, state, params)
+        params = jax.tree.map(lambda p, u: p - (lr * u).astype(p.dtype), params, updates)
+        return params, state, total + loss
+
+    return jax.lax.fori_loop(0, valid, step, (params, state, jnp.zeros((), jnp.float32)))
+
+
+@partial(jax.jit, static_argnums=0)
+def _probe(apply, params, keep, inputs, targets, valid):
+    def add(i, total):
+        x, y = (jax.lax.dynamic_slice_in_dim(a, i, 1) for a in (inputs, targets))
+        return total + _loss(apply, params, keep, x, y)
+
+    return jax.lax.fori_loop(0, valid, add, jnp.zeros((), jnp.float32)) / valid
+
+
+def compensate(
+    apply: Callable[[Params, jax.Array], jax.Array],
+    params: Params,
+    inputs: np.ndarray,
+    targets: np.ndarray,
+    *,
+    epochs: int = 1,
+    lr: float = 1e-4,
+    gamma: float = 1.0,
+    seed: int | Sequence[int] = 0,
+    keep: Params | None = None,
+    tick: Tick = lambda done, total, loss: None,
+) -> tuple[Params, Compensation]:
+    """Tune `params` so that apply(params, inputs) comes near `targets`.
+
+    apply: a pure function, called with one sample `[1, ...]`; it is a static argument under jit,
+    so pass the same (or an equal, hashable) one to reuse the compiled function.
+    params: a float32 tree; it is left as it is. inputs, targets: `[N, ...]`, on the host.
+    epochs: passes over the samples, shuffled anew by (seed, epoch). lr: Adam's first rate;
+    gamma: its factor after each epoch. keep: masks of `params`, held by `jnp.where` inside the
+    loss and in the result. tick: called with (steps done, steps in all, mean loss so far).
+    Returns (params, Compensation); the losses before and after are on a sixteenth of the
+    samples, at most eight.
+    """
+    if len(inputs) != len(targets) or len(inputs) == 0:
+        raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets: need as many, above 0")
+    inputs, targets = np.asarray(inputs), np.asarray(targets)
+    size, total = streams.gather_size(inputs), epochs * len(inputs)
+    few = np.arange(min(size, 8, max(1, len(inputs) // 16)))
+    (_, probe, valid), = streams.batches((inputs, targets), size, few)
+    params = jax.tree.map(lambda p: jnp.array(p, copy=True), params)  # the steps donate theirs
+    before = _probe(apply, params, keep, *probe, valid)
+    state, means, done = _adam.init(params), [], 0
+    for epoch in range(epochs):
+        order = np.random.default_rng((*_sequence(seed), epoch)).permutation(len(inputs))
+        losses, seen = [], 0
+        rate = np.float32(lr * gamma**epoch)
+        for where, sent, count in streams.batches((inputs, targets), size, order):
+            params, state, loss = _steps(apply, params, state, keep, *sent, count, rate)
+            if losses:  # one transfer late: the device is already at the next
+                tick(done + seen, total, float(np.sum(losses)) / seen)
+            losses.append(loss)
+            seen = where.stop
+        done += seen
+        means.append(float(np.sum(jax.device_get(losses))) / seen)
+        tick(done, total, means[-1])
+    after = _probe(apply, params, keep, *probe, valid) if epochs else before
+    return apply_keep(params, keep), Compensation(float(before), float(after), tuple(means))
+
+
+def _sequence(seed: int | Sequence[int]) -> tuple[int, ...]:
+    return (seed,) if isinstance(seed, int) else tuple(seed)
+
+
+def keep_zeros(
+    tx: optax.GradientTransformation, keep: Params
+) -> optax.GradientTransformationExtraArgs:
+    """`tx`, with pruned weights held at zero: for the user's own fine-tuning.
+
+    keep: boolean masks, a tree like the params in which subtrees may be None or left out. The
+    gradients are masked before `tx` (moments see no pruned weight) and the updates after it
+    (weight decay and noise move none).
+    """
+    tx = optax.with_extra_args_support(tx)
+
+    def update(updates, state, params=None, **extra):
+        updates, state = tx.update(apply_keep(updates, keep), state, params, **extra)
+        return apply_keep(updates, keep), state
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)

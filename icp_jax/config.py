@@ -1,0 +1,131 @@
+"""The settings of a run: frozen dataclasses. The command line and `configs/` fill in the same ones."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from icp_jax.errors import InputError
+
+MethodName = Literal["icp", "sparsegpt", "wanda", "magnitude"]
+
+
+@dataclass(frozen=True)
+class PruneConfig:
+    """What is pruned, how far, and by which method."""
+
+    method: MethodName = "icp"
+    """icp, or one of its baselines."""
+    sparsity: float = 0.7
+    """Share of zeros in the linears of the blocks, in [0, 1)."""
+    pattern: str | None = None
+    """n:m, such as 2:4: keep n of every m consecutive inputs. Replaces sparsity, alpha, beta."""
+    alpha: float | None = None
+    """Last block's sparsity over the mean; 1 is uniform. Unset: 0.691 for icp, 1 for the others."""
+    beta: float | None = None
+    """Share of their sparsity that layers give up to others. Unset: 0.2 for icp, 0 for the others."""
+    rearrange: str | None = None
+    """Which layers give and which take, GIVES-TAKES. Unset: the family's own, qkv-f2 for OPT."""
+    damping: float = 0.01
+    """Added to the diagonal of H, as a share of its mean."""
+    block_size: int = 128
+    """Inputs whose mask SparseGPT chooses together."""
+
+
+@dataclass(frozen=True)
+class CompensateConfig:
+    """How block t+1 is tuned after block t is pruned (icp only)."""
+
+    epochs: int = 1
+    """Passes over the calibration samples; 0 turns compensation off."""
+    lr: float = 1e-4
+    """Adam's learning rate in the first epoch."""
+    gamma: float = 0.87
+    """The learning rate's factor after each epoch."""
+
+
+@dataclass(frozen=True)
+class CalibrationConfig:
+    """The text that the statistics and the compensation see."""
+
+    data: str = "c4"
+    """c4, wikitext2, ptb, or a path: .txt, .jsonl[.gz], .npy of token ids, or an Arrow folder."""
+    samples: int = 128
+    """Windows drawn from it."""
+    seq_len: int | None = None
+    """Tokens a window. Unset: the model's context, at most 2048."""
+    seed: int = 0
+    """Which windows are drawn."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One pruning run."""
+
+    model: str = ""
+    """A Hugging Face folder or hub id."""
+    out: str = ""
+    """The folder to write; it must not exist."""
+    prune: PruneConfig = field(default_factory=PruneConfig)
+    compensate: CompensateConfig = field(default_factory=CompensateConfig)
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What blocks compute in; auto is bfloat16 on GPU and TPU, float32 on CPU."""
+    seed: int = 0
+    """The order of the samples in compensation."""
+
+
+def check(config: RunConfig) -> None:
+    """Raises InputError, in one line, for settings that no model could make sense of."""
+    p, c, k = config.prune, config.compensate, config.calibration
+    if not 0 <= p.sparsity < 1:
+        raise InputError(f"sparsity must be in [0, 1), got {p.sparsity:g}")
+    if p.pattern is not None and (p.alpha is not None or p.beta is not None):
+        raise InputError("alpha and beta apply to unstructured pruning: leave them out with pattern")
+    for name, value, least in (
+        ("prune.block_size", p.block_size, 1),
+        ("compensate.epochs", c.epochs, 0),
+        ("calibration.samples", k.samples, 1),
+        ("calibration.seq_len", 2 if k.seq_len is None else k.seq_len, 2),
+        ("calibration.seed", k.seed, 0),
+        ("seed", config.seed, 0),
+    ):
+        if value < least:
+            raise InputError(f"{name} must be at least {least}, got {value}")
+    for name, value in (
+        ("prune.damping", p.damping),
+        ("compensate.lr", c.lr),
+        ("compensate.gamma", c.gamma),
+    ):
+        if not 0 < value < float("inf"):
+            raise InputError(f"{name} must be a positive number, got {value:g}")
+
+
+def folder() -> Path:
+    """Where the configs that come with the package lie: in the wheel, or in the repository."""
+    inside = Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
+
+
+def load(name: str) -> RunConfig:
+    """`get_config()` of a Python file, given by path or by the name of a config in the package."""
+    path = Path(name)
+    if not path.is_file():
+        known = sorted(p.stem for p in folder().glob("*.py"))
+        path = folder() / f"{name}.py"
+        if path.stem not in known:
+            raise InputError(f"no config {name!r}: give a path, or one of {', '.join(known)}")
+    spec = importlib.util.spec_from_file_location(f"icp_jax_config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except Exception as error:  # a user's file: whatever it does wrong is bad input
+        raise InputError(f"config {path}: {type(error).__name__}: {error}") from None
+    if not isinstance(config, RunConfig):
+        raise InputError(f"config {path}: get_config() must return an icp_jax.RunConfig")
+    return config

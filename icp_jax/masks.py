@@ -1,0 +1,106 @@
+"""Boolean `keep` masks from scores: the smallest k of an array, the smallest of every n:m group.
+
+Ties go to the lowest index: among equal scores the one that comes first is pruned first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from icp_jax.errors import InputError
+
+
+def parse_pattern(text: str | None) -> tuple[int, int] | None:
+    """`"2:4"` to (2, 4): 2 of every 4 consecutive inputs are kept. None is unstructured."""
+    if text is None or text == "unstructured":
+        return None
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    if not match or not 0 < int(match[1]) < int(match[2]):
+        raise InputError(f"pattern {text!r} is not n:m with 0 < n < m, such as 2:4")
+    return int(match[1]), int(match[2])
+
+
+def sortable(scores: Float[Array, "*s"]) -> Int[Array, "*s"]:
+    """Non-negative float32 scores as int32 in the same order."""
+    return jax.lax.bitcast_convert_type(jnp.abs(scores).astype(jnp.float32), jnp.int32)
+
+
+def _bisect(count_below, want, top: int, axis_shape) -> Int[Array, "*r"]:
+    """The least v in [0, top] with count_below(v + 1) ≥ want, by bisection on integers."""
+
+    def step(_, bounds):
+        low, high = bounds
+        middle = low + (high - low) // 2
+        enough = count_below(middle + 1) >= want
+        return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
+
+    low = jnp.zeros(axis_shape, jnp.int32)
+    high = jnp.full(axis_shape, top, jnp.int32)
+    return jax.lax.fori_loop(0, max(top, 1).bit_length(), step, (low, high))[0]
+
+
+def keep_largest(
+    scores: Float[Array, "r c"], budget: Int[Array, "r"]
+) -> Bool[Array, "r c"]:
+    """False at the `budget[i]` smallest scores of row i, ties to the lowest index.
+
+    The k-th value is found by bisecting the bits of the float: 31 passes that count, no sort.
+    Ties at the k-th value are resolved by a second bisection, which runs only if there are any.
+    """
+    keys = sortable(scores)
+    budget = budget.astype(jnp.int32)[:, None]
+
+    def count(hit):
+        return jnp.sum(hit, axis=1, keepdims=True, dtype=jnp.int32)
+
+    top = int(jnp.iinfo(jnp.int32).max) - 1
+    threshold = _bisect(lambda v: count(keys < v), budget, top, budget.shape)
+    below, equal = keys < threshold, keys == threshold
+    wanted = budget - count(below)  # how many of the equal ones go
+
+    def first_ones(_):
+        index = jnp.arange(keys.shape[1], dtype=jnp.int32)
+        end = _bisect(lambda v: count(equal & (index < v)), wanted, keys.shape[1], budget.shape)
+        return below | (equal & (index <= end) & (wanted > 0))
+
+    def all_or_none(_):
+        return below | (equal & (wanted > 0))
+
+    ambiguous = jnp.any((count(equal) != wanted) & (wanted > 0))
+    return ~jax.lax.cond(ambiguous, first_ones, all_or_none, None)
+
+
+def keep_n_of_m(scores: Float[Array, "i o"], n: int, m: int) -> Bool[Array, "i o"]:
+    """True at the n largest of every m consecutive inputs (axis 0), a group an output column.
+
+    By counting pairwise ranks: m² comparisons, no sort.
+    """
+    inputs, outputs = scores.shape
+    grouped = scores.reshape(inputs // m, m, outputs)
+    order = jnp.arange(m)
+    mine, other = grouped[:, :, None], grouped[:, None, :]
+    before = (order[None, :] < order[:, None])[None, :, :, None]
+    rank = jnp.sum((other < mine) | ((other == mine) & before), axis=2)
+    return (rank >= m - n).reshape(inputs, outputs)
+
+
+def apply_keep(params: Any, keep: Any) -> Any:
+    """`jnp.where(keep, p, 0)` for every leaf that has a mask.
+
+    keep: a tree like `params`, in which a dict may leave keys out and None stands for a subtree
+    without masks.
+    """
+    if keep is None:
+        return params
+    if isinstance(keep, Mapping):
+        unknown = [key for key in keep if key not in params]
+        if unknown:
+            raise KeyError(f"keep has {unknown[0]!r}, which the params have not")
+        return {key: apply_keep(leaf, keep.get(key)) for key, leaf in params.items()}
+    return jax.tree.map(lambda p, k: jnp.where(k, p, jnp.zeros_like(p)), params, keep)

@@ -1,0 +1,340 @@
+"""The loop of ICP, to be read beside the paper.
+
+Two streams of hidden states run through the model: `dense`, the unpruned model's, one block
+ahead, and `sparse`, the model's as pruned so far. Block t is pruned on what the sparse stream
+feeds it; then block t+1 is tuned, still dense, to turn the sparse stream into the dense one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from icp_jax import allocate, stats, streams
+from icp_jax.compensate import Compensation, compensate
+from icp_jax.config import CompensateConfig, PruneConfig
+from icp_jax.errors import InputError
+from icp_jax.masks import parse_pattern
+from icp_jax.models.spec import Family, Rearrangement, parse_rearrangement
+from icp_jax.pruners import METHODS
+
+Params = dict[str, Any]
+Shapes = Mapping[str, tuple[int, int]]  # linear -> (inputs, outputs)
+Progress = Callable[[int, str, int, int, float | None], None]
+
+
+class Source(Protocol):
+    """Where blocks come from: leaves are NumPy arrays in the dtype they are stored in."""
+
+    family: Family
+
+    def shapes(self, t: int) -> Shapes: ...
+    def embed(self) -> Params: ...
+    def block(self, t: int) -> Params: ...
+
+
+class Sink(Protocol):
+    """Where pruned blocks go. Leaves come in the dtype the source has them in."""
+
+    def write(self, t: int, params: Params) -> None: ...
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One linear. error: ‖(W-Ŵ)ᵀx‖²/‖Wᵀx‖² on the inputs it was pruned with."""
+
+    name: str
+    size: int
+    zeros: int
+    error: float
+
+
+@dataclass(frozen=True)
+class BlockReport:
+    """One block. error: ‖sparse-dense‖²/‖dense‖² of the streams after it."""
+
+    block: int
+    layers: tuple[LayerReport, ...]
+    error: float
+    compensation: Compensation | None  # of this block, before it was pruned
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+# ---------------------------------------------------------------- budgets
+
+
+def budgets(family: Family, shapes: list[Shapes], config: PruneConfig) -> list[dict[str, int]]:
+    """Zeros of every linear of every block. Raises InputError before any work is done."""
+    method, pattern = METHODS[config.method], parse_pattern(config.pattern)
+    if pattern is not None:
+        n, m = pattern
+        for name, (inputs, _) in ((k, v) for block in shapes for k, v in block.items()):
+            if inputs % m:
+                raise InputError(f"pattern {n}:{m}: {name} has {inputs} inputs, no multiple of {m}")
+        return [{k: i * o * (m - n) // m for k, (i, o) in block.items()} for block in shapes]
+    alpha = method.alpha if config.alpha is None else config.alpha
+    beta = method.beta if config.beta is None else config.beta
+    arrangement = rearrangement(family, config.rearrange)
+    sizes = [{k: i * o for k, (i, o) in block.items()} for block in shapes]
+    zeros = allocate.across_blocks([sum(b.values()) for b in sizes], config.sparsity, alpha)
+    roles = {spec.name: spec.role for spec in family.linears}
+    counts = []
+    for block, count in zip(sizes, zeros, strict=True):
+        by_role = allocate.within_block(
+            {roles[k]: size for k, size in block.items()}, count, beta, arrangement
+        )
+        counts.append({k: by_role[roles[k]] for k in block})
+    return counts
+
+
+def rearrangement(family: Family, name: str | None) -> Rearrangement:
+    """A named mode of the family, the default one, or any GIVES-TAKES of its roles."""
+    named = dict(family.rearrangements)
+    try:
+        return named.get(name or family.default_rearrangement) or parse_rearrangement(
+            name or "", [spec.role for spec in family.linears]
+        )
+    except ValueError as error:
+        raise InputError(f"{error}; named ones: {', '.join(named)}") from None
+
+
+# ---------------------------------------------------------------- compiled, one for all blocks
+
+
+@dataclass(frozen=True)
+class Apply:
+    """A module as a pure function of (params, x), computing in `dtype`, streams in x's own."""
+
+    module: Any
+    dtype: str
+
+    def __call__(self, params: Params, x: jax.Array) -> jax.Array:
+        return self.module.apply({"params": params}, x.astype(self.dtype)).astype(x.dtype)
+
+    def taps(self, params: Params, x: jax.Array) -> dict[str, jax.Array]:
+        """The inputs of the block's linears."""
+        _, found = self.module.apply({"params": params}, x.astype(self.dtype), mutable=["taps"])
+        return {name: values[0] for name, values in found["taps"].items()}
+
+
+@partial(jax.jit, static_argnums=0)
+def _embed(module, params, tokens):
+    return module.apply({"params": params}, tokens).astype(jnp.float32), None
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=3)
+def _collect(apply, params, x, sums, valid):
+    """Add one batch of the inputs of every linear to the sums; padding counts for nothing."""
+    real = jnp.arange(x.shape[0]) < valid
+    added = {}
+    for name, tap in apply.taps(params, x).items():
+        tap = jnp.where(real.reshape(-1, *[1] * (tap.ndim - 1)), tap, 0)
+        rows = tap.reshape(-1, tap.shape[-1])
+        added[name] = stats.add(sums[name], rows, valid * (rows.shape[0] // x.shape[0]))
+    return added
+
+
+@partial(jax.jit, static_argnums=0)
+def _forward(apply, params, x, valid):
+    """The block's output, and its energy (not finite where the output is not)."""
+    y = apply(params, x)
+    return y, _energy(y, valid)
+
+
+@partial(jax.jit, static_argnums=0)
+def _forward_beside(apply, params, x, dense, valid):
+    """The block's output, and the energies of its distance to `dense` and of `dense`."""
+    y = apply(params, x)
+    return y, (_energy(y - dense, valid), _energy(dense, valid))
+
+
+def _energy(y, valid):
+    real = (jnp.arange(y.shape[0]) < valid).reshape(-1, *[1] * (y.ndim - 1))
+    return jnp.sum(jnp.square(jnp.where(real, y, 0).astype(jnp.float32)))
+
+
+@partial(jax.jit, static_argnums=1)
+def _rounded(leaves, dtypes):
+    """What the export will hold: each leaf rounded to its stored dtype."""
+    return [leaf.astype(d).astype(jnp.float32) for leaf, d in zip(leaves, dtypes, strict=True)]
+
+
+@jax.jit
+def _float32(params):
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+
+
+# ---------------------------------------------------------------- the loop
+
+
+def compute_dtype(name: str) -> str:
+    """`auto` resolved: bfloat16 on an accelerator, float32 on the CPU."""
+    if name != "auto":
+        return name
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def to_device(params: Params) -> Params:
+    """A stored block on the device, as float32 master weights."""
+    return _float32(jax.device_put(params))
+
+
+def prune_block(
+    family: Family,
+    params: Params,
+    moments: dict[str, stats.Moments],
+    budget: Mapping[str, int],
+    config: PruneConfig,
+    tick: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[Params, list[LayerReport]]:
+    """Prune every linear of a block to its budget; linears that read one tap share its factor."""
+    method, pattern = METHODS[config.method], parse_pattern(config.pattern)
+    options = {"block": config.block_size} if method.walks else {}
+    prepared = {tap: method.prepare(moments[tap], np.float32(config.damping)) for tap in moments}
+    pruned, found = dict(params), []
+    for k, spec in enumerate(family.linears):
+        kernel = params[spec.name]["kernel"]
+        new, keep = method.prune(
+            kernel, prepared[spec.tap], np.int32(budget[spec.name]), pattern=pattern, **options
+        )
+        pruned[spec.name] = {**params[spec.name], "kernel": new}
+        error = stats.output_error(kernel, new, moments[spec.tap])
+        found.append((spec.name, kernel.size, jnp.sum(~keep, dtype=jnp.int32), error))
+        tick(k + 1, len(family.linears))
+    layers = []
+    for name, size, zeros, error in jax.device_get(found):
+        if not np.isfinite(error):
+            raise InputError(
+                f"layer {name}: the statistics of its inputs are singular or not finite; "
+                "more calibration samples or a larger --prune.damping may help"
+            )
+        layers.append(LayerReport(name, int(size), int(zeros), float(error)))
+    return pruned, layers
+
+
+def prune_blocks(
+    source: Source,
+    sink: Sink,
+    tokens: np.ndarray,
+    config: PruneConfig,
+    compensation: CompensateConfig | None = None,
+    *,
+    dtype: str = "auto",
+    seed: int = 0,
+    progress: Progress = lambda block, phase, done, total, loss: None,
+) -> list[BlockReport]:
+    """Prune every block of a model on calibration tokens `[N, T]`; blocks go to the sink.
+
+    Raises InputError for budgets that cannot be met, and, naming the block, for a block whose
+    output is not finite.
+    """
+    compensation = compensation or CompensateConfig()
+    family, method = source.family, METHODS[config.method]
+    n_blocks = family.n_blocks
+    budget = budgets(family, [source.shapes(t) for t in range(n_blocks)], config)
+    apply = Apply(family.block, compute_dtype(dtype))
+    size = streams.batch_size(*tokens.shape)
+    clock = Clock()
+
+    def ticker(block, phase):
+        return lambda done, total, loss=None: progress(block, phase, done, total, loss)
+
+    def finite(block, energies):
+        if not np.all(np.isfinite(energies)):
+            raise InputError(f"block {block} gives values that are not finite (NaN or infinity)")
+
+    sparse = np.empty((*tokens.shape, family.hidden_size), np.float32)
+    embed = partial(_embed, family.embed, to_device(source.embed()))
+    streams.advance(lambda x, valid: embed(x), [tokens], sparse, size)
+    stored = source.block(0)
+    params, tuned = to_device(stored), None
+    dense = np.empty_like(sparse)
+    with clock("dense"):
+        step = partial(_forward, apply, params)
+        finite(0, streams.advance(step, [sparse], dense, size, ticker(0, "dense")))
+
+    reports = []
+    for t in range(n_blocks):
+        with clock("statistics"):
+            widths = family.tap_widths(source.shapes(t))
+            sums = {tap: stats.zeros(width) for tap, width in widths.items()}
+            for where, (x,), valid in streams.batches([sparse], size):
+                sums = _collect(apply, params, x, sums, valid)
+                progress(t, "statistics", where.stop, len(sparse), None)
+            moments = {tap: stats.moments(s) for tap, s in sums.items()}
+            jax.block_until_ready(moments)
+        with clock("prune"):
+            params, layers = prune_block(
+                family, params, moments, budget[t], config, ticker(t, "prune")
+            )
+            leaves, tree = jax.tree.flatten(params)
+            dtypes = tuple(leaf.dtype for leaf in jax.tree.leaves(stored))
+            params = jax.tree.unflatten(tree, _rounded(leaves, dtypes))
+            del moments, sums, leaves
+        with clock("sparse"):
+            step = partial(_forward_beside, apply, params)
+            energies = streams.advance(step, [sparse, dense], sparse, size, ticker(t, "sparse"))
+            finite(t, energies)
+        with clock("write"):
+            sink.write(t, jax.tree.map(_as_stored, params, stored))
+        distance, energy = np.sum(np.asarray(energies, np.float64), axis=0)
+        error = float(distance / max(energy, np.finfo(np.float64).tiny))
+        reports.append(BlockReport(t, tuple(layers), error, tuned, clock.take()))
+        if t + 1 == n_blocks:
+            break
+        with clock("dense"):
+            stored = source.block(t + 1)
+            params, tuned = to_device(stored), None
+            step = partial(_forward, apply, params)
+            finite(t + 1, streams.advance(step, [dense], dense, size, ticker(t + 1, "dense")))
+        if method.compensates and compensation.epochs:
+            with clock("compensate"):
+                params, tuned = compensate(
+                    apply,
+                    params,
+                    sparse,
+                    dense,
+                    epochs=compensation.epochs,
+                    lr=compensation.lr,
+                    gamma=compensation.gamma,
+                    seed=(seed, t + 1),
+                    tick=ticker(t + 1, "compensate"),
+                )
+    return reports
+
+
+def _as_stored(leaf: jax.Array, stored: np.ndarray) -> np.ndarray:
+    return np.asarray(leaf).astype(stored.dtype)
+
+
+class Clock:
+    """Seconds by phase since the last take()."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, phase: str):
+        return _Phase(self, phase)
+
+    def take(self) -> dict[str, float]:
+        taken, self.seconds = self.seconds, {}
+        return taken
+
+
+class _Phase:
+    def __init__(self, clock: Clock, phase: str):
+        self.clock, self.phase = clock, phase
+
+    def __enter__(self):
+        self.started = time.perf_counter()
+
+    def __exit__(self, *exc):
+        seconds = self.clock.seconds
+        seconds[self.phase] = seconds.get(self.phase, 0) + time.perf_counter() - self.started

@@ -1,0 +1,43 @@
+"""The pruners: pure functions (kernel, statistics, budget) -> (kernel, keep).
+
+Adding one is a file, a line in METHODS, and an entry in the list of the shared tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from icp_jax.pruners.magnitude import magnitude
+from icp_jax.pruners.sparsegpt import Factor, factor, sparsegpt
+from icp_jax.pruners.wanda import wanda
+from icp_jax.stats import Moments
+
+__all__ = ["METHODS", "Factor", "Method", "factor", "magnitude", "sparsegpt", "wanda"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A pruner and what the loop does around it.
+
+    prepare: (Moments, damping) -> the statistics that `prune` takes, once a tap.
+    walks: whether it walks in blocks of inputs, of a size that can be set.
+    compensates: whether the next block is tuned after each block.
+    alpha, beta: the defaults of the allocation.
+    """
+
+    prune: Callable[..., Any]
+    prepare: Callable[[Moments, float], Any]
+    walks: bool = False
+    compensates: bool = False
+    alpha: float = 1.0
+    beta: float = 0.0
+
+
+METHODS: dict[str, Method] = {
+    "icp": Method(sparsegpt, factor, walks=True, compensates=True, alpha=0.691, beta=0.2),
+    "sparsegpt": Method(sparsegpt, factor, walks=True),
+    "wanda": Method(wanda, lambda moments, damping: moments),
+    "magnitude": Method(magnitude, lambda moments, damping: None),
+}

@@ -1,0 +1,168 @@
+"""SparseGPT (Frantar & Alistarh, 2023): prune along the inputs, spread each error to the rest.
+
+Kernels are `[in, out]`, so the walk goes down axis 0 ("columns" of the paper's weight matrix).
+With U the upper Cholesky factor of H⁻¹, pruning input i of value w to q leaves the error
+e = (w - q) / U_ii, and every later input j becomes w_j - U_ij·e.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from icp_jax.masks import keep_largest, keep_n_of_m
+from icp_jax.quantize import Grid, to_grid
+from icp_jax.stats import Moments
+
+BLOCK = 128  # inputs whose mask is chosen together
+SUB = 32  # inputs whose updates stay inside one small panel
+
+_dot = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
+
+class Factor(NamedTuple):
+    """What one input has in common for all linears that read it."""
+
+    upper: Float[Array, "i i"]  # U with H⁻¹ = Uᵀ U
+    dead: Bool[Array, "i"]  # inputs that were always zero
+
+
+@jax.jit
+def factor(moments: Moments, damping: float | Float[Array, ""] = 0.01) -> Factor:
+    """U of H = 2·E[x xᵀ], damped by `damping` times its mean diagonal.
+
+    H is reversed in both axes, so that its Cholesky factor L gives U by one triangular solve:
+    with P the reversal, P H P = L Lᵀ and U = P L⁻¹ P.
+    Not-a-number in `upper` means that H was not positive definite.
+    """
+    h = 2.0 * moments.second
+    size = h.shape[0]
+    diagonal = jnp.diagonal(h)
+    dead = diagonal == 0
+    diagonal = jnp.where(dead, 1.0, diagonal)
+    diagonal = diagonal + damping * jnp.mean(diagonal)
+    h = jnp.where(jnp.eye(size, dtype=bool), diagonal[:, None], h)
+    low = jax.lax.linalg.cholesky(h[::-1, ::-1], symmetrize_input=False)
+    inverse = jax.lax.linalg.triangular_solve(
+        low, jnp.eye(size, dtype=h.dtype), left_side=True, lower=True
+    )
+    return Factor(inverse[::-1, ::-1], dead)
+
+
+def _share(budget: Int[Array, ""], end: Int[Array, ""], inputs: int) -> Int[Array, ""]:
+    """floor(budget·end / inputs) in int32: budget = a·inputs + r keeps the products small."""
+    return budget // inputs * end + budget % inputs * end // inputs
+
+
+@partial(jax.jit, static_argnames=("pattern", "block"))
+def sparsegpt(
+    kernel: Float[Array, "i o"],
+    factor: Factor,
+    budget: Int[Array, ""],
+    *,
+    pattern: tuple[int, int] | None = None,
+    grid: Grid | None = None,
+    block: int = BLOCK,
+) -> tuple[Float[Array, "i o"], Bool[Array, "i o"]]:
+    """Prune `budget` weights (or to `pattern`, budget unused) and repair the kept ones.
+
+    Unstructured, the zeros go to the blocks of `block` inputs in equal shares; inside a block
+    those of the smallest w²/U_ii² go, over all outputs at once, ties to the lowest (input,
+    output). n:m groups are decided when the walk reaches them. With `grid` the kept weights are
+    rounded to it in the same walk. Returns (kernel, keep); the kernel is zero where keep is not.
+    """
+    inputs, outputs = kernel.shape
+    if pattern is not None:
+        block = block // pattern[1] * pattern[1]
+    sub = _sub_width(block, pattern)
+    pad = -inputs % block
+    w = jnp.where(factor.dead[:, None], 0.0, kernel.astype(jnp.float32))
+    w = jnp.pad(w, ((0, pad), (0, 0)))
+    upper = jnp.pad(factor.upper, ((0, pad), (0, pad)))
+    upper = upper + jnp.diag(jnp.where(jnp.arange(inputs + pad) < inputs, 0.0, 1.0))
+    budget = jnp.asarray(budget, jnp.int32)
+
+    def walk_block(carry, k):
+        w, spread = carry  # spread: the errors e of the blocks done, zero for those to come
+        start = k * block
+        u_rows = jax.lax.dynamic_slice(upper, (0, start), (inputs + pad, block))
+        u = jax.lax.dynamic_slice(u_rows, (start, 0), (block, block))
+        w1 = jax.lax.dynamic_slice(w, (start, 0), (block, outputs)) - _dot(u_rows.T, spread)
+        if pattern is None:
+            real = start + jnp.arange(block) < inputs
+            scores = jnp.where(real[:, None], _saliency(w1, jnp.diagonal(u)), jnp.inf)
+            end = jnp.minimum(start + block, inputs)
+            count = _share(budget, end, inputs) - _share(budget, start, inputs)
+            keep = keep_largest(scores.reshape(1, -1), count[None]).reshape(block, outputs)
+        else:
+            keep = jnp.ones((block, outputs), bool)
+        w1, keep, errors = _walk_inside(w1, keep, u, pattern, grid, sub)
+        w = jax.lax.dynamic_update_slice(w, w1, (start, 0))
+        spread = jax.lax.dynamic_update_slice(spread, errors, (start, 0))
+        return (w, spread), keep
+
+    steps = jnp.arange((inputs + pad) // block)
+    (w, _), keep = jax.lax.scan(walk_block, (w, jnp.zeros_like(w)), steps)
+    return w[:inputs].astype(kernel.dtype), keep.reshape(-1, outputs)[:inputs]
+
+
+def _sub_width(block: int, pattern: tuple[int, int] | None) -> int:
+    """The largest divisor of the block near SUB that holds whole groups."""
+    group = 1 if pattern is None else pattern[1]
+    fits = [s for s in range(group, block + 1, group) if block % s == 0 and s <= max(SUB, group)]
+    return fits[-1]
+
+
+def _saliency(w: Float[Array, "i o"], diagonal: Float[Array, "i"]) -> Float[Array, "i o"]:
+    return jnp.square(w / diagonal[:, None])
+
+
+def _walk_inside(w, keep, u, pattern, grid, sub):
+    """One block: sub-blocks of `sub` inputs, each brought up to date by one matmul."""
+    block, outputs = w.shape
+
+    def walk_sub(carry, k):
+        w, keep, errors = carry
+        start = k * sub
+        u_rows = jax.lax.dynamic_slice(u, (0, start), (block, sub))
+        u1 = jax.lax.dynamic_slice(u_rows, (start, 0), (sub, sub))
+        w1 = jax.lax.dynamic_slice(w, (start, 0), (sub, outputs)) - _dot(u_rows.T, errors)
+        keep1 = jax.lax.dynamic_slice(keep, (start, 0), (sub, outputs))
+        w1, keep1, errors1 = _walk_inputs(w1, keep1, u1, pattern, grid)
+        w = jax.lax.dynamic_update_slice(w, w1, (start, 0))
+        keep = jax.lax.dynamic_update_slice(keep, keep1, (start, 0))
+        errors = jax.lax.dynamic_update_slice(errors, errors1, (start, 0))
+        return (w, keep, errors), None
+
+    carry = (w, keep, jnp.zeros_like(w))
+    return jax.lax.scan(walk_sub, carry, jnp.arange(block // sub))[0]
+
+
+def _walk_inputs(w, keep, u, pattern, grid):
+    """One sub-block, input by input."""
+    diagonal = jnp.diagonal(u)
+    sub, outputs = w.shape
+
+    def group_mask(w, keep, errors, i):
+        n, m = pattern
+        u_rows = jax.lax.dynamic_slice(u, (0, i), (sub, m))
+        now = jax.lax.dynamic_slice(w, (i, 0), (m, outputs)) - _dot(u_rows.T, errors)
+        scores = _saliency(now, jax.lax.dynamic_slice(diagonal, (i,), (m,)))
+        return jax.lax.dynamic_update_slice(keep, keep_n_of_m(scores, n, m), (i, 0))
+
+    def step(i, carry):
+        w, keep, errors = carry
+        if pattern is not None:
+            keep = jax.lax.cond(
+                i % pattern[1] == 0, lambda: group_mask(w, keep, errors, i), lambda: keep
+            )
+        now = w[i] - _dot(u[:, i], errors)
+        new = now if grid is None else to_grid(now, grid)
+        new = jnp.where(keep[i], new, 0.0)
+        return w.at[i].set(new), keep, errors.at[i].set((now - new) / diagonal[i])
+
+    return jax.lax.fori_loop(0, sub, step, (w, keep, jnp.zeros_like(w)))

@@ -1,0 +1,87 @@
+"""The two streams: hidden states on the host, sent to the device a batch at a time.
+
+A stream is a NumPy array `[N, ...]`, float32, updated in place: there is never a second copy.
+Every batch has the same shape (the last one is padded with zeros and says how many samples are
+real), so one compiled function serves them all. The next batch is on its way to the device
+while this one computes, and results are fetched one batch late.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+BATCH_TOKENS = 4096  # tokens (positions) that go through a block at once
+GATHER_BYTES = 1 << 25  # a batch of samples for compensation: at most so many bytes a stream
+
+
+def batch_size(samples: int, positions: int) -> int:
+    """Samples a batch for passes that only go forward."""
+    return max(1, min(samples, BATCH_TOKENS // positions))
+
+
+def gather_size(stream: np.ndarray) -> int:
+    """Samples a transfer where one sample at a time is used."""
+    return int(max(1, min(len(stream), 64, GATHER_BYTES // max(stream[0].nbytes, 1))))
+
+
+def _padded(part: np.ndarray, size: int) -> np.ndarray:
+    if len(part) == size:
+        return part
+    out = np.zeros((size, *part.shape[1:]), part.dtype)
+    out[: len(part)] = part
+    return out
+
+
+def batches(
+    arrays: Sequence[np.ndarray], size: int, order: np.ndarray | None = None
+) -> Iterator[tuple[slice, tuple[jax.Array, ...], np.int32]]:
+    """(which samples, the arrays' batches on the device, how many are real), in order.
+
+    order: sample indices; without it the samples as they lie. The slice counts in `order`.
+    """
+    total = len(arrays[0]) if order is None else len(order)
+
+    def send(start: int):
+        where = slice(start, min(start + size, total))
+        parts = [a[where] if order is None else a[order[where]] for a in arrays]
+        sent = tuple(jax.device_put(_padded(part, size)) for part in parts)
+        return where, sent, np.int32(where.stop - where.start)
+
+    ahead = send(0)
+    for start in range(size, total, size):
+        now, ahead = ahead, send(start)
+        yield now
+    yield ahead
+
+
+def advance(
+    step: Callable[..., tuple[jax.Array, Any]],
+    arrays: Sequence[np.ndarray],
+    out: np.ndarray,
+    size: int,
+    tick: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Any]:
+    """`y, aux = step(*batches, valid)` over all samples; y goes to `out`, the aux are returned.
+
+    `out` may be one of `arrays`: a batch is written only after it has been read.
+    """
+    pending: tuple[slice, Any, Any] | None = None
+    results = []
+
+    def finish():
+        where, y, aux = pending
+        out[where] = np.asarray(y)[: where.stop - where.start]
+        results.append(aux)
+        tick(where.stop, len(out))
+
+    for where, sent, valid in batches(arrays, size):
+        y, aux = step(*sent, valid)
+        if pending is not None:
+            finish()
+        pending = (where, y, aux)
+    finish()
+    return jax.device_get(results)
