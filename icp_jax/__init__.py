@@ -1,0 +1,46 @@
+"""Immediate Compensation Pruning in JAX and Flax.
+
+    import icp_jax
+    model = icp_jax.load("facebook/opt-125m")
+    tokens = icp_jax.calibrate(model, "c4")
+    pruned, report = icp_jax.prune(model, tokens, sparsity=0.7)
+    print(icp_jax.evaluate(pruned, "wikitext2"))
+    icp_jax.save(pruned, "opt-125m-70")
+
+Names are imported when first used, so that the command line starts quickly.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "load": "icp_jax.api",
+    "calibrate": "icp_jax.api",
+    "prune": "icp_jax.api",
+    "evaluate": "icp_jax.api",
+    "save": "icp_jax.api",
+    "Model": "icp_jax.residency",
+    "compensate": "icp_jax.compensation",
+    "keep_zeros": "icp_jax.compensation",
+    "PruneConfig": "icp_jax.config",
+    "CompensateConfig": "icp_jax.config",
+    "CalibrationConfig": "icp_jax.config",
+    "RunConfig": "icp_jax.config",
+    "InputError": "icp_jax.errors",
+}
+
+__all__ = [*_HOME, "masks", "pruners", "stats"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("masks", "pruners", "stats"):
+        return importlib.import_module(f"icp_jax.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'icp_jax' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from icp_jax import allocate, stats, streams
-from icp_jax.compensate import Compensation, compensate
+from icp_jax.compensation import Compensation, compensate
 from icp_jax.config import CompensateConfig, PruneConfig
 from icp_jax.errors import InputError
 from icp_jax.masks import parse_pattern
@@ -129,6 +129,12 @@ def _embed(module, params, tokens):
     return module.apply({"params": params}, tokens).astype(jnp.float32), None
 
 
+def embed_tokens(family: Family, params: Params) -> Callable[..., tuple[jax.Array, None]]:
+    """The embedding as a step for `streams.advance`."""
+    params = to_device(params)
+    return lambda tokens, valid: _embed(family.embed, params, tokens)
+
+
 @partial(jax.jit, static_argnums=0, donate_argnums=3)
 def _collect(apply, params, x, sums, valid):
     """Add one batch of the inputs of every linear to the sums; padding counts for nothing."""
@@ -142,7 +148,7 @@ def _collect(apply, params, x, sums, valid):
 
 
 @partial(jax.jit, static_argnums=0)
-def _forward(apply, params, x, valid):
+def forward(apply, params, x, valid):
     """The block's output, and its energy (not finite where the output is not)."""
     y = apply(params, x)
     return y, _energy(y, valid)
@@ -251,13 +257,12 @@ def prune_blocks(
             raise InputError(f"block {block} gives values that are not finite (NaN or infinity)")
 
     sparse = np.empty((*tokens.shape, family.hidden_size), np.float32)
-    embed = partial(_embed, family.embed, to_device(source.embed()))
-    streams.advance(lambda x, valid: embed(x), [tokens], sparse, size)
+    streams.advance(embed_tokens(family, source.embed()), [tokens], sparse, size)
     stored = source.block(0)
     params, tuned = to_device(stored), None
     dense = np.empty_like(sparse)
     with clock("dense"):
-        step = partial(_forward, apply, params)
+        step = partial(forward, apply, params)
         finite(0, streams.advance(step, [sparse], dense, size, ticker(0, "dense")))
 
     reports = []
@@ -283,7 +288,7 @@ def prune_blocks(
             energies = streams.advance(step, [sparse, dense], sparse, size, ticker(t, "sparse"))
             finite(t, energies)
         with clock("write"):
-            sink.write(t, jax.tree.map(_as_stored, params, stored))
+            sink.write(t, _to_store(params, stored, None if tuned else budget[t]))
         distance, energy = np.sum(np.asarray(energies, np.float64), axis=0)
         error = float(distance / max(energy, np.finfo(np.float64).tiny))
         reports.append(BlockReport(t, tuple(layers), error, tuned, clock.take()))
@@ -292,7 +297,7 @@ def prune_blocks(
         with clock("dense"):
             stored = source.block(t + 1)
             params, tuned = to_device(stored), None
-            step = partial(_forward, apply, params)
+            step = partial(forward, apply, params)
             finite(t + 1, streams.advance(step, [dense], dense, size, ticker(t + 1, "dense")))
         if method.compensates and compensation.epochs:
             with clock("compensate"):
@@ -310,8 +315,15 @@ def prune_blocks(
     return reports
 
 
-def _as_stored(leaf: jax.Array, stored: np.ndarray) -> np.ndarray:
-    return np.asarray(leaf).astype(stored.dtype)
+def _to_store(params: Params, stored: Params, only: Mapping[str, int] | None) -> Params:
+    """The block in its stored dtypes; with `only`, all but those kernels are the stored leaves."""
+
+    def leaf(path, new, old):
+        if only is not None and not (path[0].key in only and path[-1].key == "kernel"):
+            return old
+        return np.asarray(new).astype(old.dtype)
+
+    return jax.tree_util.tree_map_with_path(leaf, params, stored)
 
 
 class Clock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import flax.linen as nn
 
@@ -45,6 +46,10 @@ class Family:
     def default_rearrangement(self) -> str:
         """q, k, v give; the layer that writes to the residual stream last takes."""
         return next(name for name, r in self.rearrangements if r.gives == ("q", "k", "v"))
+
+    def head_table(self, embed: Mapping[str, Any]) -> Any:
+        """What the head needs of the embedding's params: the tied table, or None."""
+        return embed["tokens"]["embedding"] if self.tied else None
 
     def tap_widths(self, shapes: Mapping[str, tuple[int, int]]) -> dict[str, int]:
         """The width of every distinct input of the linears, in the order of the computation."""

@@ -1,0 +1,112 @@
+"""The library: load, prune, evaluate, save, on a param tree in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from icp_jax import data
+from icp_jax.config import CalibrationConfig, CompensateConfig, PruneConfig, RunConfig, check
+from icp_jax.errors import InputError
+from icp_jax.evaluation.perplexity import Perplexity, perplexity
+from icp_jax.export import save
+from icp_jax.pipeline import BlockReport, Progress, prune_blocks
+from icp_jax.residency import FolderSource, Model, TreeSink, resolve
+
+__all__ = ["calibrate", "evaluate", "load", "prune", "save"]
+
+
+def load(model: str | Path, dtype: Any = None) -> Model:
+    """A model from a Hugging Face folder or hub id, as a Flax param tree of NumPy arrays.
+
+    dtype: what to cast the leaves to; unset, they stay as stored. Raises InputError or
+    ConversionError.
+    """
+    source = FolderSource(resolve(str(model)))
+    params = jax.tree.map(
+        lambda leaf: np.array(leaf) if dtype is None else np.asarray(leaf).astype(dtype),
+        source.tree(),
+    )
+    loaded = Model(source.config, params, source.reader.layout, source.folder)
+    source.close()
+    return loaded
+
+
+def calibrate(
+    model: Model, data_name: str, *, samples: int = 128, seq_len: int | None = None, seed: int = 0
+) -> np.ndarray:
+    """Calibration tokens `[samples, T]`, by the model's tokenizer: see `CalibrationConfig.data`."""
+    config = CalibrationConfig(data_name, samples, seq_len, seed)
+    check(RunConfig(calibration=config))
+    encode = data.Encoder(model.folder, int(model.config["vocab_size"]))
+    return data.calibration_tokens(config, model.family.context, encode)
+
+
+def prune(
+    model: Model,
+    tokens: np.ndarray,
+    config: PruneConfig | None = None,
+    compensation: CompensateConfig | None = None,
+    *,
+    dtype: str = "auto",
+    seed: int = 0,
+    progress: Progress = lambda block, phase, done, total, loss: None,
+    **settings: Any,
+) -> tuple[Model, list[BlockReport]]:
+    """Prune a model in memory on tokens `[N, T]`; the model given stays as it is.
+
+    settings: fields of PruneConfig, such as `sparsity=0.5, method="wanda"`. Returns the pruned
+    model, with leaves in the dtypes of the given one, and a report of every block.
+    """
+    config = dataclasses.replace(config or PruneConfig(), **settings)
+    compensation = compensation or CompensateConfig()
+    check(RunConfig(prune=config, compensate=compensation, seed=seed))
+    tokens = _checked(model, tokens)
+    sink = TreeSink(model.params)
+    reports = prune_blocks(
+        model, sink, tokens, config, compensation, dtype=dtype, seed=seed, progress=progress
+    )
+    return dataclasses.replace(model, params=sink.params), reports
+
+
+def evaluate(
+    model: Model | str | Path,
+    data_or_windows: str | Path | np.ndarray,
+    *,
+    seq_len: int | None = None,
+    dtype: str = "auto",
+    progress: Progress = lambda block, phase, done, total, loss: None,
+) -> Perplexity:
+    """Perplexity of a model in memory, a folder or a hub id.
+
+    data_or_windows: wikitext2, ptb, c4, a file or folder, or token windows `[W, T]`.
+    """
+    if isinstance(model, Model):
+        source: Model | FolderSource = model
+    else:
+        source = FolderSource(resolve(str(model)))
+    if isinstance(data_or_windows, np.ndarray):
+        windows = _checked(source, data_or_windows)
+    else:
+        encode = data.Encoder(source.folder, int(source.config["vocab_size"]))
+        windows = data.evaluation_windows(
+            str(data_or_windows), seq_len, source.family.context, encode
+        )
+    return perplexity(source, windows, dtype=dtype, progress=progress)
+
+
+def _checked(model: Model | FolderSource, tokens: np.ndarray) -> np.ndarray:
+    tokens = np.asarray(tokens)
+    if tokens.ndim != 2 or not tokens.size or not np.issubdtype(tokens.dtype, np.integer):
+        raise InputError(f"tokens must be integers [N, T], got {tokens.dtype}{list(tokens.shape)}")
+    if tokens.shape[1] > model.family.context:
+        raise InputError(
+            f"windows of {tokens.shape[1]} tokens: the model's context is {model.family.context}"
+        )
+    if not 0 <= tokens.min() <= tokens.max() < model.config["vocab_size"]:
+        raise InputError(f"token ids must lie in [0, {model.config['vocab_size']})")
+    return tokens.astype(np.int32)

@@ -1,0 +1,93 @@
+"""Perplexity by the field's protocol, one block on the device at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from icp_jax import streams
+from icp_jax.errors import InputError
+from icp_jax.models.spec import Family
+from icp_jax.pipeline import Apply, Params, compute_dtype, embed_tokens, forward, to_device
+
+ROWS = 256  # positions whose logits exist at once
+
+
+class Perplexity(NamedTuple):
+    """perplexity: exp of the mean negative log likelihood; tokens: windows · seq_len."""
+
+    perplexity: float
+    tokens: int
+    seq_len: int
+
+
+class WholeSource(Protocol):
+    """A source of all parts of a model."""
+
+    family: Family
+
+    def embed(self) -> Params: ...
+    def block(self, t: int) -> Params: ...
+    def head(self) -> Params: ...
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _nll(head, dtype, params, table, x, tokens):
+    """Sum over each window's positions of the negative log likelihood of the next token: [b]."""
+    batch, length = tokens.shape
+    pad = -length % min(ROWS, length)
+    x = jnp.pad(x.astype(dtype), ((0, 0), (0, pad), (0, 0)))
+    following = jnp.pad(tokens[:, 1:], ((0, 0), (0, pad + 1)))
+    rows = min(ROWS, length)
+
+    def some(part):
+        x, target = part
+        logits = head.apply({"params": params}, x, table).astype(jnp.float32)
+        chosen = jnp.take_along_axis(logits, target[:, None], axis=-1)[:, 0]
+        return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+    parts = (x.reshape(-1, rows, x.shape[-1]), following.reshape(-1, rows))
+    losses = jax.lax.map(some, parts).reshape(batch, length + pad)
+    return jnp.sum(losses[:, : length - 1], axis=1)
+
+
+def perplexity(
+    source: WholeSource,
+    windows: np.ndarray,
+    *,
+    dtype: str = "auto",
+    progress: Callable[[int, str, int, int, float | None], None] = lambda *event: None,
+) -> Perplexity:
+    """Perplexity of a model on token windows `[W, T]`; in each, T - 1 tokens are predicted.
+
+    Raises InputError where it comes out as not a number.
+    """
+    family, dtype = source.family, compute_dtype(dtype)
+    size = streams.batch_size(*windows.shape)
+    hidden = np.empty((*windows.shape, family.hidden_size), np.float32)
+    embed = source.embed()
+    streams.advance(embed_tokens(family, embed), [windows], hidden, size)
+    apply = Apply(family.block, dtype)
+    for t in range(family.n_blocks):
+        step = partial(forward, apply, to_device(source.block(t)))
+        streams.advance(step, [hidden], hidden, size, partial(_tick, progress, t))
+    head = to_device(source.head())
+    table = family.head_table(embed)
+    table = None if table is None else jax.device_put(table)
+    losses = [
+        np.asarray(_nll(family.head, dtype, head, table, x, tokens))[: where.stop - where.start]
+        for where, (x, tokens), _ in streams.batches([hidden, windows], size)
+    ]
+    mean = np.mean(np.concatenate(losses).astype(np.float64)) / (windows.shape[1] - 1)
+    if not np.isfinite(mean):
+        raise InputError("the model's loss is not finite: its weights or activations overflow")
+    return Perplexity(float(np.exp(mean)), int(windows.size), int(windows.shape[1]))
+
+
+def _tick(progress, t, done, total):
+    progress(t, "evaluate", done, total, None)

@@ -1,0 +1,186 @@
+"""Where blocks live: a checkpoint folder read lazily, or a param tree in memory.
+
+A source hands out one part of the model at a time, as NumPy arrays in their stored dtype; from
+a folder they are views of the memory-mapped shards, so nothing is read before it is used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from converters import table_for
+from converters.files import Layout, Reader, open_checkpoint
+from converters.rules import Placed, check_shape, insert
+from icp_jax.errors import InputError
+from icp_jax.models import Family, make_family
+
+Params = dict[str, Any]
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.json` as a dict. Raises InputError where it is absent or unreadable."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InputError(f"{folder} has no config.json: it is not a Hugging Face model folder")
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{path} is not a JSON object")
+    if "quantization_config" in config:
+        raise InputError(f"{folder} is already quantized: prune the unquantized checkpoint")
+    return config
+
+
+def part_of(placed: Placed) -> tuple[str, ...]:
+    """('embed',), ('head',) or ('blocks', t): what of the model a tensor belongs to."""
+    return placed.path[:2] if placed.path[0] == "blocks" else placed.path[:1]
+
+
+class FolderSource:
+    """A Hugging Face folder, checked whole by name and shape, read part by part."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.config = read_config(self.folder)
+        self.family: Family = make_family(self.config)
+        self.reader: Reader = open_checkpoint(self.folder)
+        table = table_for(self.config["model_type"])
+        self.placed = table.place(self.config, self.reader.names())
+        self._parts: dict[tuple[str, ...], list[Placed]] = defaultdict(list)
+        for rule in self.placed:
+            check_shape(rule, self.reader.shape(rule.name))
+            self._parts[part_of(rule)].append(rule)
+
+    def _read(self, part: tuple[str, ...]) -> Params:
+        tree: Params = {}
+        for rule in self._parts[part]:
+            tensor = self.reader.read(rule.name)
+            if not np.all(np.isfinite(tensor)):
+                raise InputError(f"tensor {rule.name!r} has values that are not finite (NaN or inf)")
+            insert(tree, rule.path[len(part) :], rule.to_tree(tensor))
+        return tree
+
+    def embed(self) -> Params:
+        return self._read(("embed",))
+
+    def head(self) -> Params:
+        return self._read(("head",))
+
+    def block(self, t: int) -> Params:
+        return self._read(("blocks", str(t)))
+
+    def shapes(self, t: int) -> dict[str, tuple[int, int]]:
+        """(inputs, outputs) of every prunable linear of block t."""
+        linears = {spec.name for spec in self.family.linears}
+        return {
+            rule.path[2]: (rule.shape[1], rule.shape[0])
+            for rule in self._parts[("blocks", str(t))]
+            if rule.path[2] in linears and rule.path[3] == "kernel"
+        }
+
+    def tree(self) -> Params:
+        """The whole param tree."""
+        blocks = {str(t): self.block(t) for t in range(self.family.n_blocks)}
+        return {"embed": self.embed(), "blocks": blocks, "head": self.head()}
+
+    def close(self) -> None:
+        self.reader.close()
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model in memory: a Flax param tree, and what it takes to write it as it was found.
+
+    params: {'embed': ..., 'blocks': {'0': ...}, 'head': ...}; every kernel is `[in, out]`.
+    """
+
+    config: dict[str, Any] = field(repr=False)
+    params: Params = field(repr=False)
+    layout: Layout = field(repr=False)  # names, dtypes and shards of the source
+    folder: Path  # the source: tokenizer and other files are copied from it
+
+    @property
+    def family(self) -> Family:
+        """Embed, block and head as Flax modules, and the list of linears."""
+        return make_family(self.config)
+
+    def embed(self) -> Params:
+        return self.params["embed"]
+
+    def head(self) -> Params:
+        return self.params["head"]
+
+    def block(self, t: int) -> Params:
+        return jax.tree.map(np.asarray, self.params["blocks"][str(t)])
+
+    def shapes(self, t: int) -> dict[str, tuple[int, int]]:
+        """(inputs, outputs) of every prunable linear of block t."""
+        block = self.params["blocks"][str(t)]
+        return {spec.name: block[spec.name]["kernel"].shape for spec in self.family.linears}
+
+    def logits(self, tokens: np.ndarray, params: Params | None = None) -> jax.Array:
+        """Logits `[b, t, V]` of tokens `[b, t]`: a pure function of `params`, fit for jit."""
+        family, params = self.family, self.params if params is None else params
+        x = family.embed.apply({"params": params["embed"]}, tokens)
+        for t in range(family.n_blocks):
+            x = family.block.apply({"params": params["blocks"][str(t)]}, x)
+        return family.head.apply({"params": params["head"]}, x, family.head_table(params["embed"]))
+
+
+class TreeSink:
+    """Collects pruned blocks for a new tree; all else is shared with the old one."""
+
+    def __init__(self, params: Mapping[str, Any]):
+        self.params: Params = {**params, "blocks": dict(params["blocks"])}
+
+    def write(self, t: int, params: Params) -> None:
+        self.params["blocks"][str(t)] = params
+
+
+def resolve(model: str) -> Path:
+    """A local folder as it is; a hub id downloaded through huggingface_hub."""
+    if not model:
+        raise InputError("no model given: --model takes a Hugging Face folder or hub id")
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise InputError(f"{model} is a file: give the folder that holds config.json")
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise InputError(f"no such folder: {model}")
+    return _download(model)
+
+
+WANTED = ["*.json", "*.txt", "*.model", "*.jinja"]
+
+
+def _download(repo: str) -> Path:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        try:
+            names = HfApi().list_repo_files(repo)
+            safe = any(name.endswith(".safetensors") for name in names)
+            weights = "*.safetensors" if safe else "*.bin"
+            return Path(snapshot_download(repo, allow_patterns=[*WANTED, weights]))
+        except (OSError, HfHubHTTPError) as error:
+            try:
+                return Path(snapshot_download(repo, local_files_only=True))
+            except OSError:
+                raise error from None
+    except (OSError, HfHubHTTPError, HFValidationError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{repo} is neither a folder here nor a model that the hub gave: {reason}"
+        ) from None

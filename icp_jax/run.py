@@ -1,0 +1,223 @@
+"""One run from folder to folder: load, calibrate, prune, export, check, record."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import platform
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from converters.files import blocks_of_bytes
+from icp_jax import data
+from icp_jax.config import RunConfig, check
+from icp_jax.export import Aside, Counted, FolderSink, check_free, verify, write_json
+from icp_jax.masks import parse_pattern
+from icp_jax.pipeline import BlockReport, Progress, budgets, compute_dtype, prune_blocks
+from icp_jax.pruners import METHODS
+from icp_jax.residency import FolderSource, resolve
+
+RECORD = "icp_run.json"
+PACKAGES = ("icp-jax", "jax", "jaxlib", "flax", "optax", "transformers", "safetensors", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pruned:
+    """A finished run. sparsity: counted in the exported files; seconds: the whole run."""
+
+    out: Path
+    sparsity: float
+    seconds: float
+    blocks: list[BlockReport]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a run would do, and an estimate of what it costs."""
+
+    model: str
+    method: str
+    samples: int
+    seq_len: int
+    layers: list[dict[str, Any]]  # block, layer, role, inputs, outputs, zeros, sparsity
+    zeros: int
+    size: int
+    flops: float  # matrix products of the blocks, forward and backward
+    stream_bytes: int  # both streams, on the host
+    block_bytes: int  # the largest block's float32 params, on the device
+
+
+def resolved(config: RunConfig, source: FolderSource) -> RunConfig:
+    """The config with every unset field filled in for this model."""
+    p, method, pattern = config.prune, METHODS[config.prune.method], config.prune.pattern
+    default = (1.0, 0.0) if pattern else (method.alpha, method.beta)
+    return dataclasses.replace(
+        config,
+        dtype=compute_dtype(config.dtype),
+        prune=dataclasses.replace(
+            p,
+            alpha=default[0] if p.alpha is None else p.alpha,
+            beta=default[1] if p.beta is None else p.beta,
+            rearrange=p.rearrange or source.family.default_rearrangement,
+        ),
+        calibration=dataclasses.replace(
+            config.calibration,
+            seq_len=data.window(config.calibration.seq_len, source.family.context),
+        ),
+    )
+
+
+def _budgets(config: RunConfig, source: FolderSource) -> list[dict[str, int]]:
+    shapes = [source.shapes(t) for t in range(source.family.n_blocks)]
+    return budgets(source.family, shapes, config.prune)
+
+
+def plan(config: RunConfig) -> Plan:
+    """Everything that can be known before the run: targets, counts, cost. Touches nothing."""
+    check(config)
+    if config.out:
+        check_free(config.out)
+    source = FolderSource(resolve(config.model))
+    full, counts = resolved(config, source), _budgets(config, source)
+    family, n, t = source.family, full.calibration.samples, full.calibration.seq_len or 0
+    roles = {spec.name: spec.role for spec in family.linears}
+    layers, flops = [], 0.0
+    method = METHODS[full.prune.method]
+    epochs = full.compensate.epochs if method.compensates else 0
+    for b, block in enumerate(counts):
+        shapes = source.shapes(b)
+        size = sum(i * o for i, o in shapes.values())
+        passes = 3 + (3 * epochs if b else 0)  # statistics, sparse, dense; forward is 1 of 3
+        attention = 2 * t * family.hidden_size  # causal: half of two T·T·D products
+        moments = sum(w * w for w in family.tap_widths(shapes).values())
+        flops += n * t * (2 * (size + attention) * passes + moments)
+        for name, zeros in block.items():
+            i, o = shapes[name]
+            layers.append(
+                {
+                    "block": b,
+                    "layer": name,
+                    "role": roles[name],
+                    "inputs": i,
+                    "outputs": o,
+                    "zeros": zeros,
+                    "sparsity": zeros / (i * o),
+                }
+            )
+    by_block = [sum(4 * i * o for i, o in source.shapes(b).values()) for b in range(len(counts))]
+    source.close()
+    return Plan(
+        model=config.model,
+        method=full.prune.method,
+        samples=n,
+        seq_len=t,
+        layers=layers,
+        zeros=sum(row["zeros"] for row in layers),
+        size=sum(row["inputs"] * row["outputs"] for row in layers),
+        flops=flops,
+        stream_bytes=2 * n * t * family.hidden_size * 4,
+        block_bytes=max(by_block),
+    )
+
+
+def prune_folder(
+    config: RunConfig, progress: Progress = lambda block, phase, done, total, loss: None
+) -> Pruned:
+    """Prune config.model into the folder config.out, which appears whole or not at all.
+
+    Raises InputError or ConversionError for bad input, before anything is written where that can
+    be known.
+    """
+    started = time.perf_counter()
+    check(config)
+    check_free(config.out)
+    source = FolderSource(resolve(config.model))
+    full, counts = resolved(config, source), _budgets(config, source)
+    encode = data.Encoder(source.folder, int(source.config["vocab_size"]))
+    tokens = data.calibration_tokens(full.calibration, source.family.context, encode)
+    with Aside(config.out) as aside:
+        sink = FolderSink(source, aside.path)
+        try:
+            blocks = prune_blocks(
+                source,
+                sink,
+                tokens,
+                config.prune,
+                config.compensate,
+                dtype=full.dtype,
+                seed=full.seed,
+                progress=progress,
+            )
+            sink.close()
+        except BaseException:
+            sink.abandon()
+            raise
+        tuned = any(block.compensation for block in blocks)
+        counted = verify(source, aside.path, counts, parse_pattern(config.prune.pattern), tuned)
+        seconds = time.perf_counter() - started
+        record = _record(full, source, tokens, blocks, counted, seconds)
+        write_json(aside.path / RECORD, record)
+        aside.publish()
+    source.close()
+    return Pruned(aside.out, counted.sparsity, seconds, blocks)
+
+
+def _record(
+    config: RunConfig,
+    source: FolderSource,
+    tokens: np.ndarray,
+    blocks: list[BlockReport],
+    counted: Counted,
+    seconds: float,
+) -> dict[str, Any]:
+    files = sorted(p for p in source.folder.iterdir() if p.suffix in (".safetensors", ".bin"))
+    return {
+        "config": dataclasses.asdict(config),
+        "versions": versions(),
+        "device": jax.devices()[0].device_kind,
+        "inputs": {
+            "weights": {path.name: sha256(path) for path in files},
+            "calibration_tokens": hashlib.sha256(tokens.tobytes()).hexdigest(),
+            "calibration_shape": list(tokens.shape),
+        },
+        "sparsity": counted.sparsity,
+        "zeros": counted.zeros,
+        "size": counted.size,
+        "seconds": round(seconds, 3),
+        "blocks": [block_record(block) for block in blocks],
+    }
+
+
+def block_record(block: BlockReport) -> dict[str, Any]:
+    """A block's report as plain values, for JSON."""
+    record = dataclasses.asdict(block)
+    if block.compensation is not None:
+        record["compensation"] = block.compensation._asdict()
+    record["seconds"] = {phase: round(s, 3) for phase, s in block.seconds.items()}
+    for layer in record["layers"]:
+        layer["sparsity"] = layer["zeros"] / layer["size"]
+    return record
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def sha256(path: Path) -> str:
+    """A file's digest, in hexadecimal."""
+    digest = hashlib.sha256()
+    for part in blocks_of_bytes(path):
+        digest.update(part)
+    return digest.hexdigest()
