@@ -245,7 +245,7 @@ def prune_blocks(
     family, method = source.family, METHODS[config.method]
     n_blocks = family.n_blocks
     budget = budgets(family, [source.shapes(t) for t in range(n_blocks)], config)
-    apply = Apply(family.block, compute_dtype(dtype))
+    applies = [Apply(family.block_at(t), compute_dtype(dtype)) for t in range(n_blocks)]
     size = streams.batch_size(*tokens.shape)
     clock = Clock()
 
@@ -262,7 +262,7 @@ def prune_blocks(
     params, tuned = to_device(stored), None
     dense = np.empty_like(sparse)
     with clock("dense"):
-        step = partial(forward, apply, params)
+        step = partial(forward, applies[0], params)
         finite(0, streams.advance(step, [sparse], dense, size, ticker(0, "dense")))
 
     reports = []
@@ -271,7 +271,7 @@ def prune_blocks(
             widths = family.tap_widths(source.shapes(t))
             sums = {tap: stats.zeros(width) for tap, width in widths.items()}
             for where, (x,), valid in streams.batches([sparse], size):
-                sums = _collect(apply, params, x, sums, valid)
+                sums = _collect(applies[t], params, x, sums, valid)
                 progress(t, "statistics", where.stop, len(sparse), None)
             moments = {tap: stats.moments(s) for tap, s in sums.items()}
             jax.block_until_ready(moments)
@@ -284,7 +284,7 @@ def prune_blocks(
             params = jax.tree.unflatten(tree, _rounded(leaves, dtypes))
             del moments, sums, leaves
         with clock("sparse"):
-            step = partial(_forward_beside, apply, params)
+            step = partial(_forward_beside, applies[t], params)
             energies = streams.advance(step, [sparse, dense], sparse, size, ticker(t, "sparse"))
             finite(t, energies)
         with clock("write"):
@@ -297,12 +297,12 @@ def prune_blocks(
         with clock("dense"):
             stored = source.block(t + 1)
             params, tuned = to_device(stored), None
-            step = partial(forward, apply, params)
+            step = partial(forward, applies[t + 1], params)
             finite(t + 1, streams.advance(step, [dense], dense, size, ticker(t + 1, "dense")))
         if method.compensates and compensation.epochs:
             with clock("compensate"):
                 params, tuned = compensate(
-                    apply,
+                    applies[t + 1],
                     params,
                     sparse,
                     dense,

@@ -133,7 +133,7 @@ class Model:
         family, params = self.family, self.params if params is None else params
         x = family.embed.apply({"params": params["embed"]}, tokens)
         for t in range(family.n_blocks):
-            x = family.block.apply({"params": params["blocks"][str(t)]}, x)
+            x = family.block_at(t).apply({"params": params["blocks"][str(t)]}, x)
         return family.head.apply({"params": params["head"]}, x, family.head_table(params["embed"]))
 
 

@@ -72,9 +72,8 @@ def perplexity(
     hidden = np.empty((*windows.shape, family.hidden_size), np.float32)
     embed = source.embed()
     streams.advance(embed_tokens(family, embed), [windows], hidden, size)
-    apply = Apply(family.block, dtype)
     for t in range(family.n_blocks):
-        step = partial(forward, apply, to_device(source.block(t)))
+        step = partial(forward, Apply(family.block_at(t), dtype), to_device(source.block(t)))
         streams.advance(step, [hidden], hidden, size, partial(_tick, progress, t))
     head = to_device(source.head())
     table = family.head_table(embed)

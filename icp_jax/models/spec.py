@@ -37,10 +37,15 @@ class Family:
     context: int  # the longest sequence, in tokens
     tied: bool
     embed: nn.Module  # tokens [b, t] -> [b, t, D]
-    block: nn.Module  # [b, t, D] -> [b, t, D], sows 'taps'
+    block: nn.Module  # [b, t, D] -> [b, t, D], sows 'taps'; see block_at
     head: nn.Module  # ([..., D], tied embedding or None) -> [..., V]
     linears: tuple[LinearSpec, ...]
     rearrangements: tuple[tuple[str, Rearrangement], ...]
+    variants: tuple[tuple[int, nn.Module], ...] = ()  # blocks whose module is not `block`
+
+    def block_at(self, t: int) -> nn.Module:
+        """The module of block t: one object for all blocks that compute alike."""
+        return dict(self.variants).get(t, self.block)
 
     @property
     def default_rearrangement(self) -> str:

@@ -1,0 +1,15 @@
+"""The bundled model at 70 %, as `icp-jax demo` prunes it. Needs no download.
+
+    icp-jax prune --config opt_pydoc --out opt-pydoc-70
+    icp-jax eval opt-pydoc-70 --data icp_jax/assets/opt-pydoc/heldout.txt
+
+What to expect: see the table of the README, and benchmarks/results/claim.json for other
+sparsities and seeds.
+"""
+
+from icp_jax import RunConfig
+from icp_jax.demo import demo_config
+
+
+def get_config() -> RunConfig:
+    return demo_config("icp", 0.7, "")

@@ -1,0 +1,183 @@
+"""The command line: parse, compose, print. Bad input is one line on standard error and status 2."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import errno
+import io
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from icp_jax.errors import InputError
+
+PROG = "icp-jax"
+
+
+def parse(args: list[str]) -> Any:
+    """Arguments to one of the commands' dataclasses. Raises InputError; exits for --help."""
+    import tyro
+
+    from icp_jax.commands import COMMANDS, AnyCommand
+
+    settings = (tyro.conf.FlagCreatePairsOff,)
+    if not args or args[0] in ("-h", "--help"):
+        return tyro.cli(AnyCommand, prog=PROG, args=["--help"], config=settings)
+    if args[0] == "--version":
+        from icp_jax import __version__
+
+        print(f"{PROG} {__version__}")
+        raise SystemExit(0)
+    command, rest = args[0], args[1:]
+    if command not in COMMANDS:
+        raise InputError(f"unknown command {command!r}{_nearest(command, COMMANDS)}")
+    kind = COMMANDS[command]
+    known = {"--help", *_options(kind)}
+    for arg in rest:
+        if arg.startswith("--") and arg.split("=")[0].replace("_", "-") not in known:
+            option = arg.split("=")[0]
+            raise InputError(f"unknown option {option}{_nearest(option, known)}")
+    shown = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(shown):
+            default = _default(kind, rest)
+            return tyro.cli(
+                kind, prog=f"{PROG} {command}", args=rest, default=default, config=settings
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise InputError(_one_line(shown.getvalue())) from None
+
+
+def _default(kind: type, args: list[str]) -> Any:
+    """What the command line overrides: with --config, the run that the file describes."""
+    from icp_jax import config
+
+    for k, arg in enumerate(args):
+        name, equals, value = arg.partition("=")
+        if name == "--config":
+            value = value if equals else next(iter(args[k + 1 :]), "")
+            run = config.load(value)
+            fields = {f.name: getattr(run, f.name) for f in dataclasses.fields(run)}
+            return kind(**fields)
+    return None
+
+
+def _options(kind: type, prefix: str = "") -> Iterator[str]:
+    """The long options of a dataclass, nested ones with dots."""
+    for field in dataclasses.fields(kind):
+        name = f"{prefix}{field.name.replace('_', '-')}"
+        if dataclasses.is_dataclass(field.default_factory):
+            yield from _options(field.default_factory, f"{name}.")  # type: ignore[arg-type]
+        else:
+            yield f"--{name}"
+
+
+def _nearest(word: str, known: Any) -> str:
+    by_last = {name.rsplit(".", 1)[-1].lstrip("-"): name for name in known}
+    near = difflib.get_close_matches(word, list(known), 1, 0.5)
+    near = near or [by_last[n] for n in difflib.get_close_matches(word.lstrip("-"), by_last, 1)]
+    return f"; did you mean {near[0]}?" if near else f"; see {PROG} --help"
+
+
+def _one_line(boxed: str) -> str:
+    """The sentence inside tyro's box."""
+    lines = [line.strip(" │") for line in boxed.splitlines() if line.startswith("│")]
+    end = next((k for k, line in enumerate(lines) if line.startswith("───")), len(lines))
+    return " ".join(" ".join(lines[:end] or [boxed]).split())
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; the entry point. Returns the exit status."""
+    from converters.rules import ConversionError
+
+    args = sys.argv[1:] if argv is None else argv
+    with contextlib.suppress(ValueError):  # not the main thread: signals stay as they are
+        signal.signal(signal.SIGTERM, _terminate)
+    try:
+        run(parse(args))
+    except (InputError, ConversionError) as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return _fail("interrupted; nothing was written", 130)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return _fail("the disk is full; nothing was kept: free space, or write elsewhere")
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            return _fail(f"cannot write {error.filename}: {error.strerror}")
+        raise
+    return 0
+
+
+def _terminate(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _fail(message: str, status: int = 2) -> int:
+    print(f"{PROG}: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def run(command: Any) -> None:
+    """Dispatch a parsed command. Heavy imports happen here, not before."""
+    from icp_jax import commands
+    from icp_jax.report import console
+
+    if isinstance(command, commands.Demo):
+        from icp_jax.demo import demo
+
+        result = demo(command.out, command.sparsity)
+        _print(command.json, result, lambda: console.demo(result))
+    elif isinstance(command, commands.Prune):
+        _prune(command)
+    elif isinstance(command, commands.Eval):
+        from icp_jax.api import evaluate
+
+        with console.progress() as tick:
+            found = evaluate(
+                command.model,
+                command.data,
+                seq_len=command.seq_len,
+                dtype=command.dtype,
+                progress=tick,
+            )
+        _print(command.json, found._asdict(), lambda: console.perplexity(found))
+    else:
+        from icp_jax.convert import convert
+
+        kind = convert(command.src, command.dst)
+        record = {"out": command.dst, "format": kind}
+        _print(command.json, record, lambda: print(f"{command.dst}: {kind}"))
+
+
+def _prune(command: Any) -> None:
+    from icp_jax import config as configs
+    from icp_jax.report import console
+    from icp_jax.run import plan, prune_folder
+
+    names = [f.name for f in dataclasses.fields(configs.RunConfig)]
+    config = configs.RunConfig(**{name: getattr(command, name) for name in names})
+    if command.dry_run:
+        found = plan(config)
+        _print(command.json, dataclasses.asdict(found), lambda: console.plan(found))
+        return
+    with console.progress() as tick:
+        done = prune_folder(config, tick)
+    record = {"out": str(done.out), "sparsity": done.sparsity, "seconds": round(done.seconds, 3)}
+    _print(command.json, record, lambda: console.pruned(done))
+
+
+def _print(as_json: bool, record: dict[str, Any], otherwise: Any) -> None:
+    if as_json:
+        print(json.dumps(record))
+    else:
+        otherwise()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""The command line's arguments, one dataclass a command; docstrings are the help texts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from icp_jax.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Prune the bundled model with all four methods and compare them."""
+
+    out: str = "demo-out"
+    """Folder for the pruned checkpoints and the figure; an earlier demo there is replaced."""
+    sparsity: float = 0.7
+    """Share of zeros in the linears of the blocks, in [0, 1)."""
+    json: bool = False
+    """Print one JSON object on standard output instead of the table."""
+
+
+@dataclass(frozen=True)
+class Prune(RunConfig):
+    """Prune a Hugging Face checkpoint, block by block, into a new folder."""
+
+    config: str = ""
+    """Start from a config: a Python file with get_config(), or the name of one that comes along."""
+    dry_run: bool = False
+    """Print targets, counts and cost, and touch nothing."""
+    json: bool = False
+    """Print one JSON object on standard output, and nothing else there."""
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Perplexity of a checkpoint, by the field's protocol."""
+
+    model: tyro.conf.Positional[str]
+    """A Hugging Face folder or hub id."""
+    data: str
+    """wikitext2, ptb, c4, or a path: .txt, .jsonl[.gz], .npy of token ids, or an Arrow folder."""
+    seq_len: int | None = None
+    """Tokens a window. Unset: the model's context, at most 2048."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What blocks compute in; auto is bfloat16 on GPU and TPU, float32 on CPU."""
+    json: bool = False
+    """Print one JSON object on standard output, and nothing else there."""
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Hugging Face folder to Orbax checkpoint of the Flax tree, or back; both ways bit-exact."""
+
+    src: tyro.conf.Positional[str]
+    """A Hugging Face folder or hub id, or a folder that this command wrote."""
+    dst: tyro.conf.Positional[str]
+    """The folder to write; it must not exist."""
+    json: bool = False
+    """Print one JSON object on standard output, and nothing else there."""
+
+
+COMMANDS: dict[str, type] = {"demo": Demo, "prune": Prune, "eval": Eval, "convert": Convert}
+
+AnyCommand = (
+    Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[Prune, tyro.conf.subcommand("prune")]
+    | Annotated[Eval, tyro.conf.subcommand("eval")]
+    | Annotated[Convert, tyro.conf.subcommand("convert")]
+)

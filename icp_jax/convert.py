@@ -1,0 +1,113 @@
+"""Hugging Face folder <-> Orbax checkpoint of the Flax tree, bit-exact both ways.
+
+The Orbax folder holds `params/` (the tree, as any Orbax user restores it) and `hf/` (config,
+tokenizer, and the layout of the shards), which is what the way back needs.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from converters import table_for
+from converters.files import DTYPE_NAMES, DTYPES, Entry, Layout, Writer, copy_other_files
+from converters.rules import check_shape, lookup
+from icp_jax.errors import InputError
+from icp_jax.export import Aside, write_json
+from icp_jax.residency import FolderSource, read_config, resolve
+
+PARAMS, SIDE, LAYOUT = "params", "hf", "layout.json"
+
+
+def convert(src: str | Path, dst: str | Path) -> str:
+    """Convert whichever way `src` calls for; returns what was written.
+
+    Raises InputError or ConversionError; `dst` appears whole or not at all.
+    """
+    folder = Path(src).expanduser()
+    if (folder / SIDE / LAYOUT).is_file():
+        with Aside(dst) as aside:
+            _to_hugging_face(folder, aside.path)
+            aside.publish()
+        return "Hugging Face folder"
+    source = FolderSource(resolve(str(src)))
+    with Aside(dst) as aside:
+        _to_orbax(source, aside.path)
+        aside.publish()
+    source.close()
+    return "Orbax checkpoint"
+
+
+def _checkpointer() -> Any:
+    import orbax.checkpoint as ocp
+
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    return ocp.StandardCheckpointer()
+
+
+def _to_orbax(source: FolderSource, folder: Path) -> None:
+    side = folder / SIDE
+    side.mkdir()
+    copy_other_files(source.folder, side)
+    write_json(side / LAYOUT, layout_record(source.reader.layout))
+    with _checkpointer() as checkpointer:
+        checkpointer.save(folder.absolute() / PARAMS, source.tree())
+
+
+def _to_hugging_face(folder: Path, out: Path) -> None:
+    side = folder / SIDE
+    config = read_config(side)
+    layout = read_layout(json.loads((side / LAYOUT).read_text()))
+    placed = table_for(str(config.get("model_type"))).place(config, list(layout.entries))
+    try:
+        with _checkpointer() as checkpointer:
+            path = folder.absolute() / PARAMS
+            shapes = checkpointer.metadata(path).item_metadata.tree
+            hosts = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
+            tree = checkpointer.restore(path, hosts)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{folder} holds no Orbax checkpoint that can be read: {reason}") from None
+    for path in sorted(side.iterdir()):
+        if path.name != LAYOUT:
+            (out / path.name).write_bytes(path.read_bytes())
+    writer = Writer(out, layout)
+    try:
+        for rule in placed:
+            tensor = rule.to_torch(np.asarray(lookup(tree, rule.path)))
+            check_shape(rule, tensor.shape)
+            writer.write(rule.name, tensor)
+        writer.close()
+    except BaseException:
+        writer.abandon()
+        raise
+
+
+def layout_record(layout: Layout) -> dict[str, Any]:
+    """A layout as plain values."""
+    return {
+        "headers": {k: base64.b64encode(v).decode() for k, v in layout.headers.items()},
+        "entries": {
+            name: [e.shard, DTYPE_NAMES[e.dtype], list(e.shape), e.start, e.nbytes]
+            for name, e in layout.entries.items()
+        },
+        "index": layout.index,
+    }
+
+
+def read_layout(record: dict[str, Any]) -> Layout:
+    """The inverse of `layout_record`."""
+    return Layout(
+        {k: base64.b64decode(v) for k, v in record["headers"].items()},
+        {
+            name: Entry(shard, DTYPES[dtype], tuple(shape), start, nbytes)
+            for name, (shard, dtype, shape, start, nbytes) in record["entries"].items()
+        },
+        record["index"],
+    )

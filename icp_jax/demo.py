@@ -1,0 +1,78 @@
+"""The demo: the bundled model pruned by all four methods, compared on text it has never seen."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from icp_jax.api import evaluate
+from icp_jax.config import CalibrationConfig, CompensateConfig, PruneConfig, RunConfig, check
+from icp_jax.errors import InputError
+from icp_jax.export import write_json
+from icp_jax.report import console
+from icp_jax.report.figures import error_growth
+from icp_jax.run import prune_folder
+
+BUNDLED = Path(__file__).parent / "assets" / "opt-pydoc"
+METHODS = ("magnitude", "wanda", "sparsegpt", "icp")
+RESULT, FIGURE = "demo.json", "error-growth.png"
+
+
+def demo_config(method: str, sparsity: float, out: Path, seed: int = 0) -> RunConfig:
+    """The demo's settings for one method."""
+    return RunConfig(
+        model=str(BUNDLED),
+        out=str(out),
+        prune=PruneConfig(method=method, sparsity=sparsity),  # type: ignore[arg-type]
+        compensate=CompensateConfig(epochs=8, lr=1e-3, gamma=0.87),
+        calibration=CalibrationConfig(str(BUNDLED / "calibration.txt"), samples=128, seed=seed),
+    )
+
+
+def demo(out: str | Path, sparsity: float) -> dict[str, Any]:
+    """Prune and evaluate by every method into `out`; returns what the table shows."""
+    check(RunConfig(prune=PruneConfig(sparsity=sparsity)))
+    out = Path(out).expanduser()
+    if out.exists():
+        if not _is_demo(out):
+            raise InputError(f"{out} exists and is not an earlier demo: choose another --out")
+        shutil.rmtree(out)
+    out.mkdir(parents=True)
+    write_json(out / RESULT, {"model": BUNDLED.name, "methods": []})
+    heldout = BUNDLED / "heldout.txt"
+    with console.progress("dense: ") as tick:
+        dense = evaluate(BUNDLED, heldout, progress=tick)
+    rows, errors = [], {}
+    for method in METHODS:
+        with console.progress(f"{method}: ") as tick:
+            done = prune_folder(demo_config(method, sparsity, out / method), tick)
+            found = evaluate(done.out, heldout, progress=tick)
+        errors[method] = [block.error for block in done.blocks]
+        rows.append(
+            {
+                "method": method,
+                "sparsity": done.sparsity,
+                "perplexity": found.perplexity,
+                "seconds": round(done.seconds, 3),
+            }
+        )
+    error_growth(errors, out / FIGURE, f"{BUNDLED.name} at {sparsity:.0%} sparsity")
+    result = {
+        "model": BUNDLED.name,
+        "dense": dense._asdict(),
+        "methods": rows,
+        "checkpoint": str(out / METHODS[-1]),
+        "figure": str(out / FIGURE),
+    }
+    write_json(out / RESULT, result)
+    return result
+
+
+def _is_demo(folder: Path) -> bool:
+    try:
+        record = json.loads((folder / RESULT).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and record.get("model") == BUNDLED.name

@@ -1,0 +1,146 @@
+"""Progress on standard error, tables on standard output."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+Tick = Callable[[int, str, int, int, float | None], None]
+
+
+@contextlib.contextmanager
+def progress(label: str = "") -> Iterator[Tick]:
+    """A bar that names block, phase and loss; without a terminal, a line a finished phase."""
+    err = Console(stderr=True)
+    if not err.is_terminal:
+        yield _lines(err, label)
+        return
+    columns = (
+        TextColumn("{task.fields[label]}block {task.fields[block]}"),
+        TextColumn("{task.description:<11}"),
+        BarColumn(bar_width=30),
+        TextColumn("{task.percentage:>3.0f}% {task.fields[loss]:<13}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task("start", total=1, label=label, block=0, loss="")
+
+        def tick(block: int, phase: str, done: int, total: int, loss: float | None) -> None:
+            shown = "" if loss is None else f"loss {loss:.3g}"
+            bar.update(
+                task, description=phase, completed=done, total=total, block=block, loss=shown
+            )
+
+        yield tick
+
+
+def _lines(err: Console, label: str) -> Tick:
+    def tick(block: int, phase: str, done: int, total: int, loss: float | None) -> None:
+        if done == total:
+            shown = "" if loss is None else f", loss {loss:.3g}"
+            err.print(f"{label}block {block} {phase}{shown}", highlight=False)
+
+    return tick
+
+
+def demo(result: dict[str, Any]) -> None:
+    """The demo's one table, and where its files lie."""
+    dense = result["dense"]
+    title = f"{result['model']}: {dense['tokens']} held-out tokens, windows of {dense['seq_len']}"
+    table = Table("method", title=title)
+    for name in ("sparsity", "perplexity", "seconds"):
+        table.add_column(name, justify="right")
+    table.add_row("dense", "0.0000", f"{dense['perplexity']:.2f}", "")
+    for row in result["methods"]:
+        table.add_row(
+            row["method"],
+            f"{row['sparsity']:.4f}",
+            f"{row['perplexity']:.2f}",
+            f"{row['seconds']:.1f}",
+        )
+    out = Console()
+    out.print(table)
+    out.print(f"pruned checkpoint: {result['checkpoint']}", highlight=False, soft_wrap=True)
+    out.print(f"error growth:      {result['figure']}", highlight=False, soft_wrap=True)
+
+
+def perplexity(found: Any) -> None:
+    print(
+        f"perplexity {found.perplexity:.4f} "
+        f"(windows of {found.seq_len} tokens, {found.tokens} tokens)"
+    )
+
+
+def plan(found: Any) -> None:
+    """Counts of every layer and the cost; equal blocks are folded together."""
+    table = Table("block", "layer", "role", title=f"{found.model} by {found.method}")
+    for name in ("inputs", "outputs", "zeros", "sparsity"):
+        table.add_column(name, justify="right")
+    for blocks, row in _folded(found.layers):
+        table.add_row(
+            blocks,
+            row["layer"],
+            row["role"],
+            str(row["inputs"]),
+            str(row["outputs"]),
+            str(row["zeros"]),
+            f"{row['sparsity']:.4f}",
+        )
+    out = Console()
+    out.print(table)
+    for line in (
+        f"total: {found.zeros} of {found.size} weights, sparsity {found.zeros / found.size:.6f}",
+        f"calibration: {found.samples} windows of {found.seq_len} tokens",
+        f"cost: {found.flops / 1e12:.3g} TFLOP of matrix products; streams "
+        f"{found.stream_bytes / 2**20:.0f} MiB on the host; "
+        f"a block's float32 linears {found.block_bytes / 2**20:.0f} MiB on the device",
+        "nothing was written",
+    ):
+        out.print(line, highlight=False, soft_wrap=True)
+
+
+def _folded(layers: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """Layers by name, with runs of blocks that have the same counts as `0-4`."""
+    runs: list[tuple[list[int], dict[str, Any]]] = []
+    for row in sorted(layers, key=lambda row: row["block"]):
+        same = {k: v for k, v in row.items() if k != "block"}
+        for blocks, first in runs:
+            if first == same and blocks[-1] in (row["block"], row["block"] - 1):
+                blocks.append(row["block"])
+                break
+        else:
+            runs.append(([row["block"]], same))
+    return [
+        (f"{b[0]}-{b[-1]}" if b[0] != b[-1] else str(b[0]), row)
+        for b, row in sorted(runs, key=lambda run: run[0][0])
+    ]
+
+
+def pruned(done: Any) -> None:
+    """What a run did, a line a block."""
+    table = Table("block")
+    for name in ("sparsity", "error after", "loss before", "loss after", "seconds"):
+        table.add_column(name, justify="right")
+    for block in done.blocks:
+        zeros, size = (sum(getattr(layer, k) for layer in block.layers) for k in ("zeros", "size"))
+        loss = block.compensation
+        table.add_row(
+            str(block.block),
+            f"{zeros / size:.4f}",
+            f"{block.error:.4f}",
+            "" if loss is None else f"{loss.before:.4g}",
+            "" if loss is None else f"{loss.after:.4g}",
+            f"{sum(block.seconds.values()):.1f}",
+        )
+    out = Console()
+    out.print(table)
+    out.print(
+        f"{done.out}: sparsity {done.sparsity:.6f}, {done.seconds:.1f} s",
+        highlight=False,
+        soft_wrap=True,
+    )
