@@ -8,6 +8,7 @@ import difflib
 import errno
 import io
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -97,6 +98,7 @@ def main(argv: list[str] | None = None) -> int:
     from converters.rules import ConversionError
 
     args = sys.argv[1:] if argv is None else argv
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads and XLA's get in each other's way
     with contextlib.suppress(ValueError):  # not the main thread: signals stay as they are
         signal.signal(signal.SIGTERM, _terminate)
     try:

@@ -46,7 +46,8 @@ def _steps(apply, params, state, keep, inputs, targets, valid, lr):
         params, state, total = carry
         x, y = (jax.lax.dynamic_slice_in_dim(a, i, 1) for a in (inputs, targets))
         loss, grads = jax.value_and_grad(lambda p: _loss(apply, p, keep, x, y))(params)
-        updates, state = _adam.update(grads, state, params)
+        with jax.numpy_dtype_promotion("standard"):  # optax counts in int32
+            updates, state = _adam.update(grads, state, params)
         params = jax.tree.map(lambda p, u: p - (lr * u).astype(p.dtype), params, updates)
         return params, state, total + loss
 
@@ -59,7 +60,7 @@ def _probe(apply, params, keep, inputs, targets, valid):
         x, y = (jax.lax.dynamic_slice_in_dim(a, i, 1) for a in (inputs, targets))
         return total + _loss(apply, params, keep, x, y)
 
-    return jax.lax.fori_loop(0, valid, add, jnp.zeros((), jnp.float32)) / valid
+    return jax.lax.fori_loop(0, valid, add, jnp.zeros((), jnp.float32)) / valid.astype(jnp.float32)
 
 
 def compensate(

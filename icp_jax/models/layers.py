@@ -61,36 +61,64 @@ class LayerNorm(nn.Module):
         return y.astype(x.dtype)
 
 
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last axis, computed in float32: a scale and no bias."""
+
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        x32 = x.astype(jnp.float32)
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        mean = jnp.mean(jnp.square(x32), -1, keepdims=True)
+        y = x32 * jax.lax.rsqrt(mean + self.epsilon) * scale.astype(jnp.float32)
+        return y.astype(x.dtype)
+
+
 def causal_attention(
     q: Float[Array, "b t h d"],
-    k: Float[Array, "b t h d"],
-    v: Float[Array, "b t h d"],
+    k: Float[Array, "b t n d"],
+    v: Float[Array, "b t n d"],
     scale: float,
+    window: int | None = None,
 ) -> Float[Array, "b t h d"]:
     """Causal softmax attention over whole sequences, softmax in float32.
 
+    k, v may have fewer heads than q: each then serves h / n neighbouring heads of q.
+    window: query i sees the keys i - window < j <= i; None: all keys j <= i.
+
     On a GPU in half precision the fused kernel behind `jax.nn.dot_product_attention`; otherwise
-    query chunks that look only at the keys up to their end, which halves the work and keeps the
+    query chunks that look only at the keys in their reach, which halves the work and keeps the
     score matrix at `[b, h, QUERY_CHUNK, t]`.
     """
+    (b, t, h, d), n = q.shape, k.shape[2]
+    if window is not None and window >= t:
+        window = None
     half = q.dtype in (jnp.bfloat16, jnp.float16)
     if half and jax.default_backend() == "gpu":
+        local = None if window is None else (window - 1, 0)
         return jax.nn.dot_product_attention(
-            q, k, v, scale=scale, is_causal=True, implementation="cudnn"
+            q, k, v, scale=scale, is_causal=True, local_window_size=local, implementation="cudnn"
         )
-    q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q * jnp.asarray(scale, q.dtype), k, v))
-    t = q.shape[2]
+    group = h // n  # query heads a key head; they are laid one after the other as queries
+    q = jnp.transpose((q * jnp.asarray(scale, q.dtype)).reshape(b, t, n, group, d), (0, 2, 3, 1, 4))
+    k, v = (jnp.swapaxes(a, 1, 2) for a in (k, v))
     chunks = []
     for start in range(0, t, QUERY_CHUNK):
         end = min(start + QUERY_CHUNK, t)
+        first = 0 if window is None else max(0, start - window + 1)
         scores = jnp.einsum(
             "bhqd,bhkd->bhqk",
-            q[:, :, start:end],
-            k[:, :, :end],
+            q[:, :, :, start:end].reshape(b, n, group * (end - start), d),
+            k[:, :, first:end],
             preferred_element_type=jnp.float32,
         )
-        allowed = jnp.arange(end) <= jnp.arange(start, end)[:, None]
+        queries = jnp.tile(jnp.arange(start, end), group)[:, None]
+        allowed = jnp.arange(first, end) <= queries
+        if window is not None:
+            allowed &= jnp.arange(first, end) > queries - window
         weights = jax.nn.softmax(jnp.where(allowed, scores, -jnp.inf), axis=-1).astype(v.dtype)
-        chunks.append(jnp.einsum("bhqk,bhkd->bhqd", weights, v[:, :, :end]))
-    out = chunks[0] if len(chunks) == 1 else jnp.concatenate(chunks, axis=2)
-    return jnp.swapaxes(out, 1, 2)
+        out = jnp.einsum("bhqk,bhkd->bhqd", weights, v[:, :, first:end])
+        chunks.append(out.reshape(b, n, group, end - start, d))
+    out = chunks[0] if len(chunks) == 1 else jnp.concatenate(chunks, axis=3)
+    return jnp.transpose(out, (0, 3, 1, 2, 4)).reshape(b, t, h, d)

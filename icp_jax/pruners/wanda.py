@@ -33,6 +33,6 @@ def wanda(
     else:
         outputs = kernel.shape[1]
         budget = jnp.asarray(budget, jnp.int32)
-        each = budget // outputs + (jnp.arange(outputs) < budget % outputs)
+        each = budget // outputs + (jnp.arange(outputs) < budget % outputs).astype(jnp.int32)
         keep = keep_largest(scores.T, each).T
     return jnp.where(keep, kernel, 0), keep

@@ -1,0 +1,171 @@
+"""Rotary position embeddings: inverse frequencies and angles for the scalings in use.
+
+Names are Hugging Face's. Frequencies are computed on the host in float32, step by step as the
+checkpoints' own code does; angles, cosines and sines are float32 on the device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from icp_jax.errors import InputError
+
+HAVE_ORIGINAL = ("llama3", "yarn")  # types that know of a shorter context they were trained on
+
+
+@dataclass(frozen=True)
+class Rope:
+    """One model's rotary embedding. dim: of a head; factor: how far the context is stretched."""
+
+    dim: int
+    max_position_embeddings: int
+    rope_type: str = "default"
+    rope_theta: float = 10000.0
+    factor: float = 1.0
+    original_max_position_embeddings: int = 0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    scale: float = 1.0  # of cos and sin: yarn's attention factor
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any], dim: int) -> Rope:
+        """From a `config.json`, whether it says `rope_parameters` or `rope_scaling`.
+
+        Raises InputError for an unknown type, KeyError for a setting that the type needs.
+        """
+        p = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
+        kind = p.get("rope_type") or p.get("type") or "default"
+        if kind not in KINDS:
+            raise InputError(f"rope type {kind!r} is not supported; one of {', '.join(KINDS)}")
+        if any(isinstance(value, Mapping) for value in p.values()):
+            raise InputError("rope_parameters that differ by layer type are not supported")
+        if (p.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1) != 1:
+            raise InputError("partial_rotary_factor other than 1 is not supported")
+        if dim % 2:
+            raise InputError(f"rotary embeddings need an even head_dim, got {dim}")
+        context = config["max_position_embeddings"]
+        original = p.get("original_max_position_embeddings", context)
+        if kind in HAVE_ORIGINAL:
+            original = config.get("original_max_position_embeddings", original)
+        settings: dict[str, Any] = {}
+        if kind != "default":
+            factor = p["factor"]
+            if factor is None and kind == "yarn":
+                factor = context / original
+            settings["factor"] = float(factor)
+        if kind == "llama3":
+            settings |= {name: float(p[name]) for name in ("low_freq_factor", "high_freq_factor")}
+        if kind == "yarn":
+            settings |= {n: float(p[n]) for n in ("beta_fast", "beta_slow") if p.get(n)}
+            settings["truncate"] = bool(p.get("truncate", True))
+            settings["scale"] = _attention_factor(settings["factor"], p)
+        return cls(
+            dim=dim,
+            max_position_embeddings=context,
+            rope_type=kind,
+            rope_theta=float(p.get("rope_theta") or config.get("rope_theta") or cls.rope_theta),
+            original_max_position_embeddings=original,
+            **settings,
+        )
+
+
+def _attention_factor(factor: float, p: Mapping[str, Any]) -> float:
+    """Yarn's factor of cos and sin: as given, or from the stretch as the paper suggests."""
+
+    def mscale(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    if p.get("attention_factor") is not None:
+        return float(p["attention_factor"])
+    if p.get("mscale") and p.get("mscale_all_dim"):
+        return mscale(p["mscale"]) / mscale(p["mscale_all_dim"])
+    return mscale(1.0)
+
+
+def _powers(rope: Rope, base: float) -> np.ndarray:
+    """base^(0/d), base^(2/d), ...: `[d / 2]`, wavelengths over 2π."""
+    exponents = np.arange(0, rope.dim, 2, dtype=np.float32) / np.float32(rope.dim)
+    return np.float32(base) ** exponents
+
+
+def _default(rope: Rope, length: int) -> np.ndarray:
+    return np.float32(1) / _powers(rope, rope.rope_theta)
+
+
+def _linear(rope: Rope, length: int) -> np.ndarray:
+    return _default(rope, length) / np.float32(rope.factor)
+
+
+def _dynamic(rope: Rope, length: int) -> np.ndarray:
+    """NTK: beyond the trained context the base grows with the length."""
+    stretch = max(length, rope.max_position_embeddings) / rope.max_position_embeddings
+    grown = (rope.factor * stretch - (rope.factor - 1)) ** (rope.dim / (rope.dim - 2))
+    return np.float32(1) / _powers(rope, rope.rope_theta * grown)
+
+
+def _llama3(rope: Rope, length: int) -> np.ndarray:
+    """Long waves are stretched by the factor, short ones kept, those between interpolated."""
+    kept = _default(rope, length)
+    turns = rope.original_max_position_embeddings * kept / np.float32(2 * math.pi)
+    low, high = rope.low_freq_factor, rope.high_freq_factor
+    keep = np.clip((turns - low) / (high - low), 0, 1).astype(np.float32)
+    return (1 - keep) * kept / np.float32(rope.factor) + keep * kept
+
+
+def _yarn(rope: Rope, length: int) -> np.ndarray:
+    """A ramp over the dimensions from kept to stretched, set by turns in the old context."""
+
+    def dimension(turns: float) -> float:
+        context = rope.original_max_position_embeddings
+        return rope.dim * math.log(context / (turns * 2 * math.pi)) / 2 / math.log(rope.rope_theta)
+
+    first, last = dimension(rope.beta_fast), dimension(rope.beta_slow)
+    if rope.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, rope.dim - 1)
+    last += 0.001 if first == last else 0
+    ramp = (np.arange(rope.dim // 2, dtype=np.float32) - first) / (last - first)
+    stretched = np.clip(ramp, 0, 1).astype(np.float32)
+    powers = _powers(rope, rope.rope_theta)
+    return stretched / (np.float32(rope.factor) * powers) + (1 - stretched) / powers
+
+
+KINDS: dict[str, Callable[[Rope, int], np.ndarray]] = {
+    "default": _default,
+    "linear": _linear,
+    "dynamic": _dynamic,
+    "llama3": _llama3,
+    "yarn": _yarn,
+}
+
+
+def inverse_frequencies(rope: Rope, length: int) -> Float[np.ndarray, " half"]:
+    """Radians a position for each pair of dimensions, for sequences of `length` tokens."""
+    return KINDS[rope.rope_type](rope, length)
+
+
+def cos_sin(rope: Rope, length: int) -> tuple[Float[Array, "t half"], Float[Array, "t half"]]:
+    """Cosine and sine of every position's angles, float32, times the type's scale."""
+    frequencies = jnp.asarray(inverse_frequencies(rope, length), jnp.float32)
+    angles = jnp.arange(length, dtype=jnp.float32)[:, None] * frequencies
+    return jnp.cos(angles) * rope.scale, jnp.sin(angles) * rope.scale
+
+
+def rotate(
+    x: Float[Array, "b t h d"], cos: Float[Array, "t half"], sin: Float[Array, "t half"]
+) -> Float[Array, "b t h d"]:
+    """Turn the pairs (x_i, x_{i + d/2}) of every head by their position's angles, in float32."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos[:, None], sin[:, None]
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    return jnp.concatenate(turned, axis=-1).astype(x.dtype)

@@ -1,0 +1,69 @@
+"""Strict dtype promotion for all tests, and small checkpoints on disk."""
+
+import json
+import os
+from pathlib import Path
+
+os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import pytest
+
+from converters import table_for
+from converters.files import Writer, plan_layout
+from icp_jax.demo import BUNDLED
+
+OPT = {
+    "architectures": ["OPTForCausalLM"],
+    "model_type": "opt",
+    "vocab_size": 2048,
+    "hidden_size": 32,
+    "word_embed_proj_dim": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "ffn_dim": 64,
+    "max_position_embeddings": 32,
+    "activation_function": "relu",
+    "do_layer_norm_before": True,
+    "tie_word_embeddings": True,
+    "bos_token_id": 2,
+    "eos_token_id": 2,
+    "pad_token_id": 1,
+}
+
+
+def write_opt(folder: Path, dtype=np.float16, shard_bytes=10**9, seed=0, **changes) -> Path:
+    """A random OPT with the bundled model's tokenizer, as a Hugging Face folder."""
+    config = {**OPT, **changes}
+    folder.mkdir(parents=True)
+    placed = [p for p in table_for("opt").place(config) if p.name != "lm_head.weight"]
+    rng, dtype = np.random.default_rng(seed), np.dtype(dtype)
+    layout = plan_layout({p.name: (dtype, p.shape) for p in placed}, {"format": "pt"}, shard_bytes)
+    writer = Writer(folder, layout)
+    for p in placed:
+        tensor = rng.normal(size=p.shape) * (0.1 if len(p.shape) > 1 else 0.02)
+        tensor = tensor + 1 if "norm.weight" in p.name else tensor
+        writer.write(p.name, tensor.astype(dtype))
+    writer.close()
+    (folder / "config.json").write_text(json.dumps(config))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((BUNDLED / name).read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def opt_folder(tmp_path_factory) -> Path:
+    """A random OPT of two blocks. Tests leave it as it is."""
+    return write_opt(tmp_path_factory.mktemp("models") / "opt")
+
+
+@pytest.fixture(scope="session")
+def bundled() -> Path:
+    return BUNDLED
+
+
+@pytest.fixture
+def tokens() -> np.ndarray:
+    return np.random.default_rng(1).integers(3, 2048, (6, 24)).astype(np.int32)
