@@ -1,7 +1,8 @@
 """Hugging Face folder <-> Orbax checkpoint of the Flax tree, bit-exact both ways.
 
 The Orbax folder holds `params/` (the tree, as any Orbax user restores it) and `hf/` (config,
-tokenizer, and the layout of the shards), which is what the way back needs.
+tokenizer, the layout of the shards, and buffers that are no weights), which is what the way back
+needs.
 """
 
 from __future__ import annotations
@@ -16,13 +17,22 @@ import jax
 import numpy as np
 
 from converters import table_for
-from converters.files import DTYPE_NAMES, DTYPES, Entry, Layout, Writer, copy_other_files
+from converters.files import (
+    DTYPE_NAMES,
+    DTYPES,
+    Entry,
+    Layout,
+    Writer,
+    copy_other_files,
+    open_checkpoint,
+    plan_layout,
+)
 from converters.rules import check_shape, lookup
 from icp_jax.errors import InputError
-from icp_jax.export import Aside, write_json
+from icp_jax.export import Aside, copy_buffers, write_json
 from icp_jax.residency import FolderSource, read_config, resolve
 
-PARAMS, SIDE, LAYOUT = "params", "hf", "layout.json"
+PARAMS, SIDE, LAYOUT, BUFFERS = "params", "hf", "layout.json", "buffers"
 
 
 def convert(src: str | Path, dst: str | Path) -> str:
@@ -56,8 +66,22 @@ def _to_orbax(source: FolderSource, folder: Path) -> None:
     side.mkdir()
     copy_other_files(source.folder, side)
     write_json(side / LAYOUT, layout_record(source.reader.layout))
+    _save_buffers(source, side / BUFFERS)
     with _checkpointer() as checkpointer:
         checkpointer.save(folder.absolute() / PARAMS, source.tree())
+
+
+def _save_buffers(source: FolderSource, folder: Path) -> None:
+    """What the tree has no place for, as safetensors of its own; nothing where there is none."""
+    reader = source.reader
+    names = set(reader.names()) - {rule.name for rule in source.placed}
+    if not names:
+        return
+    folder.mkdir()
+    layout = plan_layout({n: (reader.dtype(n), reader.shape(n)) for n in sorted(names)}, {})
+    writer = Writer(folder, layout)
+    copy_buffers(reader, source.placed, writer)
+    writer.close()
 
 
 def _to_hugging_face(folder: Path, out: Path) -> None:
@@ -75,7 +99,7 @@ def _to_hugging_face(folder: Path, out: Path) -> None:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"{folder} holds no Orbax checkpoint that can be read: {reason}") from None
     for path in sorted(side.iterdir()):
-        if path.name != LAYOUT:
+        if path.name not in (LAYOUT, BUFFERS):
             (out / path.name).write_bytes(path.read_bytes())
     writer = Writer(out, layout)
     try:
@@ -83,6 +107,8 @@ def _to_hugging_face(folder: Path, out: Path) -> None:
             tensor = rule.to_torch(np.asarray(lookup(tree, rule.path)))
             check_shape(rule, tensor.shape)
             writer.write(rule.name, tensor)
+        if (side / BUFFERS).is_dir():
+            copy_buffers(open_checkpoint(side / BUFFERS), placed, writer)
         writer.close()
     except BaseException:
         writer.abandon()

@@ -77,6 +77,7 @@ class FolderSink:
         for rule in source.placed:
             if rule.path[0] != "blocks":
                 self.writer.write(rule.name, source.reader.read(rule.name))
+        copy_buffers(source.reader, source.placed, self.writer)
 
     def write(self, t: int, params: dict[str, Any]) -> None:
         for rule in self.source.placed:
@@ -88,6 +89,14 @@ class FolderSink:
 
     def abandon(self) -> None:
         self.writer.abandon()
+
+
+def copy_buffers(reader: Reader, placed: list[Placed], writer: Writer) -> None:
+    """Copy what a checkpoint holds beside its weights: buffers that the table ignores."""
+    weights = {rule.name for rule in placed}
+    for name in reader.names():
+        if name not in weights:
+            writer.write(name, reader.read(name))
 
 
 @dataclass(frozen=True)
@@ -119,6 +128,9 @@ def verify(
     if not isinstance(reader, SafetensorsReader) or reader.names() != source.reader.names():
         raise RuntimeError(f"{folder}: the exported tensors are not those of the source")
     layers = {}
+    for name in set(reader.names()) - {rule.name for rule in source.placed}:
+        if reader.read(name).tobytes() != source.reader.read(name).tobytes():
+            raise RuntimeError(f"exported tensor {name!r} changed, and should not have")
     for rule in source.placed:
         tensor = reader.read(rule.name)
         budget = _budget(rule, budgets)
@@ -175,6 +187,8 @@ def save(model: Model, out: str | Path) -> Path:
                 leaf = np.asarray(lookup(model.params, rule.path))
                 leaf = leaf.astype(model.layout.entries[rule.name].dtype)
                 writer.write(rule.name, rule.to_torch(leaf))
+            if len(placed) < len(model.layout.entries):
+                copy_buffers(open_checkpoint(model.folder), placed, writer)
             writer.close()
         except BaseException:
             writer.abandon()

@@ -21,9 +21,9 @@ OPT = {
     "vocab_size": 2048,
     "hidden_size": 32,
     "word_embed_proj_dim": 32,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 3,
     "num_attention_heads": 4,
-    "ffn_dim": 64,
+    "ffn_dim": 128,
     "max_position_embeddings": 32,
     "activation_function": "relu",
     "do_layer_norm_before": True,
@@ -55,7 +55,7 @@ def write_opt(folder: Path, dtype=np.float16, shard_bytes=10**9, seed=0, **chang
 
 @pytest.fixture(scope="session")
 def opt_folder(tmp_path_factory) -> Path:
-    """A random OPT of two blocks. Tests leave it as it is."""
+    """A random OPT of three blocks. Tests leave it as it is."""
     return write_opt(tmp_path_factory.mktemp("models") / "opt")
 
 

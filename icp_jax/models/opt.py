@@ -67,19 +67,18 @@ class OPTConfig:
 
 
 class Embed(nn.Module):
-    """Tokens to hidden states, `[b, t]` ints to `[b, t, D]`."""
+    """Tokens to hidden states, `[b, t]` ints to `[b, t, D]` float32."""
 
     config: OPTConfig
 
     @nn.compact
     def __call__(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
         c = self.config
-        x = nn.Embed(c.vocab_size, c.word_embed_proj_dim, name="tokens")(tokens)
+        x = nn.Embed(c.vocab_size, c.word_embed_proj_dim, jnp.float32, name="tokens")(tokens)
         if c.word_embed_proj_dim != c.hidden_size:
             x = Linear(c.hidden_size, use_bias=False, name="project_in")(x)
-        positions = nn.Embed(
-            c.max_position_embeddings + POSITION_OFFSET, c.hidden_size, name="positions"
-        )
+        rows = c.max_position_embeddings + POSITION_OFFSET
+        positions = nn.Embed(rows, c.hidden_size, jnp.float32, name="positions")
         return x + positions(jnp.arange(tokens.shape[1]) + POSITION_OFFSET)
 
 

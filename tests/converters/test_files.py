@@ -1,0 +1,88 @@
+"""Shards read and written: bytes, layouts, and files that are not what they should be."""
+
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+from conftest import write_opt
+from safetensors.numpy import load_file, save_file
+
+from converters.files import ConversionError, Writer, open_checkpoint, plan_layout
+
+
+def test_reads_what_safetensors_wrote(tmp_path):
+    tensors = {
+        "a": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "b": np.arange(4, dtype=np.float16),
+        "c": np.arange(4).astype(ml_dtypes.bfloat16).reshape(2, 2),
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+    reader = open_checkpoint(tmp_path)
+    assert sorted(reader.names()) == ["a", "b", "c"]
+    for name, tensor in tensors.items():
+        assert reader.read(name).dtype == tensor.dtype
+        np.testing.assert_array_equal(reader.read(name), tensor)
+
+
+def test_same_layout_gives_the_same_bytes(tmp_path):
+    folder = write_opt(tmp_path / "a", shard_bytes=40_000)
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    reader = open_checkpoint(folder)
+    (tmp_path / "b").mkdir()
+    writer = Writer(tmp_path / "b", reader.layout)
+    for name in reversed(reader.names()):
+        writer.write(name, reader.read(name))
+    writer.close()
+    for path in (*folder.glob("*.safetensors"), folder / "model.safetensors.index.json"):
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+def test_a_transposed_view_is_written_in_its_order(tmp_path):
+    a = np.arange(6, dtype=np.float32).reshape(2, 3).T
+    writer = Writer(tmp_path, plan_layout({"a": (a.dtype, a.shape)}, {}))
+    writer.write("a", a)
+    writer.close()
+    np.testing.assert_array_equal(load_file(tmp_path / "model.safetensors")["a"], a)
+
+
+def test_refuses_a_tensor_that_does_not_fit(tmp_path):
+    writer = Writer(tmp_path, plan_layout({"a": (np.dtype(np.float32), (2, 3))}, {}))
+    with pytest.raises(ConversionError, match="'a'"):
+        writer.write("a", np.zeros((3, 2), np.float32))
+    with pytest.raises(ConversionError, match="'a'"):
+        writer.write("a", np.zeros((2, 3), np.float16))
+    writer.abandon()
+
+
+@pytest.mark.needs_torch
+@pytest.mark.parametrize("sharded", [False, True])
+def test_bin_shards(tmp_path, sharded):
+    torch = pytest.importorskip("torch")
+    state = {"a": torch.arange(6.0).reshape(2, 3).T, "b": torch.ones(3, dtype=torch.bfloat16)}
+    if sharded:
+        for k, (name, tensor) in enumerate(state.items()):
+            torch.save({name: tensor}, tmp_path / f"pytorch_model-{k}.bin")
+        weight_map = {name: f"pytorch_model-{k}.bin" for k, name in enumerate(state)}
+        index = json.dumps({"weight_map": weight_map})
+        (tmp_path / "pytorch_model.bin.index.json").write_text(index)
+    else:
+        torch.save(state, tmp_path / "pytorch_model.bin")
+    reader = open_checkpoint(tmp_path)
+    np.testing.assert_array_equal(reader.read("a"), state["a"].numpy())
+    assert reader.read("b").dtype == ml_dtypes.bfloat16
+    assert reader.shape("a") == (3, 2)
+
+
+@pytest.mark.needs_torch
+def test_bin_runs_no_code(tmp_path):
+    torch = pytest.importorskip("torch")
+
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "touched"), "w"))
+
+    torch.save({"a": Evil()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ConversionError, match="cannot be read"):
+        open_checkpoint(tmp_path)
+    assert not (tmp_path / "touched").exists()

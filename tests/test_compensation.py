@@ -1,0 +1,84 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from icp_jax import compensate, keep_zeros
+
+
+def affine(params, x):
+    return x @ params["kernel"] + params["bias"]
+
+
+@pytest.fixture
+def problem():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(24, 5, 8)).astype(np.float32)
+    true = {"kernel": rng.normal(size=(8, 4)), "bias": rng.normal(size=4)}
+    true = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), true)
+    start = jax.tree.map(lambda a: a + 0.1, true)
+    return start, x, np.asarray(affine(true, x))
+
+
+def test_lowers_the_loss_and_leaves_its_input_alone(problem):
+    params, x, y = problem
+    before = jax.tree.map(np.array, params)
+    tuned, report = compensate(affine, params, x, y, epochs=5, lr=1e-2, gamma=0.9)
+    assert report.after < 0.05 * report.before
+    assert len(report.epochs) == 5 and report.epochs[-1] < report.epochs[0]
+    for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert np.mean((affine(tuned, x) - y) ** 2) < 0.05 * np.mean((affine(params, x) - y) ** 2)
+
+
+def test_equals_a_plain_optax_loop(problem):
+    params, x, y = problem
+    tuned, _ = compensate(affine, params, x, y, epochs=2, lr=1e-3, gamma=0.5, seed=7)
+    with jax.numpy_dtype_promotion("standard"):
+        for epoch in range(2):
+            tx = optax.adam(1e-3 * 0.5**epoch)
+            state = tx.init(params) if epoch == 0 else state
+            for i in np.random.default_rng((7, epoch)).permutation(len(x)):
+                grads = jax.grad(lambda p, i=i: jnp.mean((affine(p, x[i]) - y[i]) ** 2))(params)
+                updates, state = tx.update(grads, state)
+                params = optax.apply_updates(params, updates)
+    for a, b in zip(jax.tree.leaves(tuned), jax.tree.leaves(params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_keep_is_held(problem):
+    params, x, y = problem
+    mask = np.random.default_rng(1).random((8, 4)) > 0.5
+    tuned, report = compensate(affine, params, x, y, epochs=3, lr=1e-2, keep={"kernel": mask})
+    assert np.all(np.asarray(tuned["kernel"])[~mask] == 0)
+    assert np.all(np.asarray(tuned["kernel"])[mask] != 0)
+    assert report.epochs[2] < report.epochs[0]
+
+
+def test_zero_epochs_change_nothing(problem):
+    params, x, y = problem
+    tuned, report = compensate(affine, params, x, y, epochs=0)
+    assert report.before == report.after and report.epochs == ()
+    np.testing.assert_array_equal(tuned["kernel"], params["kernel"])
+
+
+def test_refuses_what_does_not_pair(problem):
+    params, x, y = problem
+    with pytest.raises(ValueError, match="24 inputs and 23 targets"):
+        compensate(affine, params, x, y[:-1])
+
+
+@pytest.mark.parametrize("make", [optax.sgd, optax.adamw, lambda lr: optax.lion(lr)])
+def test_keep_zeros_in_the_users_own_loop(make):
+    with jax.numpy_dtype_promotion("standard"):
+        params = {"kernel": jnp.asarray([[0.0, 1.0], [2.0, 0.0]]), "bias": jnp.zeros(2)}
+        tx = keep_zeros(make(1e-1), {"kernel": params["kernel"] != 0})
+        state = tx.init(params)
+        for _ in range(3):
+            grads = jax.grad(lambda p: jnp.sum((p["kernel"] + p["bias"] - 3) ** 2))(params)
+            updates, state = tx.update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+        kernel = np.asarray(params["kernel"])
+        assert kernel[0, 0] == kernel[1, 1] == 0
+        assert kernel[0, 1] != 1 and np.all(np.asarray(params["bias"]) != 0)
