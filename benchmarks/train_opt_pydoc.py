@@ -135,7 +135,8 @@ def export(params, folder: Path) -> None:
     """Through the converters' own table: the same path that pruned checkpoints take."""
     placed = [p for p in table_for("opt").place(CONFIG) if p.path[1:2] != ("lm_head",)]
     half = np.dtype(np.float16)
-    writer = Writer(folder, plan_layout({p.name: (half, p.shape) for p in placed}, {"format": "pt"}))
+    layout = plan_layout({p.name: (half, p.shape) for p in placed}, {"format": "pt"})
+    writer = Writer(folder, layout)
     for p in placed:
         writer.write(p.name, p.to_torch(np.asarray(lookup(params, p.path)).astype(half)))
     writer.close()

@@ -74,7 +74,7 @@ def _options(kind: type, prefix: str = "") -> Iterator[str]:
     for field in dataclasses.fields(kind):
         name = f"{prefix}{field.name.replace('_', '-')}"
         if dataclasses.is_dataclass(field.default_factory):
-            yield from _options(field.default_factory, f"{name}.")  # type: ignore[arg-type]
+            yield from _options(field.default_factory, f"{name}.")
         else:
             yield f"--{name}"
 
@@ -98,7 +98,8 @@ def main(argv: list[str] | None = None) -> int:
     from converters.rules import ConversionError
 
     args = sys.argv[1:] if argv is None else argv
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads and XLA's get in each other's way
+    # OpenBLAS' threads and XLA's get in each other's way: seconds lost in a Cholesky.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     with contextlib.suppress(ValueError):  # not the main thread: signals stay as they are
         signal.signal(signal.SIGTERM, _terminate)
     try:

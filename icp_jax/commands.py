@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
-from icp_jax.config import RunConfig
+from icp_jax.config import Dtype, RunConfig
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Eval:
     """wikitext2, ptb, c4, or a path: .txt, .jsonl[.gz], .npy of token ids, or an Arrow folder."""
     seq_len: int | None = None
     """Tokens a window. Unset: the model's context, at most 2048."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Dtype = "auto"
     """What blocks compute in; auto is bfloat16 on GPU and TPU, float32 on CPU."""
     json: bool = False
     """Print one JSON object on standard output, and nothing else there."""

@@ -92,13 +92,14 @@ def compensate(
     inputs, targets = np.asarray(inputs), np.asarray(targets)
     size, total = streams.gather_size(inputs), epochs * len(inputs)
     few = np.arange(min(size, 8, max(1, len(inputs) // 16)))
-    (_, probe, valid), = streams.batches((inputs, targets), size, few)
+    ((_, probe, valid),) = streams.batches((inputs, targets), size, few)
     params = jax.tree.map(lambda p: jnp.array(p, copy=True), params)  # the steps donate theirs
     before = _probe(apply, params, keep, *probe, valid)
     state, means, done = _adam.init(params), [], 0
     for epoch in range(epochs):
         order = np.random.default_rng((*_sequence(seed), epoch)).permutation(len(inputs))
-        losses, seen = [], 0
+        losses: list[jax.Array] = []
+        seen = 0
         rate = np.float32(lr * gamma**epoch)
         for where, sent, count in streams.batches((inputs, targets), size, order):
             params, state, loss = _steps(apply, params, state, keep, *sent, count, rate)

@@ -1,4 +1,4 @@
-"""The settings of a run: frozen dataclasses. The command line and `configs/` fill in the same ones."""
+"""The settings of a run: frozen dataclasses that the command line and `configs/` fill in."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Literal
 
 from icp_jax.errors import InputError
 
+Dtype = Literal["auto", "float32", "bfloat16"]
 MethodName = Literal["icp", "sparsegpt", "wanda", "magnitude"]
 
 
@@ -23,9 +24,9 @@ class PruneConfig:
     pattern: str | None = None
     """n:m, such as 2:4: keep n of every m consecutive inputs. Replaces sparsity, alpha, beta."""
     alpha: float | None = None
-    """Last block's sparsity over the mean; 1 is uniform. Unset: 0.691 for icp, 1 for the others."""
+    """Last block's share of the mean sparsity; 1 is uniform. Unset: 0.691 for icp, else 1."""
     beta: float | None = None
-    """Share of their sparsity that layers give up to others. Unset: 0.2 for icp, 0 for the others."""
+    """Share of their sparsity that layers give up to others. Unset: 0.2 for icp, else 0."""
     rearrange: str | None = None
     """Which layers give and which take, GIVES-TAKES. Unset: the family's own, qkv-f2 for OPT."""
     damping: float = 0.01
@@ -71,7 +72,7 @@ class RunConfig:
     prune: PruneConfig = field(default_factory=PruneConfig)
     compensate: CompensateConfig = field(default_factory=CompensateConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Dtype = "auto"
     """What blocks compute in; auto is bfloat16 on GPU and TPU, float32 on CPU."""
     seed: int = 0
     """The order of the samples in compensation."""
@@ -83,7 +84,7 @@ def check(config: RunConfig) -> None:
     if not 0 <= p.sparsity < 1:
         raise InputError(f"sparsity must be in [0, 1), got {p.sparsity:g}")
     if p.pattern is not None and (p.alpha is not None or p.beta is not None):
-        raise InputError("alpha and beta apply to unstructured pruning: leave them out with pattern")
+        raise InputError("alpha and beta apply to unstructured pruning only: drop them or pattern")
     for name, value, least in (
         ("prune.block_size", p.block_size, 1),
         ("compensate.epochs", c.epochs, 0),
@@ -94,13 +95,13 @@ def check(config: RunConfig) -> None:
     ):
         if value < least:
             raise InputError(f"{name} must be at least {least}, got {value}")
-    for name, value in (
+    for name, rate in (
         ("prune.damping", p.damping),
         ("compensate.lr", c.lr),
         ("compensate.gamma", c.gamma),
     ):
-        if not 0 < value < float("inf"):
-            raise InputError(f"{name} must be a positive number, got {value:g}")
+        if not 0 < rate < float("inf"):
+            raise InputError(f"{name} must be a positive number, got {rate:g}")
 
 
 def folder() -> Path:

@@ -163,7 +163,8 @@ class Encoder:
     """Text to ids by the model's own tokenizer, loaded when the first text comes."""
 
     def __init__(self, folder: Path, vocab_size: int):
-        self.folder, self.vocab_size, self._tokenizer = folder, vocab_size, None
+        self.folder, self.vocab_size = folder, vocab_size
+        self._tokenizer: Any = None
 
     def __call__(self, piece: Piece) -> np.ndarray:
         """Token ids, int32, checked against the vocabulary."""
@@ -175,17 +176,22 @@ class Encoder:
             )
         return ids.astype(np.int32)
 
-    def _encode(self, text: str) -> np.ndarray:
-        if self._tokenizer is None:
-            from transformers import AutoTokenizer
+    def _load(self) -> Any:
+        from transformers import AutoTokenizer
 
-            try:
-                self._tokenizer = AutoTokenizer.from_pretrained(self.folder)
-            except Exception as error:  # the library's errors share no base
-                raise InputError(
-                    f"{self.folder} has no tokenizer that can be loaded "
-                    f"({_first_line(error)}); give token ids (.npy, .jsonl) instead of text"
-                ) from None
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.folder)
+            if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+                raise ValueError("no vocabulary")  # what transformers makes of no files at all
+        except Exception as error:  # the library's errors share no base
+            raise InputError(
+                f"{self.folder} has no tokenizer that can be loaded "
+                f"({_first_line(error)}); give token ids (.npy, .jsonl) instead of text"
+            ) from None
+        return tokenizer
+
+    def _encode(self, text: str) -> np.ndarray:
+        self._tokenizer = self._tokenizer or self._load()
         return np.asarray(self._tokenizer(text, verbose=False)["input_ids"], np.int64)
 
 
@@ -228,8 +234,9 @@ def calibration_tokens(
 
 def joined(corpus: Corpus, encode: Callable[[Piece], np.ndarray]) -> np.ndarray:
     """All of a corpus as one run of ids."""
-    if corpus.pieces and all(isinstance(piece, str) for piece in corpus.pieces):
-        return encode(corpus.gap.join(corpus.pieces))
+    texts = [piece for piece in corpus.pieces if isinstance(piece, str)]
+    if texts and len(texts) == len(corpus.pieces):
+        return encode(corpus.gap.join(texts))
     return np.concatenate([encode(piece) for piece in corpus.pieces] or [np.empty(0, np.int32)])
 
 

@@ -45,9 +45,7 @@ def _bisect(count_below, want, top: int, axis_shape) -> Int[Array, "*r"]:
     return jax.lax.fori_loop(0, max(top, 1).bit_length(), step, (low, high))[0]
 
 
-def keep_largest(
-    scores: Float[Array, "r c"], budget: Int[Array, "r"]
-) -> Bool[Array, "r c"]:
+def keep_largest(scores: Float[Array, "r c"], budget: Int[Array, "r"]) -> Bool[Array, "r c"]:
     """False at the `budget[i]` smallest scores of row i, ties to the lowest index.
 
     The k-th value is found by bisecting the bits of the float: 31 passes that count, no sort.

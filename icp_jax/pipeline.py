@@ -8,10 +8,10 @@ feeds it; then block t+1 is tuned, still dense, to turn the sparse stream into t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +33,8 @@ Progress = Callable[[int, str, int, int, float | None], None]
 class Source(Protocol):
     """Where blocks come from: leaves are NumPy arrays in the dtype they are stored in."""
 
-    family: Family
-
+    @property
+    def family(self) -> Family: ...
     def shapes(self, t: int) -> Shapes: ...
     def embed(self) -> Params: ...
     def block(self, t: int) -> Params: ...
@@ -70,7 +70,7 @@ class BlockReport:
 # ---------------------------------------------------------------- budgets
 
 
-def budgets(family: Family, shapes: list[Shapes], config: PruneConfig) -> list[dict[str, int]]:
+def budgets(family: Family, shapes: Sequence[Shapes], config: PruneConfig) -> list[dict[str, int]]:
     """Zeros of every linear of every block. Raises InputError before any work is done."""
     method, pattern = METHODS[config.method], parse_pattern(config.pattern)
     if pattern is not None:
@@ -180,11 +180,13 @@ def _float32(params):
 # ---------------------------------------------------------------- the loop
 
 
-def compute_dtype(name: str) -> str:
+def compute_dtype(name: str) -> Literal["float32", "bfloat16"]:
     """`auto` resolved: bfloat16 on an accelerator, float32 on the CPU."""
-    if name != "auto":
-        return name
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if name == "float32" or (name == "auto" and jax.default_backend() == "cpu"):
+        return "float32"
+    if name in ("auto", "bfloat16"):
+        return "bfloat16"
+    raise InputError(f"dtype must be auto, float32 or bfloat16, got {name!r}")
 
 
 def to_device(params: Params) -> Params:
@@ -203,7 +205,7 @@ def prune_block(
     """Prune every linear of a block to its budget; linears that read one tap share its factor."""
     method, pattern = METHODS[config.method], parse_pattern(config.pattern)
     options = {"block": config.block_size} if method.walks else {}
-    prepared = {tap: method.prepare(moments[tap], np.float32(config.damping)) for tap in moments}
+    prepared = {tap: method.prepare(moments[tap], float(config.damping)) for tap in moments}
     pruned, found = dict(params), []
     for k, spec in enumerate(family.linears):
         kernel = params[spec.name]["kernel"]

@@ -66,7 +66,7 @@ class FolderSource:
         for rule in self._parts[part]:
             tensor = self.reader.read(rule.name)
             if not np.all(np.isfinite(tensor)):
-                raise InputError(f"tensor {rule.name!r} has values that are not finite (NaN or inf)")
+                raise InputError(f"tensor {rule.name!r} has values that are not finite: NaN or inf")
             insert(tree, rule.path[len(part) :], rule.to_tree(tensor))
         return tree
 
@@ -134,7 +134,10 @@ class Model:
         x = family.embed.apply({"params": params["embed"]}, tokens)
         for t in range(family.n_blocks):
             x = family.block_at(t).apply({"params": params["blocks"][str(t)]}, x)
-        return family.head.apply({"params": params["head"]}, x, family.head_table(params["embed"]))
+        table = family.head_table(params["embed"])
+        logits = family.head.apply({"params": params["head"]}, x, table)
+        assert isinstance(logits, jax.Array)  # apply returns a pair only with `mutable`
+        return logits
 
 
 class TreeSink:

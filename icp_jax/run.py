@@ -86,7 +86,8 @@ def plan(config: RunConfig) -> Plan:
     full, counts = resolved(config, source), _budgets(config, source)
     family, n, t = source.family, full.calibration.samples, full.calibration.seq_len or 0
     roles = {spec.name: spec.role for spec in family.linears}
-    layers, flops = [], 0.0
+    layers: list[dict[str, Any]] = []
+    flops = 0.0
     method = METHODS[full.prune.method]
     epochs = full.compensate.epochs if method.compensates else 0
     for b, block in enumerate(counts):

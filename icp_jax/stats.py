@@ -15,14 +15,14 @@ class Sums(NamedTuple):
     """Running sums of x xᵀ of one tap."""
 
     panels: tuple[Float[Array, "p d"], ...]  # row panel k covers the columns from its start on
-    count: Int[Array, ""]  # rows (tokens) seen
+    rows: Int[Array, ""]  # tokens seen
 
 
 class Moments(NamedTuple):
     """Second moments of a linear's input."""
 
     second: Float[Array, "d d"]  # mean of x xᵀ over tokens, float32
-    count: Int[Array, ""]  # tokens
+    tokens: Int[Array, ""]
 
 
 def zeros(inputs: int) -> Sums:
@@ -46,7 +46,7 @@ def add(sums: Sums, x: Float[Array, "n d"], count: Int[Array, ""]) -> Sums:
             preferred_element_type=jnp.float32,
         )
         panels.append(panel + product)
-    return Sums(tuple(panels), sums.count + count)
+    return Sums(tuple(panels), sums.rows + count)
 
 
 @jax.jit
@@ -58,7 +58,7 @@ def moments(sums: Sums) -> Moments:
     )
     upper = jnp.triu(upper)
     second = upper + jnp.triu(upper, 1).T
-    return Moments(second / jnp.maximum(sums.count, 1).astype(jnp.float32), sums.count)
+    return Moments(second / jnp.maximum(sums.rows, 1).astype(jnp.float32), sums.rows)
 
 
 def from_inputs(x: Float[Array, "n d"]) -> Moments:

@@ -72,8 +72,7 @@ def advance(
     pending: tuple[slice, Any, Any] | None = None
     results = []
 
-    def finish():
-        where, y, aux = pending
+    def finish(where, y, aux):
         out[where] = np.asarray(y)[: where.stop - where.start]
         results.append(aux)
         tick(where.stop, len(out))
@@ -81,7 +80,8 @@ def advance(
     for where, sent, valid in batches(arrays, size):
         y, aux = step(*sent, valid)
         if pending is not None:
-            finish()
+            finish(*pending)
         pending = (where, y, aux)
-    finish()
+    if pending is not None:
+        finish(*pending)
     return jax.device_get(results)

@@ -129,12 +129,12 @@ def compilations(action):
 
 
 def test_blocks_share_compiled_functions_and_settings_compile_nothing(tmp_path, tokens):
-    models = {
-        n: icp_jax.load(write_opt(tmp_path / str(n), num_hidden_layers=n)) for n in (2, 6)
-    }
+    models = {n: icp_jax.load(write_opt(tmp_path / str(n), num_hidden_layers=n)) for n in (2, 6)}
 
     def run(n, **settings):
-        compensation = CompensateConfig(epochs=settings.pop("epochs", 1), lr=settings.pop("lr", 1e-4))
+        compensation = CompensateConfig(
+            epochs=settings.pop("epochs", 1), lr=settings.pop("lr", 1e-4)
+        )
         settings = {"sparsity": 0.5, **settings}
         return lambda: icp_jax.prune(models[n], tokens, compensation=compensation, **settings)
 

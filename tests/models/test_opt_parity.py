@@ -81,9 +81,9 @@ def test_taps_are_the_inputs_of_the_linears():
     for name, module in (("q_proj", layer.self_attn.q_proj), ("fc2", layer.fc2)):
         module.register_forward_hook(lambda m, i, o, name=name: seen.update({name: i[0]}))
     _layer(torch, layer, x)
-    _, found = jax.jit(
-        lambda p, x: family.block.apply({"params": p}, x, mutable=["taps"])
-    )(tree["blocks"]["0"], x)
+    _, found = jax.jit(lambda p, x: family.block.apply({"params": p}, x, mutable=["taps"]))(
+        tree["blocks"]["0"], x
+    )
     for name, tap in (("q_proj", "qkv_in"), ("fc2", "fc2_in")):
         ours = np.asarray(found["taps"][tap][0]).reshape(-1)
         np.testing.assert_allclose(ours, seen[name].detach().numpy().reshape(-1), atol=1e-5)

@@ -69,6 +69,6 @@ def test_wanda_compares_within_an_output():
 
 
 def test_magnitude_is_the_smallest_of_the_tensor():
-    kernel, moments = problem()
+    kernel, _ = problem()
     _, keep = run("magnitude", kernel, None, 1234)
     assert np.abs(kernel)[~keep].max() <= np.abs(kernel)[keep].min()

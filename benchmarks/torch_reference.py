@@ -1,0 +1,225 @@
+"""The algorithm of `icp_jax` in plain PyTorch, on the CPU: what `bench_prune.py` compares with.
+
+OPT decoder layers, the two streams, SparseGPT and compensation, in float32 and as a PyTorch user
+would write them. It does no more work than it must: q, k and v share one second moment and one
+factor, statistics stop before the last linear, attention is eager or fused, Adam is the fused
+one, and the reports of `icp_jax` (errors of layers and streams, losses on a probe) are left out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+Params = dict[str, torch.Tensor]
+TAPS = {  # tap -> the linears that read it
+    "qkv_in": ("q_proj", "k_proj", "v_proj"),
+    "out_in": ("out_proj",),
+    "fc1_in": ("fc1",),
+    "fc2_in": ("fc2",),
+}
+
+
+def from_tree(tree: dict[str, dict[str, np.ndarray]]) -> Params:
+    """A block of `icp_jax` with PyTorch's names; weights are `[out, in]`."""
+    names = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+    return {
+        f"{module}.{names[leaf]}": torch.from_numpy(np.ascontiguousarray(array.T))
+        for module, leaves in tree.items()
+        for leaf, array in leaves.items()
+    }
+
+
+# ---------------------------------------------------------------- the block
+
+
+class Block:
+    """One OPT decoder layer with layer norm before: `[b, t, D]` to `[b, t, D]`.
+
+    attention: "eager", the whole score matrix, or "fused", PyTorch's own kernel.
+    """
+
+    def __init__(self, heads: int, length: int, attention: str):
+        self.heads, self.fused = heads, attention == "fused"
+        self.mask = torch.full((length, length), float("-inf")).triu(1)
+
+    def __call__(self, p: Params, x: torch.Tensor) -> torch.Tensor:
+        x, y = self.hidden(p, x)
+        return x + _linear(p, "fc2", y)
+
+    def hidden(self, p: Params, x, see: Callable[[str, torch.Tensor], None] = lambda tap, y: None):
+        """(the residual stream, the input of fc2); `see` is shown every tap."""
+        y = _norm(p, "self_attn_layer_norm", x)
+        see("qkv_in", y)
+        q, k, v = (self._split(_linear(p, name, y)) for name in TAPS["qkv_in"])
+        y = self._attend(q, k, v).transpose(1, 2).reshape(x.shape)
+        see("out_in", y)
+        x = x + _linear(p, "out_proj", y)
+        y = _norm(p, "final_layer_norm", x)
+        see("fc1_in", y)
+        y = F.relu(_linear(p, "fc1", y))
+        see("fc2_in", y)
+        return x, y
+
+    def _split(self, y):
+        return y.view(*y.shape[:2], self.heads, -1).transpose(1, 2)
+
+    def _attend(self, q, k, v):
+        if self.fused:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + self.mask
+        return torch.softmax(scores, -1) @ v
+
+
+def _linear(p: Params, name: str, x):
+    return F.linear(x, p[f"{name}.weight"], p[f"{name}.bias"])
+
+
+def _norm(p: Params, name: str, x):
+    return F.layer_norm(x, x.shape[-1:], p[f"{name}.weight"], p[f"{name}.bias"], 1e-5)
+
+
+# ---------------------------------------------------------------- SparseGPT
+
+
+def factor(second: torch.Tensor, damping: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """(U, dead) of H = 2·E[x xᵀ], damped, with H⁻¹ = Uᵀ U."""
+    h = 2.0 * second
+    diagonal = h.diagonal()
+    dead = diagonal == 0
+    diagonal[dead] = 1.0
+    diagonal += damping * diagonal.mean()
+    h = torch.cholesky_inverse(torch.linalg.cholesky(h))
+    return torch.linalg.cholesky(h, upper=True), dead
+
+
+def sparsegpt(
+    weight: torch.Tensor, upper: torch.Tensor, dead: torch.Tensor, zeros: int, width: int
+) -> torch.Tensor:
+    """Prune `zeros` entries of `weight` `[out, in]`, in equal shares of `width` inputs a time."""
+    w = weight.T.contiguous()  # [in, out]: what the walk touches lies together
+    w[dead] = 0.0
+    inputs = len(w)
+    for start in range(0, inputs, width):
+        end = min(start + width, inputs)
+        u, w1 = upper[start:end, start:end], w[start:end]
+        diagonal = u.diagonal()
+        scores = (w1 / diagonal[:, None]).square()
+        count = zeros * end // inputs - zeros * start // inputs
+        gone = torch.zeros_like(scores, dtype=torch.bool)
+        if count:
+            gone = scores <= scores.flatten().kthvalue(count).values
+        errors = torch.zeros_like(w1)
+        for i in range(end - start):
+            errors[i] = torch.where(gone[i], w1[i], 0.0) / diagonal[i]
+            w1[i + 1 :].addr_(u[i, i + 1 :], errors[i], alpha=-1)
+        w1.masked_fill_(gone, 0.0)
+        w[end:].addmm_(upper[start:end, end:].T, errors, alpha=-1)
+    return w.T.contiguous()
+
+
+# ---------------------------------------------------------------- the loop
+
+
+def advance(step: Callable, stream: torch.Tensor, batch: int, out: torch.Tensor) -> None:
+    """`out = step(stream)`, `batch` samples at a time; the two may be one tensor."""
+    with torch.no_grad():
+        for start in range(0, len(stream), batch):
+            out[start : start + batch] = step(stream[start : start + batch])
+
+
+def second_moments(block: Block, p: Params, stream: torch.Tensor, batch: int) -> Params:
+    """Mean of x xᵀ over all tokens, by tap."""
+    sums: Params = {}
+
+    def add(tap, y):
+        rows = y.reshape(-1, y.shape[-1])
+        if tap not in sums:
+            sums[tap] = torch.zeros(rows.shape[1], rows.shape[1])
+        sums[tap].addmm_(rows.T, rows)
+
+    with torch.no_grad():
+        for start in range(0, len(stream), batch):
+            block.hidden(p, stream[start : start + batch], add)
+    return {tap: total / (len(stream) * stream.shape[1]) for tap, total in sums.items()}
+
+
+def compensate(
+    block: Block, p: Params, inputs, targets, seed: tuple[int, int], epochs: int, lr, gamma
+) -> Params:
+    """Adam on the mean squared error, one sample a step, in `icp_jax.compensate`'s order."""
+    p = {name: leaf.clone().requires_grad_() for name, leaf in p.items()}
+    adam = torch.optim.Adam(p.values(), lr=lr, fused=True)
+    for epoch in range(epochs):
+        adam.param_groups[0]["lr"] = lr * gamma**epoch
+        for i in np.random.default_rng((*seed, epoch)).permutation(len(inputs)):
+            loss = F.mse_loss(block(p, inputs[i : i + 1]), targets[i : i + 1])
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+    return {name: leaf.detach() for name, leaf in p.items()}
+
+
+def prune_blocks(
+    blocks: list[Params],
+    embed: dict[str, torch.Tensor],
+    tokens: torch.Tensor,
+    budgets: list[dict[str, int]],
+    *,
+    heads: int,
+    attention: str,
+    batch: int,
+    epochs: int,
+    lr: float,
+    gamma: float,
+    damping: float,
+    width: int,
+    seed: int,
+    sink: Callable[[int, Params], None] = lambda t, p: None,
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """The loop of ICP over stored `blocks`; returns (final sparse stream, seconds by phase)."""
+    seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def clock(phase):
+        started = time.perf_counter()
+        yield
+        seconds[phase] += time.perf_counter() - started
+
+    length = tokens.shape[1]
+    block = Block(heads, length, attention)
+    positions = embed["positions"][2 : length + 2]
+    sparse = torch.empty(*tokens.shape, positions.shape[1])
+    advance(lambda ids: F.embedding(ids, embed["tokens"]) + positions, tokens, batch, sparse)
+    p, dense = blocks[0], torch.empty_like(sparse)
+    with clock("dense"):
+        advance(lambda x: block(p, x), sparse, batch, dense)
+    for t, budget in enumerate(budgets):
+        with clock("statistics"):
+            moments = second_moments(block, p, sparse, batch)
+        with clock("prune"):
+            p = dict(p)
+            for tap, linears in TAPS.items():
+                upper, dead = factor(moments.pop(tap), damping)
+                for name in linears:
+                    key = f"{name}.weight"
+                    p[key] = sparsegpt(p[key], upper, dead, budget[name], width)
+            del upper, dead
+        with clock("sparse"):
+            advance(lambda x: block(p, x), sparse, batch, sparse)  # noqa: B023
+        sink(t, p)
+        if t + 1 == len(budgets):
+            break
+        with clock("dense"):
+            p = blocks[t + 1]
+            advance(lambda x: block(p, x), dense, batch, dense)  # noqa: B023
+        if epochs:
+            with clock("compensate"):
+                p = compensate(block, p, sparse, dense, (seed, t + 1), epochs, lr, gamma)
+    return sparse, dict(seconds)

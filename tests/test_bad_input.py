@@ -1,0 +1,266 @@
+"""Bad input: one line that says what is wrong, status 2, nothing written, the source untouched."""
+
+import errno
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import write_opt
+
+from icp_jax.cli import main
+
+
+@pytest.fixture
+def place(tmp_path, opt_folder, bundled):
+    """A model folder to spoil, a calibration text, and a folder in which nothing may appear."""
+    shutil.copytree(opt_folder, tmp_path / "model")
+    text = (bundled / "calibration.txt").read_text()[:6000]
+    (tmp_path / "text.txt").write_text(text)
+    (tmp_path / "work").mkdir()
+    return tmp_path
+
+
+def edit_config(place, **changes):
+    path = place / "model" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def respell(place, **options):
+    """The model written anew, with other weights or another layout."""
+    shutil.rmtree(place / "model")
+    write_opt(place / "model", **options)
+
+
+def weights(place):
+    return place / "model" / "model.safetensors"
+
+
+def truncate(place):
+    data = weights(place).read_bytes()
+    weights(place).write_bytes(data[: len(data) // 2])
+
+
+def drop_shard(place):
+    respell(place, shard_bytes=60_000)
+    sorted((place / "model").glob("model-*.safetensors"))[1].unlink()
+
+
+def repeat_tensor(place):
+    respell(place, shard_bytes=60_000)
+    first, second = sorted((place / "model").glob("model-*.safetensors"))[:2]
+    index = place / "model" / "model.safetensors.index.json"
+    text = index.read_text().replace(second.name, "model-copy.safetensors")
+    index.write_text(text)
+    shutil.copy(first, place / "model" / "model-copy.safetensors")
+
+
+def rename_tensor(old, new):
+    def spoil(place):
+        data = weights(place).read_bytes()
+        assert old in data and len(old) == len(new)
+        weights(place).write_bytes(data.replace(old, new, 1))
+
+    return spoil
+
+
+def set_weight(value):
+    def spoil(place):
+        from safetensors.numpy import load_file, save_file
+
+        tensors = dict(load_file(weights(place)))
+        tensors["model.decoder.layers.1.fc2.weight"] = value(
+            tensors["model.decoder.layers.1.fc2.weight"]
+        )
+        save_file(tensors, weights(place), {"format": "pt"})
+
+    return spoil
+
+
+def one_nan(w):
+    w = w.copy()
+    w[3, 4] = np.nan
+    return w
+
+
+def overflowing(place):
+    respell(place, dtype=np.float32)
+    set_weight(lambda w: np.full_like(w, 3e38))(place)
+
+
+def write(name, content):
+    return lambda place: (place / name).write_bytes(content)
+
+
+def ids(name, values):
+    return lambda place: np.save(place / name, np.asarray(values))
+
+
+NONE = lambda place: None  # noqa: E731
+DATA = "--calibration.data"
+# what is spoilt, the arguments after `prune --model M --out O --calibration.data text.txt`, what
+# the line says. A later --model, --out or --calibration.data replaces the earlier one.
+CASES = {
+    "unknown architecture": (
+        lambda p: edit_config(p, model_type="bert"), [], "'bert' is not supported; supported: .*opt"),
+    "no config": (lambda p: (p / "model/config.json").unlink(), [], "has no config.json"),
+    "config is not JSON": (write("model/config.json", b"{"), [], "config.json is not JSON"),
+    "config lacks a field": (
+        lambda p: (p / "model/config.json").write_text('{"model_type": "opt"}'), [],
+        "config.json has no '"),
+    "no weights": (lambda p: weights(p).unlink(), [], "no weights in"),
+    "missing shard": (drop_shard, [], "missing shard 'model-00002"),
+    "duplicate tensor": (repeat_tensor, [], "duplicate tensor 'model"),
+    "truncated safetensors": (truncate, [], "truncated"),
+    "not safetensors": (write("model/model.safetensors", b"x" * 99), [], "safetensors is truncated"),
+    "wrong shape": (lambda p: edit_config(p, ffn_dim=65), [], "has shape .* the config says"),
+    "unknown tensor": (
+        rename_tensor(b"layers.1.fc2.bias", b"layers.1.fc3.bias"), [], "unknown tensor .*fc3.bias"),
+    "missing block": (lambda p: edit_config(p, num_hidden_layers=4), [], "missing tensor .*layers.3"),
+    "already quantized": (
+        lambda p: edit_config(p, quantization_config={}), [], "already quantized"),
+    "NaN in a weight": (set_weight(one_nan), [], "layers.1.fc2.weight' has values that are not"),
+    "NaN from a block": (overflowing, [], "block 1 gives values that are not finite"),
+    "unknown activation": (
+        lambda p: edit_config(p, activation_function="mish"), [], "'mish' is not supported"),
+    "text shorter than a window": (write("text.txt", b"short"), [], "shorter than one window of 32"),
+    "text is not UTF-8": (write("text.txt", b"\xff\xfe\xfa"), [], "not UTF-8"),
+    "no such data": (NONE, [DATA, "nowhere.txt"], "no data 'nowhere.txt'"),
+    "data of another kind": (write("a.csv", b"a,b"), [DATA, "a.csv"], "expected .txt, .jsonl"),
+    "bad JSON line": (
+        write("a.jsonl", b'{"text": "a"}\n{"tex'), [DATA, "a.jsonl"], "line 2 is not JSON"),
+    "line without text": (write("a.jsonl", b'{"a": 1}'), [DATA, "a.jsonl"], "neither 'text' nor"),
+    "gz that is not": (write("a.jsonl.gz", b"zz"), [DATA, "a.jsonl.gz"], "cannot be read"),
+    "folder that datasets did not save": (NONE, [DATA, "model"], "not a folder that datasets saved"),
+    "ids that are not integers": (ids("a.npy", [0.5] * 99), [DATA, "a.npy"], "integer token ids"),
+    "ids beyond the vocabulary": (
+        ids("a.npy", [5000] * 99), [DATA, "a.npy"], "vocabulary of 2048"),
+    "no tokenizer": (
+        lambda p: [(p / "model" / n).unlink() for n in ("tokenizer.json", "tokenizer_config.json")],
+        [], "no tokenizer that can be loaded"),
+    "dataset out of reach": (NONE, [DATA, "wikitext2"], "dataset wikitext2 could not be loaded"),
+    "window beyond the context": (
+        NONE, ["--calibration.seq-len", "64"], "from 2 to the model's context 32, got 64"),
+    "no samples": (NONE, ["--calibration.samples", "0"], "samples must be at least 1"),
+    "sparsity of one": (NONE, ["--prune.sparsity", "1"], r"sparsity must be in \[0, 1\), got 1"),
+    "sparsity below zero": (NONE, ["--prune.sparsity", "-0.1"], r"sparsity must be in \[0, 1\)"),
+    "sparsity is NaN": (NONE, ["--prune.sparsity", "nan"], r"sparsity must be in \[0, 1\)"),
+    "alpha and beta infeasible": (
+        NONE, ["--prune.sparsity", ".8", "--prune.beta", ".9"], r"largest feasible beta is 0\.\d{4}"),
+    "alpha infeasible": (
+        NONE, ["--prune.sparsity", ".9", "--prune.alpha", "0"], "alpha must be above"),
+    "bad rearrangement": (NONE, ["--prune.rearrange", "qkv"], "GIVES-TAKES; named ones: qkvof1-f2"),
+    "bad pattern": (NONE, ["--prune.pattern", "4:2"], "not n:m"),
+    "pattern that does not divide": (NONE, ["--prune.pattern", "3:7"], "no multiple of 7"),
+    "pattern and alpha": (
+        NONE, ["--prune.pattern", "2:4", "--prune.alpha", "1"], "apply to unstructured"),
+    "damping of zero": (NONE, ["--prune.damping", "0"], "damping must be a positive"),
+    "learning rate is NaN": (NONE, ["--compensate.lr", "nan"], "lr must be a positive"),
+    "unknown option": (NONE, ["--prune.sparcity", ".5"], "did you mean --prune.sparsity"),
+    "option without its group": (NONE, ["--sparsity", ".5"], "did you mean --prune.sparsity"),
+    "option without a value": (NONE, ["--dtype"], "Missing value for argument '--dtype'"),
+    "value of another type": (NONE, ["--prune.sparsity", "half"], "could not convert .*'half'"),
+    "unknown method": (NONE, ["--prune.method", "obs"], "invalid choice 'obs'"),
+    "stray argument": (NONE, ["extra"], "Unrecognized options: extra"),
+    "unknown config": (NONE, ["--config", "opt_1m"], "no config 'opt_1m': .*opt_125m"),
+    "config that fails": (
+        write("c.py", b"def get_config():\n    return 1 / 0\n"), ["--config", "c.py"],
+        "ZeroDivisionError"),
+    "config of another kind": (
+        write("c.py", b"def get_config():\n    return {}\n"), ["--config", "c.py"], "must return"),
+    "no such folder": (NONE, ["--model", "./nowhere"], "no such folder: ./nowhere"),
+    "model is a file": (NONE, ["--model", "text.txt"], "is a file"),
+    "hub id out of reach": (NONE, ["--model", "nobody/nothing"], "neither a folder here nor"),
+    "output exists": (
+        lambda p: (p / "work" / "out").mkdir(), [], "work/out exists already: choose another"),
+    "no folder for the output": (NONE, ["--out", "a/b/c"], "does not exist"),
+}  # fmt: skip
+
+
+def tree_hash(folder):
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        digest.update(str(path).encode() + (path.read_bytes() if path.is_file() else b""))
+    return digest.hexdigest()
+
+
+def run(place, capsys, monkeypatch, args, message):
+    monkeypatch.chdir(place)
+    source, before = tree_hash(place / "model"), sorted((place / "work").rglob("*"))
+    status = main(args)
+    out, err = capsys.readouterr()
+    lines = [line for line in err.splitlines() if not line.startswith("block ")]
+    assert status == 2 and len(lines) == 1, err
+    assert lines[0].startswith("icp-jax: ") and "Traceback" not in err
+    assert re.search(message, lines[0]), lines[0]
+    assert out == ""
+    assert sorted((place / "work").rglob("*")) == before
+    assert tree_hash(place / "model") == source
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_prune(place, capsys, monkeypatch, case):
+    spoil, extra, message = CASES[case]
+    spoil(place)
+    args = ["prune", "--model", "model", "--out", "work/out", DATA, "text.txt"]
+    args += ["--calibration.samples", "4", "--prune.sparsity", "0.5"]
+    run(place, capsys, monkeypatch, [*args, *extra], message)
+
+
+OTHERS = {
+    "unknown command": (["prun", "--model", "model"], "unknown command 'prun'; did you mean prune"),
+    "eval of a short text": (
+        ["eval", "model", "--data", "short.txt"], "evaluation data short.txt has .* one window of 32"),
+    "eval without data": (["eval", "model"], "data"),
+    "eval beyond the context": (
+        ["eval", "model", "--data", "text.txt", "--seq-len", "99"], "context 32, got 99"),
+    "convert onto something": (["convert", "model", "work"], "work exists already"),
+    "convert of nothing": (["convert", "./nowhere", "work/out"], "no such folder"),
+    "demo onto something": (["demo", "--out", "work"], "is not an earlier demo"),
+    "demo beyond": (["demo", "--out", "work/d", "--sparsity", "1.5"], r"sparsity must be in \[0, 1\)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_other_commands(place, capsys, monkeypatch, case):
+    (place / "short.txt").write_text("short")
+    run(place, capsys, monkeypatch, *OTHERS[case])
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EFBIG, errno.EDQUOT])
+def test_a_disk_that_fills(place, capsys, monkeypatch, code):
+    from converters.files import Writer
+
+    real, calls = Writer.write, []
+
+    def write(self, name, tensor):
+        calls.append(name)
+        if len(calls) == 20:
+            raise OSError(code, "no room")
+        real(self, name, tensor)
+
+    monkeypatch.setattr(Writer, "write", write)
+    args = ["prune", "--model", "model", "--out", "work/out", DATA, "text.txt"]
+    args += ["--calibration.samples", "4", "--prune.sparsity", "0.5"]
+    run(place, capsys, monkeypatch, args, "disk is full")
+    assert len(calls) == 20
+
+
+def test_a_true_limit_on_file_size(place):
+    """The same by the system's own hand: no file may grow beyond 100 kB."""
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
+        "from icp_jax.cli import main; sys.exit(main())"
+    )
+    args = ["prune", "--model", "model", "--out", "work/out", DATA, "text.txt"]
+    args += ["--calibration.samples", "4", "--prune.sparsity", "0.5"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *args], cwd=place, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and "disk is full" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+    assert list((place / "work").iterdir()) == []
