@@ -37,10 +37,10 @@ def load(model: str | Path, dtype: Any = None) -> Model:
 
 
 def calibrate(
-    model: Model, data_name: str, *, samples: int = 128, seq_len: int | None = None, seed: int = 0
+    model: Model, source: str | Path, *, samples: int = 128, seq_len: int | None = None, seed: int = 0
 ) -> np.ndarray:
     """Calibration tokens `[samples, T]`, by the model's tokenizer: see `CalibrationConfig.data`."""
-    config = CalibrationConfig(data_name, samples, seq_len, seed)
+    config = CalibrationConfig(str(source), samples, seq_len, seed)
     check(RunConfig(calibration=config))
     encode = data.Encoder(model.folder, int(model.config["vocab_size"]))
     return data.calibration_tokens(config, model.family.context, encode)
