@@ -28,9 +28,9 @@ from converters import table_for
 from converters.files import Writer, plan_layout
 from converters.rules import lookup
 from icp_jax.models import make_family
+from icp_jax.pruners import magnitude
 
-VOCAB, WINDOW, BATCH, BOS = 2048, 256, 8, 2
-RESIDUAL = (("out_proj", 12), ("fc2", 12))  # two a block
+VOCAB, WINDOW, BATCH, BOS = 2048, 256, 16, 2
 CONFIG = {
     "architectures": ["OPTForCausalLM"],
     "model_type": "opt",
@@ -112,10 +112,10 @@ def nll(family, params, tokens):
 
 
 def init(family, seed: int):
-    """Kernels of variance 1/inputs, less for those that write to the residual stream.
+    """Random params. The norms' scales are log-normal, so that features differ in size.
 
-    Together with no weight decay this leaves every weight its share of the work, as in models
-    trained for long: a decayed model has many small weights that nobody misses.
+    Trained OPTs have such features of unequal size, and they are why the size of a weight says
+    little about what it does; scales that all start at one would stay near one in a short run.
     """
     keys = jax.random.split(jax.random.key(seed), family.n_blocks + 2)
     tokens = jnp.zeros((1, WINDOW), jnp.int32)
@@ -123,10 +123,11 @@ def init(family, seed: int):
     embed = jax.tree.map(lambda leaf: leaf * 0.02 / leaf.std(), embed)
     x = jnp.zeros((1, WINDOW, family.hidden_size))
     blocks = {str(t): family.block.init(keys[t], x)["params"] for t in range(family.n_blocks)}
+    rng = np.random.default_rng(seed)
     for block in blocks.values():
-        for linear, depth in (("q_proj", 1), ("k_proj", 1), ("v_proj", 1), ("fc1", 1), *RESIDUAL):
-            kernel = block[linear]["kernel"]
-            block[linear]["kernel"] = kernel * (kernel.shape[0] * depth) ** -0.5 / 0.02
+        for norm in ("self_attn_layer_norm", "final_layer_norm"):
+            sizes = rng.lognormal(sigma=1.0, size=family.hidden_size).astype(np.float32)
+            block[norm]["scale"] = jnp.asarray(sizes)
     head = family.head.init(keys[-2], x, embed["tokens"]["embedding"])["params"]
     return {"embed": embed, "blocks": blocks, "head": head}
 
@@ -149,6 +150,18 @@ def evaluate(family, params, windows) -> float:
     return float(np.exp(np.mean(losses)))
 
 
+def by_magnitude(family, params, sparsity: float = 0.7):
+    """The params with the smallest weights of every linear of the blocks gone."""
+    blocks = {}
+    for t, block in params["blocks"].items():
+        blocks[t] = dict(block)
+        for spec in family.linears:
+            kernel = block[spec.name]["kernel"]
+            pruned, _ = magnitude(kernel, None, round(sparsity * kernel.size))
+            blocks[t][spec.name] = {**block[spec.name], "kernel": pruned}
+    return {**params, "blocks": blocks}
+
+
 def unigram(train: np.ndarray, windows: np.ndarray) -> float:
     counts = np.bincount(train, minlength=VOCAB) + 1.0
     return float(np.exp(-np.mean(np.log(counts / counts.sum())[windows[:, 1:]])))
@@ -157,8 +170,8 @@ def unigram(train: np.ndarray, windows: np.ndarray) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=4500)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--lr", type=float, default=2.5e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -208,7 +221,9 @@ def main() -> None:
             seconds = time.monotonic() - started
             print(f"step {k} loss {float(loss):.3f} {seconds:.0f} s", flush=True)
         if k % 500 == 499:
-            print(f"  held-out perplexity {evaluate(family, params, test):.2f}", flush=True)
+            dense = evaluate(family, params, test)
+            pruned = evaluate(family, by_magnitude(family, params), test)
+            print(f"  held-out perplexity {dense:.2f}, pruned {pruned:.2f}", flush=True)
 
     export(params, args.out)
     params = jax.tree.map(lambda x: x.astype(jnp.float16).astype(jnp.float32), params)
@@ -222,6 +237,7 @@ def main() -> None:
         "heldout_tokens": int(test.size),
         "seconds": round(time.monotonic() - started),
         "perplexity": round(evaluate(family, params, test), 3),
+        "magnitude_70_perplexity": round(evaluate(family, by_magnitude(family, params), test), 3),
         "unigram_perplexity": round(unigram(train_tokens, test), 3),
     }
     print(json.dumps(facts, indent=2))

@@ -10,9 +10,9 @@ __all__ = ["ConversionError", "Rule", "Table", "table_for"]
 
 def table_for(model_type: str) -> Table:
     """The table of a `config.json` model_type. Raises ConversionError for an unknown one."""
-    from converters import opt
+    from converters import llama, opt
 
-    tables = {"opt": opt.TABLE}
+    tables = {"opt": opt.TABLE, **llama.TABLES}
     if model_type not in tables:
         raise ConversionError(
             f"model type {model_type!r} is not supported; supported: {', '.join(sorted(tables))}"

@@ -58,7 +58,8 @@ class Table:
     dims: Callable[[Mapping[str, Any]], Dims]
     n_blocks: Callable[[Mapping[str, Any]], int]
     prefixes: tuple[str, ...] = ("",)
-    ignored: tuple[str, ...] = field(default=())  # buffers that hold no weights
+    ignored: tuple[str, ...] = field(default=())  # buffers that hold no weights, as in rules
+    tied_default: bool = True  # what a config without tie_word_embeddings means
 
     def place(self, config: Mapping[str, Any], names: Iterable[str] | None = None) -> list[Placed]:
         """Every tensor of a model with this config.
@@ -74,15 +75,18 @@ class Table:
         for rule in self.rules:
             if not rule.when(config):
                 continue
-            count = self.n_blocks(config) if "{i}" in rule.torch else 1
-            for i in range(count):
-                name = rule.torch.format(p=prefix, i=i)
+            for i, name in enumerate(self._names(rule.torch, prefix, config)):
                 shape = tuple(dims[d] for d in rule.shape)
                 path = tuple(rule.tree.format(i=i).split("/"))
                 placed[name] = Placed(name, path, shape, rule.transpose)
         if names is not None:
-            self._compare(placed, names, config)
+            buffers = {name for b in self.ignored for name in self._names(b, prefix, config)}
+            self._compare(placed, names, buffers, config)
         return list(placed.values())
+
+    def _names(self, pattern: str, prefix: str, config: Mapping[str, Any]) -> list[str]:
+        count = self.n_blocks(config) if "{i}" in pattern else 1
+        return [pattern.format(p=prefix, i=i) for i in range(count)]
 
     def _prefix(self, names: list[str] | None) -> str:
         if names is None:
@@ -97,18 +101,22 @@ class Table:
         )
 
     def _compare(
-        self, placed: dict[str, Placed], names: list[str], config: Mapping[str, Any]
+        self,
+        placed: dict[str, Placed],
+        names: list[str],
+        buffers: set[str],
+        config: Mapping[str, Any],
     ) -> None:
         seen: set[str] = set()
         for name in names:
             if name in seen:
                 raise ConversionError(f"duplicate tensor {name!r}")
             seen.add(name)
-            if name not in placed and name not in self.ignored:
+            if name not in placed and name not in buffers:
                 near = get_close_matches(name, placed, n=1)
                 hint = f" (nearest known: {near[0]!r})" if near else ""
                 raise ConversionError(f"unknown tensor {name!r} for {self.family}{hint}")
-        tied = bool(config.get("tie_word_embeddings", True))
+        tied = bool(config.get("tie_word_embeddings", self.tied_default))
         for name in list(placed):
             if name not in seen:
                 if name == "lm_head.weight" and tied:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from converters.llama import has_mlp_bias, has_o_bias, has_qk_norm, has_qkv_bias, with_defaults
@@ -98,13 +99,14 @@ def windows(hf_config: Mapping[str, Any]) -> list[int | None]:
 
 
 class Embed(nn.Module):
-    """Tokens to hidden states, `[b, t]` ints to `[b, t, D]`; positions enter in the blocks."""
+    """Tokens `[b, t]` to hidden states `[b, t, D]` float32; positions enter in the blocks."""
 
     config: LlamaConfig
 
     @nn.compact
     def __call__(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
-        return nn.Embed(self.config.vocab_size, self.config.hidden_size, name="tokens")(tokens)
+        c = self.config
+        return nn.Embed(c.vocab_size, c.hidden_size, jnp.float32, name="tokens")(tokens)
 
 
 class Block(nn.Module):

@@ -1,7 +1,8 @@
 """Rotary position embeddings: inverse frequencies and angles for the scalings in use.
 
-Names are Hugging Face's. Frequencies are computed on the host in float32, step by step as the
-checkpoints' own code does; angles, cosines and sines are float32 on the device.
+Names are Hugging Face's. Frequencies are computed on the host and rounded to float32 where torch
+rounds: at position 2048 the last bit of a frequency is 1e-4 of an angle. Angles, cosines and
+sines are float32 on the device.
 """
 
 from __future__ import annotations
@@ -92,10 +93,15 @@ def _attention_factor(factor: float, p: Mapping[str, Any]) -> float:
     return mscale(1.0)
 
 
-def _powers(rope: Rope, base: float) -> np.ndarray:
+def _power(base: Any, exponent: Any) -> np.ndarray:
+    """A power of a float32 number, right to the last bit, as NumPy's own is not."""
+    exact = np.asarray(base, np.float32).astype(np.float64) ** np.asarray(exponent, np.float64)
+    return np.asarray(exact, np.float32)
+
+
+def _powers(rope: Rope, base: float | np.ndarray) -> np.ndarray:
     """base^(0/d), base^(2/d), ...: `[d / 2]`, wavelengths over 2π."""
-    exponents = np.arange(0, rope.dim, 2, dtype=np.float32) / np.float32(rope.dim)
-    return np.float32(base) ** exponents
+    return _power(base, np.arange(0, rope.dim, 2, dtype=np.float32) / np.float32(rope.dim))
 
 
 def _default(rope: Rope, length: int) -> np.ndarray:
@@ -108,15 +114,17 @@ def _linear(rope: Rope, length: int) -> np.ndarray:
 
 def _dynamic(rope: Rope, length: int) -> np.ndarray:
     """NTK: beyond the trained context the base grows with the length."""
-    stretch = max(length, rope.max_position_embeddings) / rope.max_position_embeddings
-    grown = (rope.factor * stretch - (rope.factor - 1)) ** (rope.dim / (rope.dim - 2))
-    return np.float32(1) / _powers(rope, rope.rope_theta * grown)
+    context, factor = rope.max_position_embeddings, np.float32(rope.factor)
+    stretch = factor * np.float32(max(length, context)) / np.float32(context) - (factor - 1)
+    grown = _power(stretch, rope.dim / (rope.dim - 2))
+    return np.float32(1) / _powers(rope, np.float32(rope.rope_theta) * grown)
 
 
 def _llama3(rope: Rope, length: int) -> np.ndarray:
     """Long waves are stretched by the factor, short ones kept, those between interpolated."""
     kept = _default(rope, length)
-    turns = rope.original_max_position_embeddings * kept / np.float32(2 * math.pi)
+    wavelengths = np.float32(2 * math.pi) * (1 / kept)
+    turns = rope.original_max_position_embeddings * (1 / wavelengths)
     low, high = rope.low_freq_factor, rope.high_freq_factor
     keep = np.clip((turns - low) / (high - low), 0, 1).astype(np.float32)
     return (1 - keep) * kept / np.float32(rope.factor) + keep * kept
@@ -135,9 +143,9 @@ def _yarn(rope: Rope, length: int) -> np.ndarray:
     first, last = max(first, 0), min(last, rope.dim - 1)
     last += 0.001 if first == last else 0
     ramp = (np.arange(rope.dim // 2, dtype=np.float32) - first) / (last - first)
-    stretched = np.clip(ramp, 0, 1).astype(np.float32)
+    keep = 1 - np.clip(ramp, 0, 1).astype(np.float32)
     powers = _powers(rope, rope.rope_theta)
-    return stretched / (np.float32(rope.factor) * powers) + (1 - stretched) / powers
+    return 1 / (np.float32(rope.factor) * powers) * (1 - keep) + 1 / powers * keep
 
 
 KINDS: dict[str, Callable[[Rope, int], np.ndarray]] = {

@@ -50,7 +50,8 @@ class Family:
     @property
     def default_rearrangement(self) -> str:
         """q, k, v give; the layer that writes to the residual stream last takes."""
-        return next(name for name, r in self.rearrangements if r.gives == ("q", "k", "v"))
+        gives = (("q", "k", "v"), ("qkv",))
+        return next(name for name, r in self.rearrangements if r.gives in gives)
 
     def head_table(self, embed: Mapping[str, Any]) -> Any:
         """What the head needs of the embedding's params: the tied table, or None."""

@@ -1,0 +1,312 @@
+"""Llama and its relatives against transformers' torch classes: 1e-5 a block, 1e-4 logits."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import OPT
+
+import icp_jax
+from converters import ConversionError, table_for
+from converters.files import Writer, open_checkpoint, plan_layout
+from converters.llama import TABLES, with_defaults
+from icp_jax import InputError, PruneConfig
+from icp_jax.convert import convert
+from icp_jax.export import FolderSink, verify
+from icp_jax.models import FAMILIES, make_family
+from icp_jax.models.rotary import Rope, inverse_frequencies
+from icp_jax.pipeline import budgets, prune_blocks
+from icp_jax.residency import FolderSource
+
+torch_too = pytest.mark.needs_torch
+STORIES = Path(__file__).parents[2].parent / "shared" / "models" / "stories260K"
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+
+
+def rope(kind, **settings):
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0} | settings}
+
+
+LLAMA3 = {
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 40,
+}
+LEGACY = {"factor": 2.0, "original_max_position_embeddings": 32}
+YARN = {"rope_theta": 100.0, **LEGACY}
+WIDE = {"head_dim": 24}  # enough frequencies for every branch of the scalings
+SLIDING = {"use_sliding_window": True, "sliding_window": 7}
+VARIANTS = {  # name: (changes to LLAMA, tokens)
+    "grouped queries": ({}, 40),
+    "one head of keys": ({"num_key_value_heads": 1}, 40),
+    "all heads of keys": ({"num_key_value_heads": None}, 40),
+    "longer than a query chunk": ({"max_position_embeddings": 600}, 530),
+    "head_dim": ({"head_dim": 12}, 40),
+    "attention_bias": ({"attention_bias": True}, 40),
+    "mlp_bias": ({"mlp_bias": True}, 40),
+    "tied": ({"tie_word_embeddings": True}, 40),
+    "gelu": ({"hidden_act": "gelu", "rms_norm_eps": 1e-3}, 40),
+    "theta": (rope("default", rope_theta=500.0), 40),
+    "legacy theta": ({"rope_theta": 500.0}, 40),
+    "linear": (rope("linear", factor=3.0), 64),
+    "legacy linear": ({"rope_scaling": {"type": "linear", "factor": 3.0}}, 64),
+    "dynamic within": (rope("dynamic", factor=2.0), 64),
+    "dynamic beyond": (rope("dynamic", factor=2.0), 90),
+    "llama3": (rope("llama3", **LLAMA3) | WIDE, 64),
+    "legacy llama3": ({"rope_scaling": {"rope_type": "llama3", **LLAMA3}} | WIDE, 64),
+    "yarn": (rope("yarn", **YARN) | WIDE, 64),
+    "legacy yarn": ({"rope_theta": 50.0, "rope_scaling": {"type": "yarn", **LEGACY}} | WIDE, 64),
+    "yarn attention_factor": (rope("yarn", attention_factor=0.8, **YARN) | WIDE, 64),
+    "yarn mscale": (rope("yarn", mscale=0.7, mscale_all_dim=0.4, **YARN) | WIDE, 64),
+    "yarn betas": (rope("yarn", beta_fast=2.0, beta_slow=0.25, **YARN) | WIDE, 64),
+    "yarn untruncated": (rope("yarn", truncate=False, beta_fast=2.0, **YARN) | WIDE, 64),
+    "mistral": ({"model_type": "mistral", "sliding_window": 9}, 40),
+    "mistral, chunks": (
+        {"model_type": "mistral", "sliding_window": 30, "max_position_embeddings": 600},
+        530,
+    ),
+    "mistral, no window": ({"model_type": "mistral", "sliding_window": None}, 40),
+    "qwen2": ({"model_type": "qwen2"}, 40),
+    "qwen2 sliding": ({"model_type": "qwen2", "max_window_layers": 1, **SLIDING}, 40),
+    "qwen3": ({"model_type": "qwen3"}, 40),
+    "qwen3 head_dim, bias": ({"model_type": "qwen3", "head_dim": 10, "attention_bias": True}, 40),
+    "qwen3 layer_types": (
+        {
+            "model_type": "qwen3",
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            **SLIDING,
+        },
+        40,
+    ),
+}
+
+
+@partial(jax.jit, static_argnums=0)
+def ours(family, tree, tokens, inputs):
+    """Every block's output on its own input, and the logits of the whole model."""
+    x = family.embed.apply({"params": tree["embed"]}, tokens)
+    outputs = []
+    for t, before in enumerate(inputs):
+        params = {"params": tree["blocks"][str(t)]}
+        outputs.append(family.block_at(t).apply(params, before))
+        x = family.block_at(t).apply(params, x)
+    table = family.head_table(tree["embed"])
+    return outputs, family.head.apply({"params": tree["head"]}, x, table)
+
+
+@torch_too
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_parity(variant):
+    import torch_oracle as oracle
+
+    changes, length = VARIANTS[variant]
+    config = {**LLAMA, **changes}
+    model = oracle.model_of(config)
+    tree, family = oracle.tree_of(model), make_family(config)
+    assert family == make_family(oracle.config_of(model))  # both spellings, all defaults
+    tokens = np.random.default_rng(0).integers(0, 97, (2, length))
+    blocks, want = oracle.run(model, tokens)
+    assert len(blocks) == family.n_blocks == 3
+    outputs, logits = ours(family, tree, tokens, [before for before, _ in blocks])
+    block = max(np.abs(got - after).max() for got, (_, after) in zip(outputs, blocks, strict=True))
+    whole = np.abs(logits - want).max()
+    print(f"{variant}: {block:.1e} a block, {whole:.1e} logits")
+    assert block <= 1e-5 and whole <= 1e-4, (block, whole)
+
+
+@torch_too
+@pytest.mark.parametrize("variant", [v for v, (c, _) in VARIANTS.items() if "rope" in str(c)])
+def test_frequencies_at_real_sizes(variant):
+    """To the last bit but one: at position 2048 that is 1e-4 of an angle."""
+    from torch_oracle import torch
+    from transformers import AutoConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    config = {**LLAMA, **VARIANTS[variant][0], "head_dim": 128}
+    theirs = LlamaRotaryEmbedding(AutoConfig.for_model(**config))
+    theirs(torch.zeros(1, 2048, 1), torch.arange(2048)[None])  # dynamic ones adapt
+    frequencies = inverse_frequencies(Rope.from_hf(config, 128), 2048)
+    assert frequencies.dtype == np.float32
+    np.testing.assert_allclose(frequencies, theirs.inv_freq.numpy(), rtol=1.2e-7)
+
+
+@torch_too
+def test_taps_are_the_inputs_of_the_linears():
+    import torch_oracle as oracle
+
+    model = oracle.model_of({**LLAMA, "head_dim": 12})
+    tree, family = oracle.tree_of(model), make_family({**LLAMA, "head_dim": 12})
+    layer, seen = model.model.layers[1], {}
+    inside = {**dict(layer.self_attn.named_modules()), **dict(layer.mlp.named_modules())}
+    for spec in family.linears:
+        inside[spec.name].register_forward_hook(
+            lambda m, args, out, name=spec.name: seen.update({name: args[0].numpy()})
+        )
+    (_, (x, _), _), _ = oracle.run(model, np.arange(30)[None])
+    params = {"params": tree["blocks"]["1"]}
+    _, found = family.block.apply(params, x, mutable=["taps"])
+    assert {k: len(v) for k, v in found["taps"].items()} == {s.tap: 1 for s in family.linears}
+    for spec in family.linears:
+        np.testing.assert_allclose(found["taps"][spec.tap][0], seen[spec.name], atol=1e-5, rtol=0)
+
+
+@torch_too
+@pytest.mark.parametrize("kind", TABLES)
+def test_defaults_are_those_of_transformers(kind):
+    pytest.importorskip("torch")
+    from transformers import AutoConfig
+
+    theirs = AutoConfig.for_model(kind)
+    sizes = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads"
+    bare = {"model_type": kind, **{name: getattr(theirs, name) for name in sizes.split()}}
+    assert make_family(bare) == make_family(json.loads(theirs.to_json_string()))
+    ours = with_defaults(bare)
+    for name in ours.keys() - {"attention_bias", "mlp_bias", "sliding_window", "head_dim"}:
+        assert ours[name] == getattr(theirs, name), name
+
+
+@torch_too
+@pytest.mark.skipif(not STORIES.is_dir(), reason=f"no {STORIES}")
+def test_a_trained_model():
+    import torch_oracle as oracle
+    from transformers import AutoModelForCausalLM
+
+    tokens = np.random.default_rng(0).integers(0, 512, (2, 300))
+    want = oracle.logits_of(AutoModelForCausalLM.from_pretrained(STORIES).eval(), tokens)
+    got = icp_jax.load(STORIES).logits(tokens)
+    np.testing.assert_allclose(got, want, atol=1e-4, rtol=0)
+
+
+def test_blocks_that_compute_alike_share_a_module():
+    qwen = {**LLAMA, "model_type": "qwen2", "num_hidden_layers": 5, **SLIDING}
+    family = make_family({**qwen, "max_window_layers": 3})
+    modules = [family.block_at(t) for t in range(5)]
+    assert [m.window for m in modules] == [None, None, None, 7, 7]
+    assert modules[0] is modules[1] is modules[2] and modules[3] is modules[4]
+    assert make_family({**LLAMA, "sliding_window": 7}).block.window is None
+    assert hash(family) == hash(make_family({**qwen, "max_window_layers": 3}))
+
+
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        ({"model_type": "mixtral"}, "'mixtral' .*mixture-of-experts.*llama, mistral, opt"),
+        ({"model_type": "qwen3_moe"}, "'qwen3_moe' .*mixture-of-experts"),
+        ({"model_type": "new", "n_routed_experts": 8}, "'new' .*mixture-of-experts"),
+        ({"model_type": "bert"}, "'bert' is not supported; supported"),
+        (rope("longrope"), "'longrope' .* default, linear, dynamic, llama3, yarn"),
+        (rope("linear"), "no 'factor'"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "by layer type"),
+        ({"hidden_act": "mish"}, "'mish' is not supported; one of relu"),
+        ({"num_key_value_heads": 4}, "6 is not a multiple of num_key_value_heads 4"),
+        ({"num_attention_heads": 7}, "48 is not a multiple of num_attention_heads 7"),
+        ({"head_dim": 7}, "even head_dim"),
+        ({"model_type": "qwen2", "layer_types": ["full_attention"]}, "layer_types must be 3"),
+        ({"model_type": "qwen3", "layer_types": ["sliding_attention"] * 3}, "no sliding window"),
+    ],
+)
+def test_refused_in_one_line(changes, message):
+    with pytest.raises(InputError, match=message) as raised:
+        make_family({**LLAMA, **changes})
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", ["opt", "llama", "qwen2"])
+@pytest.mark.parametrize("sparsity", [0.5, 0.613])
+def test_the_ten_rearrangements_keep_the_budget(kind, sparsity):
+    config = OPT if kind == "opt" else {**LLAMA, "model_type": kind}
+    family, shapes = make_family(config), [{} for _ in range(config["num_hidden_layers"])]
+    assert family.default_rearrangement == ("qkv-f2" if kind == "opt" else "qkv-d")
+    linears = {spec.name for spec in family.linears}
+    for p in table_for(kind).place(config):
+        if p.path[0] == "blocks" and p.path[2] in linears and p.path[3] == "kernel":
+            shapes[int(p.path[1])][p.path[2]] = p.shape[::-1]
+    sizes = [sum(i * o for i, o in block.values()) for block in shapes]
+    assert len(family.rearrangements) == 10
+    uniform = budgets(family, shapes, PruneConfig(sparsity=sparsity, beta=0.0))
+    for name, arrangement in family.rearrangements:
+        settings = PruneConfig(sparsity=sparsity, beta=0.1, rearrange=name)
+        counts = budgets(family, shapes, settings)
+        assert sum(sum(block.values()) for block in counts) == round(sparsity * sum(sizes))
+        for block, before in zip(counts, uniform, strict=True):
+            assert sum(block.values()) == sum(before.values())
+            for spec in family.linears:
+                moved = block[spec.name] - before[spec.name]
+                side = (spec.role in arrangement.takes) - (spec.role in arrangement.gives)
+                assert np.sign(moved) == side if side else abs(moved) <= 1, (name, spec)
+
+
+@pytest.fixture
+def old_llama(tmp_path):
+    """A folder as of 2023: half precision, two shards, `inv_freq` buffers beside the weights."""
+    folder, config = tmp_path / "old", {**LLAMA, "rms_norm_eps": 1e-5}
+    folder.mkdir()
+    half, rng = np.dtype(np.float16), np.random.default_rng(0)
+    tensors = {p.name: rng.normal(size=p.shape) * 0.1 for p in table_for("llama").place(config)}
+    for i in range(3):
+        at = f"model.layers.{i}.self_attn.rotary_emb.inv_freq"
+        tensors[at] = 10000 ** -(np.arange(0, 8, 2) / 8)
+    layout = plan_layout({k: (half, v.shape) for k, v in tensors.items()}, {"format": "pt"}, 60000)
+    assert len(layout.headers) >= 2
+    writer = Writer(folder, layout)
+    for name, tensor in tensors.items():
+        writer.write(name, tensor.astype(half))
+    writer.close()
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def contents(folder):
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
+
+
+def test_old_buffers_survive(old_llama, tmp_path):
+    tokens = np.random.default_rng(0).integers(0, 97, (4, 24)).astype(np.int32)
+    model = icp_jax.load(old_llama)
+    assert contents(icp_jax.save(model, tmp_path / "saved")) == contents(old_llama)
+    convert(old_llama, tmp_path / "orbax")
+    convert(tmp_path / "orbax", tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(old_llama)
+
+    source, config = FolderSource(old_llama), PruneConfig(method="magnitude", sparsity=0.5)
+    (tmp_path / "pruned").mkdir()
+    sink = FolderSink(source, tmp_path / "pruned")
+    prune_blocks(source, sink, tokens, config)
+    sink.close()
+    counts = budgets(source.family, [source.shapes(t) for t in range(3)], config)
+    assert verify(source, tmp_path / "pruned", counts, None, tuned=False).sparsity >= 0.5
+    name = "model.layers.2.self_attn.rotary_emb.inv_freq"
+    kept = open_checkpoint(tmp_path / "pruned").read(name)
+    assert kept.tobytes() == source.reader.read(name).tobytes() != bytes(8)
+
+
+def test_names_are_compared():
+    names = [p.name for p in table_for("qwen3").place({**LLAMA, "model_type": "qwen3"})]
+    buffer = "model.layers.{}.self_attn.rotary_emb.inv_freq"
+    table = table_for("llama")
+    with pytest.raises(ConversionError, match=r"unknown tensor .*q_norm"):
+        table.place(LLAMA, names)
+    names = [p.name for p in table.place(LLAMA)]
+    bare = [n.removeprefix("model.") for n in names]
+    assert [p.name for p in table.place(LLAMA, bare)] == bare
+    assert len(table.place(LLAMA, [*names, buffer.format(2)])) == len(names)
+    with pytest.raises(ConversionError, match=r"unknown tensor .*3.self_attn.rotary_emb"):
+        table.place(LLAMA, [*names, buffer.format(3)])
+    with pytest.raises(ConversionError, match=r"missing tensor 'lm_head.weight'"):
+        table.place(LLAMA, names[:-1])
+    assert len(table.place({**LLAMA, "tie_word_embeddings": True}, names[:-1])) == len(names) - 1
+    assert set(TABLES) < set(FAMILIES)
