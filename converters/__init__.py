@@ -10,9 +10,9 @@ __all__ = ["ConversionError", "Rule", "Table", "table_for"]
 
 def table_for(model_type: str) -> Table:
     """The table of a `config.json` model_type. Raises ConversionError for an unknown one."""
-    from converters import llama, opt
+    from converters import llama, opt, sam
 
-    tables = {"opt": opt.TABLE, **llama.TABLES}
+    tables = {"opt": opt.TABLE, **llama.TABLES, "sam": sam.TABLE}
     if model_type not in tables:
         raise ConversionError(
             f"model type {model_type!r} is not supported; supported: {', '.join(sorted(tables))}"

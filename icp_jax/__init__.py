@@ -29,6 +29,8 @@ _HOME = {
     "PruneConfig": "icp_jax.config",
     "CompensateConfig": "icp_jax.config",
     "CalibrationConfig": "icp_jax.config",
+    "QuantConfig": "icp_jax.config",
+    "verify": "icp_jax.inspection",
     "RunConfig": "icp_jax.config",
     "InputError": "icp_jax.errors",
 }

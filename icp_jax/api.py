@@ -10,7 +10,14 @@ import jax
 import numpy as np
 
 from icp_jax import data
-from icp_jax.config import CalibrationConfig, CompensateConfig, PruneConfig, RunConfig, check
+from icp_jax.config import (
+    CalibrationConfig,
+    CompensateConfig,
+    PruneConfig,
+    QuantConfig,
+    RunConfig,
+    check,
+)
 from icp_jax.errors import InputError
 from icp_jax.evaluation.perplexity import Perplexity, perplexity
 from icp_jax.export import save
@@ -37,7 +44,12 @@ def load(model: str | Path, dtype: Any = None) -> Model:
 
 
 def calibrate(
-    model: Model, source: str | Path, *, samples: int = 128, seq_len: int | None = None, seed: int = 0
+    model: Model,
+    source: str | Path,
+    *,
+    samples: int = 128,
+    seq_len: int | None = None,
+    seed: int = 0,
 ) -> np.ndarray:
     """Calibration tokens `[samples, T]`, by the model's tokenizer: see `CalibrationConfig.data`."""
     config = CalibrationConfig(str(source), samples, seq_len, seed)
@@ -51,6 +63,7 @@ def prune(
     tokens: np.ndarray,
     config: PruneConfig | None = None,
     compensation: CompensateConfig | None = None,
+    quant: QuantConfig | None = None,
     *,
     dtype: str = "auto",
     seed: int = 0,
@@ -64,11 +77,12 @@ def prune(
     """
     config = dataclasses.replace(config or PruneConfig(), **settings)
     compensation = compensation or CompensateConfig()
-    check(RunConfig(prune=config, compensate=compensation, seed=seed))
+    quant = quant or QuantConfig()
+    check(RunConfig(prune=config, quant=quant, compensate=compensation, seed=seed))
     tokens = _checked(model, tokens)
     sink = TreeSink(model.params)
     reports = prune_blocks(
-        model, sink, tokens, config, compensation, dtype=dtype, seed=seed, progress=progress
+        model, sink, tokens, config, compensation, quant, dtype=dtype, seed=seed, progress=progress
     )
     return dataclasses.replace(model, params=sink.params), reports
 

@@ -150,6 +150,15 @@ def run(command: Any) -> None:
                 progress=tick,
             )
         _print(command.json, found._asdict(), lambda: console.perplexity(found))
+    elif isinstance(command, commands.Verify):
+        from icp_jax.inspection import verify
+        from icp_jax.residency import resolve
+
+        folder = resolve(command.folder)
+        facts = verify(folder, resolve(command.source) if command.source else None)
+        _print(command.json, facts, lambda: console.verified(facts))
+        if facts["not_finite"]:
+            raise InputError(f"{folder}: {len(facts['not_finite'])} tensors are not finite")
     else:
         from icp_jax.convert import convert
 

@@ -62,11 +62,30 @@ class Convert:
     """Print one JSON object on standard output, and nothing else there."""
 
 
-COMMANDS: dict[str, type] = {"demo": Demo, "prune": Prune, "eval": Eval, "convert": Convert}
+@dataclass(frozen=True)
+class Verify:
+    """Re-read a pruned folder: sparsity, pattern, values that are not finite, what changed."""
+
+    folder: tyro.conf.Positional[str]
+    """A Hugging Face folder."""
+    source: str = ""
+    """The checkpoint it was made from: says which tensors changed."""
+    json: bool = False
+    """Print one JSON object on standard output, and nothing else there."""
+
+
+COMMANDS: dict[str, type] = {
+    "demo": Demo,
+    "prune": Prune,
+    "eval": Eval,
+    "convert": Convert,
+    "verify": Verify,
+}
 
 AnyCommand = (
     Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Prune, tyro.conf.subcommand("prune")]
     | Annotated[Eval, tyro.conf.subcommand("eval")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
+    | Annotated[Verify, tyro.conf.subcommand("verify")]
 )

@@ -62,6 +62,22 @@ class CalibrationConfig:
 
 
 @dataclass(frozen=True)
+class QuantConfig:
+    """Rounding the kept weights to integer grids, inside the same walk."""
+
+    bits: int | None = None
+    """2 to 8 bits a weight. Unset: no quantization."""
+    group: int | None = None
+    """32, 64 or 128 inputs that share a scale. Unset: one scale an output channel."""
+    symmetric: bool = False
+    """Zero is the middle of the grid."""
+    search: bool = False
+    """Choose the range of least rounding error, not the whole one."""
+    packed: bool = False
+    """Export packed integers (compressed-tensors) instead of weights in the source's dtype."""
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """One pruning run."""
 
@@ -70,6 +86,7 @@ class RunConfig:
     out: str = ""
     """The folder to write; it must not exist."""
     prune: PruneConfig = field(default_factory=PruneConfig)
+    quant: QuantConfig = field(default_factory=QuantConfig)
     compensate: CompensateConfig = field(default_factory=CompensateConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     dtype: Dtype = "auto"
@@ -80,7 +97,13 @@ class RunConfig:
 
 def check(config: RunConfig) -> None:
     """Raises InputError, in one line, for settings that no model could make sense of."""
-    p, c, k = config.prune, config.compensate, config.calibration
+    p, c, k, q = config.prune, config.compensate, config.calibration, config.quant
+    if q.bits is None and q != QuantConfig():
+        raise InputError("quant settings need --quant.bits")
+    if q.bits is not None and not 2 <= q.bits <= 8:
+        raise InputError(f"quant.bits must be from 2 to 8, got {q.bits}")
+    if q.group not in (None, 32, 64, 128):
+        raise InputError(f"quant.group must be 32, 64 or 128, got {q.group}")
     if not 0 <= p.sparsity < 1:
         raise InputError(f"sparsity must be in [0, 1), got {p.sparsity:g}")
     if p.pattern is not None and (p.alpha is not None or p.beta is not None):

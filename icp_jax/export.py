@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import numpy as np
 
 from converters.files import (
     Reader,
-    SafetensorsReader,
     Writer,
     copy_other_files,
     open_checkpoint,
@@ -79,7 +77,7 @@ class FolderSink:
                 self.writer.write(rule.name, source.reader.read(rule.name))
         copy_buffers(source.reader, source.placed, self.writer)
 
-    def write(self, t: int, params: dict[str, Any]) -> None:
+    def write(self, t: int, params: dict[str, Any], grids: Any = None) -> None:
         for rule in self.source.placed:
             if part_of(rule) == ("blocks", str(t)):
                 self.writer.write(rule.name, rule.to_torch(lookup(params, rule.path[2:])))
@@ -97,73 +95,6 @@ def copy_buffers(reader: Reader, placed: list[Placed], writer: Writer) -> None:
     for name in reader.names():
         if name not in weights:
             writer.write(name, reader.read(name))
-
-
-@dataclass(frozen=True)
-class Counted:
-    """What the exported file holds of the pruned layers."""
-
-    zeros: int
-    size: int
-    layers: dict[str, tuple[int, int]]  # torch name -> (zeros, size)
-
-    @property
-    def sparsity(self) -> float:
-        return self.zeros / self.size
-
-
-def verify(
-    source: FolderSource,
-    folder: Path,
-    budgets: list[dict[str, int]],
-    pattern: tuple[int, int] | None,
-    tuned: bool,
-) -> Counted:
-    """Re-read an exported folder: finite, sparse as promised, the rest bit-identical.
-
-    budgets: zeros a linear a block. tuned: whether blocks after the first may have changed
-    beside their kernels. Raises RuntimeError for a folder that is not as it should be.
-    """
-    reader: Reader = open_checkpoint(folder)
-    if not isinstance(reader, SafetensorsReader) or reader.names() != source.reader.names():
-        raise RuntimeError(f"{folder}: the exported tensors are not those of the source")
-    layers = {}
-    for name in set(reader.names()) - {rule.name for rule in source.placed}:
-        if reader.read(name).tobytes() != source.reader.read(name).tobytes():
-            raise RuntimeError(f"exported tensor {name!r} changed, and should not have")
-    for rule in source.placed:
-        tensor = reader.read(rule.name)
-        budget = _budget(rule, budgets)
-        if budget is None:
-            free = tuned and rule.path[0] == "blocks" and rule.path[1] != "0"
-            if not free and tensor.tobytes() != source.reader.read(rule.name).tobytes():
-                raise RuntimeError(f"exported tensor {rule.name!r} changed, and should not have")
-        else:
-            zeros = tensor.size - int(np.count_nonzero(tensor))
-            if zeros < budget:
-                raise RuntimeError(f"exported tensor {rule.name!r} has {zeros} zeros, not {budget}")
-            if pattern is not None and not _holds(tensor, *pattern):
-                raise RuntimeError(f"exported tensor {rule.name!r} breaks the pattern {pattern}")
-            layers[rule.name] = (zeros, tensor.size)
-        if not np.all(np.isfinite(tensor)):
-            raise InputError(
-                f"pruned tensor {rule.name!r} leaves the range of {tensor.dtype}: "
-                "lower --compensate.lr or add calibration samples"
-            )
-    reader.close()
-    return Counted(sum(z for z, _ in layers.values()), sum(n for _, n in layers.values()), layers)
-
-
-def _budget(rule: Placed, budgets: list[dict[str, int]]) -> int | None:
-    if rule.path[0] != "blocks" or rule.path[-1] != "kernel":
-        return None
-    return budgets[int(rule.path[1])].get(rule.path[2])
-
-
-def _holds(weight: np.ndarray, n: int, m: int) -> bool:
-    """Whether every m consecutive inputs of a torch weight [out, in] hold at most n non-zeros."""
-    groups = np.asarray(weight != 0).reshape(weight.shape[0], -1, m)
-    return bool((groups.sum(axis=2) <= n).all())
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:

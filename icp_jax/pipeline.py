@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from icp_jax import allocate, stats, streams
+from icp_jax import allocate, quantize, stats, streams
 from icp_jax.compensation import Compensation, compensate
-from icp_jax.config import CompensateConfig, PruneConfig
+from icp_jax.config import CompensateConfig, PruneConfig, QuantConfig
 from icp_jax.errors import InputError
 from icp_jax.masks import parse_pattern
 from icp_jax.models.spec import Family, Rearrangement, parse_rearrangement
@@ -41,9 +41,9 @@ class Source(Protocol):
 
 
 class Sink(Protocol):
-    """Where pruned blocks go. Leaves come in the dtype the source has them in."""
+    """Where pruned blocks go. Leaves come in the dtype the source has them in; grids: by linear."""
 
-    def write(self, t: int, params: Params) -> None: ...
+    def write(self, t: int, params: Params, grids: Mapping[str, quantize.Grid]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,20 @@ class BlockReport:
 # ---------------------------------------------------------------- budgets
 
 
-def budgets(family: Family, shapes: Sequence[Shapes], config: PruneConfig) -> list[dict[str, int]]:
+def budgets(
+    family: Family,
+    shapes: Sequence[Shapes],
+    config: PruneConfig,
+    quant: QuantConfig | None = None,
+) -> list[dict[str, int]]:
     """Zeros of every linear of every block. Raises InputError before any work is done."""
     method, pattern = METHODS[config.method], parse_pattern(config.pattern)
+    group = 1 if quant is None else quant.group or 1
+    for name, (inputs, _) in ((k, v) for block in shapes for k, v in block.items()):
+        if inputs % group:
+            raise InputError(
+                f"quant.group {group}: {name} has {inputs} inputs, no multiple of {group}"
+            )
     if pattern is not None:
         n, m = pattern
         for name, (inputs, _) in ((k, v) for block in shapes for k, v in block.items()):
@@ -200,18 +211,38 @@ def prune_block(
     moments: dict[str, stats.Moments],
     budget: Mapping[str, int],
     config: PruneConfig,
+    quant: QuantConfig | None = None,
+    dtypes: Mapping[str, str] | None = None,
     tick: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[Params, list[LayerReport]]:
-    """Prune every linear of a block to its budget; linears that read one tap share its factor."""
+) -> tuple[Params, dict[str, quantize.Grid], list[LayerReport]]:
+    """Prune every linear of a block to its budget; linears that read one tap share its factor.
+
+    quant: round the kept weights too, on grids whose scales fit `dtypes`, a dtype a linear.
+    """
     method, pattern = METHODS[config.method], parse_pattern(config.pattern)
-    options = {"block": config.block_size} if method.walks else {}
+    options: dict[str, Any] = {"block": config.block_size} if method.walks else {}
+    grids: dict[str, quantize.Grid] = {}
     prepared = {tap: method.prepare(moments[tap], float(config.damping)) for tap in moments}
     pruned, found = dict(params), []
     for k, spec in enumerate(family.linears):
-        kernel = params[spec.name]["kernel"]
+        kernel, grid = params[spec.name]["kernel"], None
+        if quant is not None and quant.bits is not None:
+            grid = grids[spec.name] = quantize.make_grid(
+                kernel,
+                np.int32(quant.bits),
+                group=quant.group,
+                symmetric=quant.symmetric,
+                search=quant.search,
+                importance=jnp.diagonal(moments[spec.tap].second),
+                dtype=(dtypes or {}).get(spec.name, "float32"),
+            )
+        if method.walks:
+            options["grid"] = grid
         new, keep = method.prune(
             kernel, prepared[spec.tap], np.int32(budget[spec.name]), pattern=pattern, **options
         )
+        if grid is not None and not method.walks:
+            new = quantize.round_kernel(new, keep, grid)
         pruned[spec.name] = {**params[spec.name], "kernel": new}
         error = stats.output_error(kernel, new, moments[spec.tap])
         found.append((spec.name, kernel.size, jnp.sum(~keep, dtype=jnp.int32), error))
@@ -224,7 +255,7 @@ def prune_block(
                 "more calibration samples or a larger --prune.damping may help"
             )
         layers.append(LayerReport(name, int(size), int(zeros), float(error)))
-    return pruned, layers
+    return pruned, grids, layers
 
 
 def prune_blocks(
@@ -233,12 +264,14 @@ def prune_blocks(
     tokens: np.ndarray,
     config: PruneConfig,
     compensation: CompensateConfig | None = None,
+    quant: QuantConfig | None = None,
     *,
     dtype: str = "auto",
     seed: int = 0,
     progress: Progress = lambda block, phase, done, total, loss: None,
 ) -> list[BlockReport]:
-    """Prune every block of a model on calibration tokens `[N, T]`; blocks go to the sink.
+    """Prune every block of a model on calibration tokens `[N, T]` (or images, for a vision
+    family); blocks go to the sink.
 
     Raises InputError for budgets that cannot be met, and, naming the block, for a block whose
     output is not finite.
@@ -246,9 +279,11 @@ def prune_blocks(
     compensation = compensation or CompensateConfig()
     family, method = source.family, METHODS[config.method]
     n_blocks = family.n_blocks
-    budget = budgets(family, [source.shapes(t) for t in range(n_blocks)], config)
+    budget = budgets(family, [source.shapes(t) for t in range(n_blocks)], config, quant)
     applies = [Apply(family.block_at(t), compute_dtype(dtype)) for t in range(n_blocks)]
-    size = streams.batch_size(*tokens.shape)
+    embed = source.embed()
+    shape = jax.eval_shape(partial(_embed, family.embed), embed, tokens[:1])[0].shape[1:]
+    size = streams.batch_size(len(tokens), int(np.prod(shape[:-1])))
     clock = Clock()
 
     def ticker(block, phase):
@@ -258,8 +293,9 @@ def prune_blocks(
         if not np.all(np.isfinite(energies)):
             raise InputError(f"block {block} gives values that are not finite (NaN or infinity)")
 
-    sparse = np.empty((*tokens.shape, family.hidden_size), np.float32)
-    streams.advance(embed_tokens(family, source.embed()), [tokens], sparse, size)
+    sparse = np.empty((len(tokens), *shape), np.float32)
+    streams.advance(embed_tokens(family, embed), [tokens], sparse, size)
+    del embed
     stored = source.block(0)
     params, tuned = to_device(stored), None
     dense = np.empty_like(sparse)
@@ -278,8 +314,9 @@ def prune_blocks(
             moments = {tap: stats.moments(s) for tap, s in sums.items()}
             jax.block_until_ready(moments)
         with clock("prune"):
-            params, layers = prune_block(
-                family, params, moments, budget[t], config, ticker(t, "prune")
+            stored_as = {s.name: stored[s.name]["kernel"].dtype.name for s in family.linears}
+            params, grids, layers = prune_block(
+                family, params, moments, budget[t], config, quant, stored_as, ticker(t, "prune")
             )
             leaves, tree = jax.tree.flatten(params)
             dtypes = tuple(leaf.dtype for leaf in jax.tree.leaves(stored))
@@ -290,7 +327,7 @@ def prune_blocks(
             energies = streams.advance(step, [sparse, dense], sparse, size, ticker(t, "sparse"))
             finite(t, energies)
         with clock("write"):
-            sink.write(t, _to_store(params, stored, None if tuned else budget[t]))
+            sink.write(t, _to_store(params, stored, None if tuned else budget[t]), grids)
         distance, energy = np.sum(np.asarray(energies, np.float64), axis=0)
         error = float(distance / max(energy, np.finfo(np.float64).tiny))
         reports.append(BlockReport(t, tuple(layers), error, tuned, clock.take()))

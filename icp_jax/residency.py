@@ -25,8 +25,10 @@ from icp_jax.models import Family, make_family
 Params = dict[str, Any]
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """`config.json` as a dict. Raises InputError where it is absent or unreadable."""
+def read_config(folder: Path, quantized: bool = False) -> dict[str, Any]:
+    """`config.json` as a dict. Raises InputError where it is absent, unreadable or `quantized`
+    weights are not wanted.
+    """
     path = folder / "config.json"
     if not path.is_file():
         raise InputError(f"{folder} has no config.json: it is not a Hugging Face model folder")
@@ -36,7 +38,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not JSON: {error}") from None
     if not isinstance(config, dict):
         raise InputError(f"{path} is not a JSON object")
-    if "quantization_config" in config:
+    if "quantization_config" in config and not quantized:
         raise InputError(f"{folder} is already quantized: prune the unquantized checkpoint")
     return config
 
@@ -91,7 +93,8 @@ class FolderSource:
     def tree(self) -> Params:
         """The whole param tree."""
         blocks = {str(t): self.block(t) for t in range(self.family.n_blocks)}
-        return {"embed": self.embed(), "blocks": blocks, "head": self.head()}
+        others = {name: self._read((name,)) for name, *_ in self._parts if name != "blocks"}
+        return {"embed": {}, "head": {}, **others, "blocks": blocks}
 
     def close(self) -> None:
         self.reader.close()
@@ -146,7 +149,7 @@ class TreeSink:
     def __init__(self, params: Mapping[str, Any]):
         self.params: Params = {**params, "blocks": dict(params["blocks"])}
 
-    def write(self, t: int, params: Params) -> None:
+    def write(self, t: int, params: Params, grids: Any = None) -> None:
         self.params["blocks"][str(t)] = params
 
 

@@ -16,8 +16,10 @@ import numpy as np
 from converters.files import blocks_of_bytes
 from icp_jax import data
 from icp_jax.config import RunConfig, check
-from icp_jax.export import Aside, Counted, FolderSink, check_free, verify, write_json
+from icp_jax.export import Aside, FolderSink, check_free, write_json
+from icp_jax.inspection import Counted, verify_export
 from icp_jax.masks import parse_pattern
+from icp_jax.packed import PackedSink
 from icp_jax.pipeline import BlockReport, Progress, budgets, compute_dtype, prune_blocks
 from icp_jax.pruners import METHODS
 from icp_jax.residency import FolderSource, resolve
@@ -74,7 +76,7 @@ def resolved(config: RunConfig, source: FolderSource) -> RunConfig:
 
 def _budgets(config: RunConfig, source: FolderSource) -> list[dict[str, int]]:
     shapes = [source.shapes(t) for t in range(source.family.n_blocks)]
-    return budgets(source.family, shapes, config.prune)
+    return budgets(source.family, shapes, config.prune, config.quant)
 
 
 def plan(config: RunConfig) -> Plan:
@@ -142,7 +144,11 @@ def prune_folder(
     encode = data.Encoder(source.folder, int(source.config["vocab_size"]))
     tokens = data.calibration_tokens(full.calibration, source.family.context, encode)
     with Aside(config.out) as aside:
-        sink = FolderSink(source, aside.path)
+        sink: FolderSink | PackedSink
+        if config.quant.packed:
+            sink = PackedSink(source, aside.path, config.quant)
+        else:
+            sink = FolderSink(source, aside.path)
         try:
             blocks = prune_blocks(
                 source,
@@ -150,6 +156,7 @@ def prune_folder(
                 tokens,
                 config.prune,
                 config.compensate,
+                config.quant,
                 dtype=full.dtype,
                 seed=full.seed,
                 progress=progress,
@@ -159,7 +166,8 @@ def prune_folder(
             sink.abandon()
             raise
         tuned = any(block.compensation for block in blocks)
-        counted = verify(source, aside.path, counts, parse_pattern(config.prune.pattern), tuned)
+        pattern = parse_pattern(config.prune.pattern)
+        counted = verify_export(source, aside.path, counts, pattern, tuned)
         seconds = time.perf_counter() - started
         record = _record(full, source, tokens, blocks, counted, seconds)
         write_json(aside.path / RECORD, record)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from icp_jax.errors import InputError
-from icp_jax.models import llama, opt
+from icp_jax.models import llama, opt, sam
 from icp_jax.models.spec import Family, LinearSpec, Rearrangement
 
 FAMILIES: dict[str, Callable[[Mapping[str, Any]], Family]] = {
@@ -15,6 +15,7 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], Family]] = {
     "mistral": llama.make,
     "qwen2": llama.make,
     "qwen3": llama.make,
+    "sam": sam.make,
 }
 
 # What gives a mixture of experts away where the type's name does not say `moe`.

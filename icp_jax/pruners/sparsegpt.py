@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from icp_jax.masks import keep_largest, keep_n_of_m
-from icp_jax.quantize import Grid, to_grid
+from icp_jax.quantize import Grid, at_input, to_grid
 from icp_jax.stats import Moments
 
 BLOCK = 128  # inputs whose mask is chosen together
@@ -100,7 +100,10 @@ def sparsegpt(
             keep = keep_largest(scores.reshape(1, -1), count[None]).reshape(block, outputs)
         else:
             keep = jnp.ones((block, outputs), bool)
-        w1, keep, errors = _walk_inside(w1, keep, u, pattern, grid, sub)
+        on_grid = None if grid is None else lambda now, i: to_grid(
+            now, at_input(grid, start + i, inputs)
+        )
+        w1, keep, errors = _walk_inside(w1, keep, u, pattern, on_grid, sub)
         w = jax.lax.dynamic_update_slice(w, w1, (start, 0))
         spread = jax.lax.dynamic_update_slice(spread, errors, (start, 0))
         return (w, spread), keep
@@ -121,8 +124,11 @@ def _saliency(w: Float[Array, "i o"], diagonal: Float[Array, "i"]) -> Float[Arra
     return jnp.square(w / diagonal[:, None])
 
 
-def _walk_inside(w, keep, u, pattern, grid, sub):
-    """One block: sub-blocks of `sub` inputs, each brought up to date by one matmul."""
+def _walk_inside(w, keep, u, pattern, on_grid, sub):
+    """One block: sub-blocks of `sub` inputs, each brought up to date by one matmul.
+
+    on_grid: rounds the weights of input i of the block, or None.
+    """
     block, outputs = w.shape
 
     def walk_sub(carry, k):
@@ -132,7 +138,8 @@ def _walk_inside(w, keep, u, pattern, grid, sub):
         u1 = jax.lax.dynamic_slice(u_rows, (start, 0), (sub, sub))
         w1 = jax.lax.dynamic_slice(w, (start, 0), (sub, outputs)) - _dot(u_rows.T, errors)
         keep1 = jax.lax.dynamic_slice(keep, (start, 0), (sub, outputs))
-        w1, keep1, errors1 = _walk_inputs(w1, keep1, u1, pattern, grid)
+        shifted = None if on_grid is None else lambda now, i: on_grid(now, start + i)
+        w1, keep1, errors1 = _walk_inputs(w1, keep1, u1, pattern, shifted)
         w = jax.lax.dynamic_update_slice(w, w1, (start, 0))
         keep = jax.lax.dynamic_update_slice(keep, keep1, (start, 0))
         errors = jax.lax.dynamic_update_slice(errors, errors1, (start, 0))
@@ -142,7 +149,7 @@ def _walk_inside(w, keep, u, pattern, grid, sub):
     return jax.lax.scan(walk_sub, carry, jnp.arange(block // sub))[0]
 
 
-def _walk_inputs(w, keep, u, pattern, grid):
+def _walk_inputs(w, keep, u, pattern, on_grid):
     """One sub-block, input by input."""
     diagonal = jnp.diagonal(u)
     sub, outputs = w.shape
@@ -161,7 +168,7 @@ def _walk_inputs(w, keep, u, pattern, grid):
                 i % pattern[1] == 0, lambda: group_mask(w, keep, errors, i), lambda: keep
             )
         now = w[i] - _dot(u[:, i], errors)
-        new = now if grid is None else to_grid(now, grid)
+        new = now if on_grid is None else on_grid(now, i)
         new = jnp.where(keep[i], new, 0.0)
         return w.at[i].set(new), keep, errors.at[i].set((now - new) / diagonal[i])
 

@@ -144,3 +144,30 @@ def pruned(done: Any) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def verified(facts: dict[str, Any]) -> None:
+    """What `icp-jax verify` found, a line a layer."""
+    table = Table("tensor", title=facts["folder"])
+    for name in ("size", "zeros", "sparsity", "pattern"):
+        table.add_column(name, justify="right")
+    for layer in facts["layers"]:
+        table.add_row(
+            layer["name"],
+            str(layer["size"]),
+            str(layer["zeros"]),
+            f"{layer['sparsity']:.4f}",
+            " ".join(layer["patterns"]),
+        )
+    out = Console()
+    out.print(table)
+    lines = [f"sparsity {facts['sparsity']:.6f}: {facts['zeros']} of {facts['size']} weights"]
+    lines.append(f"tensors that are not finite: {', '.join(facts['not_finite']) or 'none'}")
+    if "changed" in facts:
+        lines.append(f"{len(facts['changed'])} tensors changed, {len(facts['unchanged'])} did not")
+        for kind in ("reshaped", "missing", "added"):
+            lines.append(f"{kind}: {', '.join(facts[kind]) or 'none'}")
+        others = [n for n in facts["changed"] if n not in {x["name"] for x in facts["layers"]}]
+        lines.append(f"changed beside the layers above: {', '.join(others) or 'none'}")
+    for line in lines:
+        out.print(line, highlight=False, soft_wrap=True)

@@ -15,7 +15,8 @@ from converters.files import Writer, open_checkpoint, plan_layout
 from converters.llama import TABLES, with_defaults
 from icp_jax import InputError, PruneConfig
 from icp_jax.convert import convert
-from icp_jax.export import FolderSink, verify
+from icp_jax.export import FolderSink
+from icp_jax.inspection import verify_export
 from icp_jax.models import FAMILIES, make_family
 from icp_jax.models.rotary import Rope, inverse_frequencies
 from icp_jax.pipeline import budgets, prune_blocks
@@ -288,7 +289,7 @@ def test_old_buffers_survive(old_llama, tmp_path):
     prune_blocks(source, sink, tokens, config)
     sink.close()
     counts = budgets(source.family, [source.shapes(t) for t in range(3)], config)
-    assert verify(source, tmp_path / "pruned", counts, None, tuned=False).sparsity >= 0.5
+    assert verify_export(source, tmp_path / "pruned", counts, None, tuned=False).sparsity >= 0.5
     name = "model.layers.2.self_attn.rotary_emb.inv_freq"
     kept = open_checkpoint(tmp_path / "pruned").read(name)
     assert kept.tobytes() == source.reader.read(name).tobytes() != bytes(8)

@@ -1,0 +1,142 @@
+"""Re-reading a pruned folder: what is zero, in which pattern, what is not finite, what changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converters.files import open_checkpoint
+from converters.rules import ConversionError, Placed
+from icp_jax.errors import InputError
+from icp_jax.packed import Unpacked
+from icp_jax.residency import FolderSource, read_config
+
+GROUPS = (4, 8)  # the sizes of groups in which a pattern is looked for
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What the exported file holds of the pruned layers."""
+
+    zeros: int
+    size: int
+    layers: dict[str, tuple[int, int]]  # torch name -> (zeros, size)
+
+    @property
+    def sparsity(self) -> float:
+        return self.zeros / self.size
+
+
+def verify_export(
+    source: FolderSource,
+    folder: Path,
+    budgets: list[dict[str, int]],
+    pattern: tuple[int, int] | None,
+    tuned: bool,
+) -> Counted:
+    """Re-read a folder just exported: finite, sparse as promised, the rest bit-identical.
+
+    budgets: zeros a linear a block. tuned: whether blocks after the first may have changed
+    beside their kernels. Raises RuntimeError for a folder that is not as it should be.
+    """
+    reader = open_checkpoint(folder)
+    weights = Unpacked(reader, folder)
+    if set(weights.names()) != set(source.reader.names()):
+        raise RuntimeError(f"{folder}: the exported tensors are not those of the source")
+    by_name = {rule.name: rule for rule in source.placed}
+    layers = {}
+    for name in weights.names():
+        tensor, rule = weights.read(name), by_name.get(name)
+        budget = None if rule is None else _budget(rule, budgets)
+        if budget is None:
+            free = tuned and rule is not None and rule.path[0] == "blocks" and rule.path[1] != "0"
+            if not free and tensor.tobytes() != source.reader.read(name).tobytes():
+                raise RuntimeError(f"exported tensor {name!r} changed, and should not have")
+        else:
+            zeros = tensor.size - int(np.count_nonzero(tensor))
+            if zeros < budget:
+                raise RuntimeError(f"exported tensor {name!r} has {zeros} zeros, not {budget}")
+            if pattern is not None and densest_group(tensor, pattern[1]) > pattern[0]:
+                raise RuntimeError(f"exported tensor {name!r} breaks the pattern {pattern}")
+            layers[name] = (zeros, tensor.size)
+        if not _finite(tensor):
+            raise InputError(
+                f"pruned tensor {name!r} leaves the range of {tensor.dtype}: "
+                "lower --compensate.lr or add calibration samples"
+            )
+    reader.close()
+    return Counted(sum(z for z, _ in layers.values()), sum(n for _, n in layers.values()), layers)
+
+
+def _budget(rule: Placed, budgets: list[dict[str, int]]) -> int | None:
+    if rule.path[0] != "blocks" or rule.path[-1] != "kernel":
+        return None
+    return budgets[int(rule.path[1])].get(rule.path[2])
+
+
+def densest_group(weight: np.ndarray, m: int) -> int:
+    """The most non-zeros in any m consecutive inputs of a torch weight [out, in]."""
+    groups = np.asarray(weight != 0).reshape(weight.shape[0], -1, m)
+    return int(groups.sum(axis=2).max())
+
+
+def _finite(tensor: np.ndarray) -> bool:
+    integer = np.issubdtype(tensor.dtype, np.integer) or tensor.dtype == np.bool_
+    return integer or bool(np.all(np.isfinite(tensor)))
+
+
+def verify(folder: str | Path, source: str | Path | None = None) -> dict[str, Any]:
+    """Facts about a folder, pruned here or anywhere, as plain values.
+
+    layers: for every weight of rank two in a block its size, zeros, sparsity, and the n:m
+    patterns that hold in every group of 4 and of 8 inputs. not_finite: tensors with NaN or
+    infinity. With `source`: changed, unchanged, missing and added tensors, and those whose
+    shape or dtype is another.
+    """
+    folder = Path(folder)
+    read_config(folder, quantized=True)
+    reader = open_checkpoint(folder)
+    weights = Unpacked(reader, folder)
+    other = None if source is None else open_checkpoint(source)
+    layers: list[dict[str, Any]] = []
+    not_finite: list[str] = []
+    changed: list[str] = []
+    unchanged: list[str] = []
+    reshaped: list[str] = []
+    for name in weights.names():
+        tensor = weights.read(name)
+        if not _finite(tensor):
+            not_finite.append(name)
+        if tensor.ndim == 2 and name.endswith(".weight") and ".layers." in f".{name}":
+            layers.append(_layer(name, tensor))
+        if other is not None and name in other.names():
+            old = other.read(name)
+            if old.shape != tensor.shape or old.dtype != tensor.dtype:
+                reshaped.append(name)
+            else:
+                (unchanged if old.tobytes() == tensor.tobytes() else changed).append(name)
+    if not layers:
+        raise ConversionError(f"{folder} holds no weights of transformer blocks")
+    zeros, size = (sum(layer[key] for layer in layers) for key in ("zeros", "size"))
+    facts: dict[str, Any] = {"folder": str(folder), "sparsity": zeros / size}
+    facts |= {"zeros": zeros, "size": size, "layers": layers, "not_finite": not_finite}
+    if other is not None:
+        facts |= {"changed": changed, "unchanged": unchanged, "reshaped": reshaped}
+        facts["missing"] = sorted(set(other.names()) - set(weights.names()))
+        facts["added"] = sorted(set(weights.names()) - set(other.names()))
+        other.close()
+    reader.close()
+    return facts
+
+
+def _layer(name: str, tensor: np.ndarray) -> dict[str, Any]:
+    zeros = tensor.size - int(np.count_nonzero(tensor))
+    patterns = []
+    for m in GROUPS:
+        if tensor.shape[1] % m == 0 and (n := densest_group(tensor, m)) < m:
+            patterns.append(f"{n}:{m}")
+    record = {"name": name, "size": tensor.size, "zeros": zeros, "sparsity": zeros / tensor.size}
+    return {**record, "patterns": patterns}

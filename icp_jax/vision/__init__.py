@@ -1,0 +1,8 @@
+"""Images, prompts and masks: Segment Anything as a user meets it."""
+
+from __future__ import annotations
+
+from icp_jax.vision.predictor import Prediction, SamPredictor
+from icp_jax.vision.process import Frame, postprocess, preprocess
+
+__all__ = ["Frame", "Prediction", "SamPredictor", "postprocess", "preprocess"]

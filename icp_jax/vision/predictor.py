@@ -1,0 +1,178 @@
+"""Masks for prompts on an image: the image is encoded once, prompts are then cheap.
+
+Blocks share compiled functions, so the encoder costs one trace for windowed blocks and one for
+global ones, however deep it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from icp_jax.errors import InputError
+from icp_jax.models.sam import SamConfig, make, predict_masks
+from icp_jax.vision.process import Frame, binarise, postprocess, preprocess
+
+PROMPTS = 32  # prompts that go through the mask decoder at once
+LABELS = {1: "foreground", 0: "background", -1: "not a point"}
+
+
+class Prediction(NamedTuple):
+    """Masks of one image. p prompts are given; without a prompt axis in, there is none out."""
+
+    masks: Bool[np.ndarray, "*p m h w"]  # at the size of the image
+    iou: Float[np.ndarray, "*p m"]  # the model's own estimate
+    low_res: Float[np.ndarray, "*p m s s"]  # logits; one of them may be the next `mask`
+
+
+@partial(jax.jit, static_argnums=0)
+def _apply(module, params, x):
+    return module.apply({"params": params}, x)
+
+
+_decode = jax.jit(predict_masks, static_argnums=0, static_argnames="multimask_output")
+
+
+class SamPredictor:
+    """SAM for one image at a time.
+
+    config: a `config.json` as a dict. params: the whole tree, see `icp_jax.models.sam.model`.
+    dtype: what the encoder computes in; the mask decoder is float32.
+    """
+
+    def __init__(
+        self, config: Mapping[str, Any], params: Mapping[str, Any], dtype: str = "float32"
+    ):
+        self.family, self.config = make(config), SamConfig.from_hf(config)
+        self.params, self.dtype = jax.device_put(dict(params)), dtype
+        self.where: Frame | None = None
+        self.embedding: Float[Array, "1 g g c"] | None = None
+
+    def set_image(self, image: Any) -> None:
+        """Encode an image: a path, a PIL image or a uint8 array `[h, w, 3]`, RGB.
+
+        Raises InputError, and then the image set before stays.
+        """
+        pixels, where = preprocess(image, self.config.vision.image_size)
+        x = _apply(self.family.embed, self.params["embed"], jnp.asarray(pixels[None], self.dtype))
+        for t in range(self.family.n_blocks):
+            x = _apply(self.family.block_at(t), self.params["blocks"][str(t)], x)
+        x = _apply(self.family.head, self.params["head"], x)
+        self.embedding, self.where = x.astype(jnp.float32), where
+
+    def predict(
+        self,
+        points: Any = None,
+        labels: Any = None,
+        boxes: Any = None,
+        mask: Any = None,
+        multimask: bool = True,
+    ) -> Prediction:
+        """Masks for a prompt, or for several at once, on the image that is set.
+
+        points: `[n, 2]` or `[p, n, 2]`, (x, y) in pixels of the image; labels: `[n]` or `[p, n]`,
+        1 foreground (unset: all), 0 background, -1 not a point. boxes: `[4]` or `[p, 4]`, (left,
+        top, right, bottom). mask: logits `[s, s]` or `[p, s, s]` of the size of `low_res`.
+        multimask: three masks a prompt, else one. Raises InputError.
+        """
+        if self.where is None or self.embedding is None:
+            raise InputError("no image is set: call set_image first")
+        if points is None and labels is not None:
+            raise InputError("labels without points")
+        given = {
+            "points": _numbers("points", points, 2),
+            "labels": _numbers("labels", labels, 1),
+            "boxes": _numbers("boxes", boxes, 1),
+            "masks": _numbers("mask", mask, 2),
+        }
+        several = {k: a.ndim > _DIMS[k] for k, a in given.items() if a is not None}
+        if len(set(several.values())) > 1:
+            raise InputError("give points, labels, boxes and mask all with a prompt axis, or none")
+        ready = {k: None if a is None else a if several[k] else a[None] for k, a in given.items()}
+        if ready["points"] is not None and ready["labels"] is None:
+            ready["labels"] = np.ones(ready["points"].shape[:2], np.float64)
+        count = self._check(ready)
+        low_res, scores = self._run(ready, count, multimask)
+        masks = np.stack([binarise(postprocess(logits, self.where)) for logits in low_res])
+        out = Prediction(masks, scores, low_res)
+        return out if any(several.values()) else Prediction(*(a[0] for a in out))
+
+    def _check(self, given: dict[str, np.ndarray | None]) -> int:
+        """How many prompts there are. Raises InputError."""
+        points, labels, boxes, masks = (given[k] for k in ("points", "labels", "boxes", "masks"))
+        (h, w), side = self.where.original, 4 * self.config.prompt.grid  # type: ignore[union-attr]
+        counts = {len(a) for a in given.values() if a is not None}
+        if len(counts) > 1:
+            raise InputError("points, labels, boxes and mask differ in the number of prompts")
+        if points is not None and labels is not None:
+            if points.shape[2] != 2 or not points.shape[1]:
+                raise InputError(f"points must be [n, 2] or [p, n, 2], got {list(points.shape)}")
+            if labels.shape != points.shape[:2]:
+                raise InputError(f"{labels.shape[1]} labels for {points.shape[1]} points")
+            if not np.isin(labels, list(LABELS)).all():
+                told = ", ".join(f"{k} {what}" for k, what in LABELS.items())
+                raise InputError(f"labels must be {told}")
+            for x, y in points[labels >= 0]:
+                if not (0 <= x <= w and 0 <= y <= h):
+                    raise InputError(f"point ({x:g}, {y:g}) is outside the image of {w} by {h}")
+        if boxes is not None:
+            if boxes.shape[1] != 4:
+                raise InputError(f"boxes must be [4] or [p, 4], got {list(boxes.shape)}")
+            for box in boxes:
+                left, top, right, bottom = box
+                if not (0 <= left < right <= w and 0 <= top < bottom <= h):
+                    told = ", ".join(f"{v:g}" for v in box)
+                    raise InputError(f"box ({told}) is empty or outside the image of {w} by {h}")
+        if masks is not None and masks.shape[1:] != (side, side):
+            size = " by ".join(str(n) for n in masks.shape[1:])
+            raise InputError(f"a mask of {size}: this model takes logits of {side} by {side}")
+        count = counts.pop() if counts else 1
+        if not count:
+            raise InputError("no prompts: the prompt axis is empty")
+        return count
+
+    def _run(
+        self, given: dict[str, np.ndarray | None], count: int, multimask: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The decoder on so many prompts at a time, the last of them padded with copies."""
+        scale = self.where.scale  # type: ignore[union-attr]
+        points, labels, boxes, masks = (given[k] for k in ("points", "labels", "boxes", "masks"))
+        arrays = {
+            "points": None if points is None else (points * scale).astype(np.float32),
+            "labels": None if labels is None else labels.astype(np.int32),
+            "boxes": None if boxes is None else (boxes * np.tile(scale, 2)).astype(np.float32),
+            "masks": None if masks is None else masks.astype(np.float32),
+        }
+        size, found = min(count, PROMPTS), []
+        for start in range(0, count, size):
+            index = np.minimum(np.arange(start, start + size), count - 1)
+            part = {k: None if a is None else a[None, index] for k, a in arrays.items()}
+            params = {k: self.params[k] for k in ("prompt", "decoder", "positions")}
+            out = _decode(self.config, params, self.embedding, **part, multimask_output=multimask)
+            found.append([np.asarray(a[0])[: count - start] for a in out])
+        low_res, scores = (np.concatenate(a) for a in zip(*found, strict=True))
+        return low_res, scores
+
+
+_DIMS = {"points": 2, "labels": 1, "boxes": 1, "masks": 2}  # of one prompt
+
+
+def _numbers(name: str, value: Any, dims: int) -> np.ndarray | None:
+    """As float64, with the axes of one prompt or one more. Raises InputError."""
+    if value is None:
+        return None
+    try:
+        array = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"{name} must be numbers in a rectangular array") from None
+    if array.ndim not in (dims, dims + 1):
+        raise InputError(f"{name} must have {dims} or {dims + 1} axes, got {list(array.shape)}")
+    if not np.isfinite(array).all():
+        raise InputError(f"{name} must be finite numbers")
+    return array

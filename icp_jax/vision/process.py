@@ -1,0 +1,145 @@
+"""Images in and masks out, on the host: what transformers' SamImageProcessor does with PIL.
+
+In: longest side to the model's, bilinear by PIL; normalised; padded below and on the right with
+zeros. Out: mask logits bilinearly to the model's side, cut to the image, bilinearly to its size.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Shaped, UInt8
+
+from icp_jax.errors import InputError
+
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # of ImageNet, red green blue, in [0, 1]
+STD = np.array([0.229, 0.224, 0.225], np.float32)
+THRESHOLD = 0.0  # logits above it are mask
+DEEP = ("I", "F")  # PIL's modes of more than 8 bits a channel begin so
+
+Size = tuple[int, int]  # height, width
+
+
+class Frame(NamedTuple):
+    """Where an image lies in the model's square input."""
+
+    original: Size  # of the image as given
+    resized: Size  # of its part of the input; the rest is padding
+    side: int  # of the input
+
+    @property
+    def scale(self) -> Float[np.ndarray, "2"]:
+        """What takes (x, y) of the image to (x, y) of the input."""
+        (h, w), (high, wide) = self.original, self.resized
+        return np.array([wide / w, high / h])
+
+
+def load_image(image: Any) -> UInt8[np.ndarray, "h w 3"]:
+    """RGB of a path, a PIL image, or a uint8 array `[h, w]`, `[h, w, 1]`, `[h, w, 3 or 4]`.
+
+    Grey, palette and CMYK images are converted, transparency is laid over white. Raises
+    InputError for what is no image, and for more than 8 bits a channel.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(image, str | Path):
+        try:
+            with Image.open(image) as opened:
+                return load_image(opened)
+        except UnidentifiedImageError:
+            raise InputError(f"{image} is not an image that PIL can read") from None
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(f"image {image} cannot be read: {reason}") from None
+    if not isinstance(image, Image.Image):
+        return load_image(_from_array(image, Image))
+    if image.mode.startswith(DEEP):
+        raise InputError(
+            f"an image of mode {image.mode} has more than 8 bits a channel: convert it to 8 first"
+        )
+    if 0 in image.size:
+        raise InputError(f"an image of {image.width} by {image.height} pixels is empty")
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        above = image.convert("RGBA")
+        white = Image.new("RGBA", above.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, above)
+    return np.array(image.convert("RGB"))
+
+
+def _from_array(image: Any, pil: Any) -> Any:
+    try:
+        array = np.asarray(image)
+    except ValueError:
+        array = np.empty((), object)
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        raise InputError(f"not an image: {_kind(image, array)}; need [h, w] or [h, w, 1, 3 or 4]")
+    if array.dtype != np.uint8:
+        raise InputError(f"an image array must be uint8, 0 to 255: got {array.dtype}")
+    if not array.size:
+        raise InputError(f"an image of {array.shape[1]} by {array.shape[0]} pixels is empty")
+    return pil.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
+
+
+def _kind(image: Any, array: np.ndarray) -> str:
+    if array.dtype == object or not array.ndim:
+        return type(image).__name__
+    return f"array {array.dtype}{list(array.shape)}"
+
+
+def frame(size: Size, side: int) -> Frame:
+    """The place of an image of (height, width) in an input of `side`: the longest side fills it."""
+    scale = side / max(size)
+    high, wide = (int(length * scale + 0.5) for length in size)
+    if not high or not wide:
+        raise InputError(f"an image of {size[1]} by {size[0]} pixels is too narrow for the model")
+    return Frame(size, (high, wide), side)
+
+
+def preprocess(image: Any, side: int = 1024) -> tuple[Float[np.ndarray, "3 s s"], Frame]:
+    """An image (see `load_image`) as the model's input, float32, and where it lies there."""
+    from PIL import Image
+
+    pixels = load_image(image)
+    where = frame((pixels.shape[0], pixels.shape[1]), side)
+    high, wide = where.resized
+    resized = Image.fromarray(pixels).resize((wide, high), Image.Resampling.BILINEAR)
+    scaled = (np.asarray(resized).astype(np.float64) * (1 / 255)).astype(np.float32)
+    out = np.zeros((3, side, side), np.float32)
+    out[:, :high, :wide] = ((scaled - MEAN) / STD).transpose(2, 0, 1)
+    return out, where
+
+
+def postprocess(logits: Shaped[np.ndarray, "*b s s"], where: Frame) -> Float[np.ndarray, "*b h w"]:
+    """Mask logits of the model at the size of the image, float32."""
+    logits = np.asarray(logits, np.float32)
+    full = (where.side, where.side)
+    return resize(resize(logits, full, keep=where.resized), where.original)
+
+
+def binarise(logits: Float[np.ndarray, "*b h w"]) -> Bool[np.ndarray, "*b h w"]:
+    """Which pixels a mask holds."""
+    return logits > THRESHOLD
+
+
+def resize(
+    x: Float[np.ndarray, "*b i j"], size: Size, keep: Size | None = None
+) -> Float[np.ndarray, "*b h w"]:
+    """Bilinear, half-pixel centres, edges repeated: torch's `interpolate(align_corners=False)`.
+
+    keep: compute only so many rows and columns from the top left.
+    """
+    keep = keep or size
+    low, high, part = _taps(x.shape[-2], size[0], keep[0])
+    x = x[..., low, :] * (1 - part[:, None]) + x[..., high, :] * part[:, None]
+    low, high, part = _taps(x.shape[-1], size[1], keep[1])
+    return x[..., low] * (1 - part) + x[..., high] * part
+
+
+def _taps(have: int, want: int, keep: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each place kept: the two neighbours, and the weight of the second."""
+    ratio, half = np.float32(have) / np.float32(want), np.float32(0.5)
+    centre = np.maximum((np.arange(keep, dtype=np.float32) + half) * ratio - half, 0)
+    low = centre.astype(np.int64)
+    return low, np.minimum(low + 1, have - 1), centre - low.astype(np.float32)
