@@ -27,6 +27,7 @@ from pydoc_text import split
 from converters import table_for
 from converters.files import Writer, plan_layout
 from converters.rules import lookup
+from icp_jax import api
 from icp_jax.models import make_family
 from icp_jax.pruners import magnitude
 
@@ -98,6 +99,31 @@ def epoch_windows(entries: list[np.ndarray], gap: np.ndarray, rng) -> np.ndarray
     return windows[rng.permutation(len(windows))]
 
 
+def uneven(params, sigma: float, seed: int):
+    """The same function with features of unequal size, log-normal with this sigma.
+
+    Norm scales, v and fc1 are multiplied feature by feature, and what reads them divided. OPTs
+    that were trained for long have such features, and they are why the size of a weight says
+    little about what it does; a short run ends with features that are all about as large.
+    """
+    rng = np.random.default_rng(seed)
+    params = jax.tree.map(lambda leaf: np.array(leaf, np.float32), params)
+    pairs = (
+        ("self_attn_layer_norm", "scale", ("q_proj", "k_proj", "v_proj")),
+        ("final_layer_norm", "scale", ("fc1",)),
+        ("v_proj", "kernel", ("out_proj",)),
+        ("fc1", "kernel", ("fc2",)),  # relu(r·x) = r·relu(x)
+    )
+    for block in params["blocks"].values():
+        for writer, leaf, readers in pairs:
+            r = rng.lognormal(sigma=sigma, size=len(block[writer]["bias"])).astype(np.float32)
+            block[writer][leaf] *= r
+            block[writer]["bias"] *= r
+            for reader in readers:
+                block[reader]["kernel"] /= r[:, None]
+    return params
+
+
 def forward(family, params, tokens):
     x = family.embed.apply({"params": params["embed"]}, tokens)
     for t in range(family.n_blocks):
@@ -112,22 +138,12 @@ def nll(family, params, tokens):
 
 
 def init(family, seed: int):
-    """Random params. The norms' scales are log-normal, so that features differ in size.
-
-    Trained OPTs have such features of unequal size, and they are why the size of a weight says
-    little about what it does; scales that all start at one would stay near one in a short run.
-    """
     keys = jax.random.split(jax.random.key(seed), family.n_blocks + 2)
     tokens = jnp.zeros((1, WINDOW), jnp.int32)
     embed = family.embed.init(keys[-1], tokens)["params"]
     embed = jax.tree.map(lambda leaf: leaf * 0.02 / leaf.std(), embed)
     x = jnp.zeros((1, WINDOW, family.hidden_size))
     blocks = {str(t): family.block.init(keys[t], x)["params"] for t in range(family.n_blocks)}
-    rng = np.random.default_rng(seed)
-    for block in blocks.values():
-        for norm in ("self_attn_layer_norm", "final_layer_norm"):
-            sizes = rng.lognormal(sigma=1.0, size=family.hidden_size).astype(np.float32)
-            block[norm]["scale"] = jnp.asarray(sizes)
     head = family.head.init(keys[-2], x, embed["tokens"]["embedding"])["params"]
     return {"embed": embed, "blocks": blocks, "head": head}
 
@@ -171,6 +187,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--after", type=int, default=400, help="steps after `uneven`")
+    parser.add_argument("--first", type=Path, help="a folder that holds the first stage already")
     parser.add_argument("--lr", type=float, default=2.5e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -199,31 +217,40 @@ def main() -> None:
     family = make_family(CONFIG)
     params = init(family, args.seed)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    schedule = optax.warmup_cosine_decay_schedule(0.0, args.lr, 100, args.steps, args.lr / 50)
-    tx = optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.adam(schedule, b2=0.98),
-    )
 
-    @jax.jit
-    def step(params, state, tokens):
-        loss, grads = jax.value_and_grad(lambda p: nll(family, p, tokens).mean())(params)
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state, loss
+    def train(params, steps: int, lr: float, rng):
+        schedule = optax.warmup_cosine_decay_schedule(0.0, lr, 100, steps, lr / 50)
+        kernels = lambda p: jax.tree.map(lambda x: x.ndim > 1, p)  # noqa: E731
+        tx = optax.chain(
+            optax.clip_by_global_norm(1.0),
+            optax.adamw(schedule, b2=0.98, weight_decay=0.1, mask=kernels),
+        )
 
-    state, queue = tx.init(params), []
-    for k in range(args.steps):
-        while len(queue) < BATCH:
-            queue += list(epoch_windows(entries, gap, rng))
-        batch, queue = np.stack(queue[:BATCH]), queue[BATCH:]
-        params, state, loss = step(params, state, batch)
-        if k % 100 == 0 or k == args.steps - 1:
-            seconds = time.monotonic() - started
-            print(f"step {k} loss {float(loss):.3f} {seconds:.0f} s", flush=True)
-        if k % 500 == 499:
-            dense = evaluate(family, params, test)
-            pruned = evaluate(family, by_magnitude(family, params), test)
-            print(f"  held-out perplexity {dense:.2f}, pruned {pruned:.2f}", flush=True)
+        @jax.jit
+        def step(params, state, tokens):
+            loss, grads = jax.value_and_grad(lambda p: nll(family, p, tokens).mean())(params)
+            updates, state = tx.update(grads, state, params)
+            return optax.apply_updates(params, updates), state, loss
+
+        state, queue = tx.init(params), []
+        for k in range(steps):
+            while len(queue) < BATCH:
+                queue += list(epoch_windows(entries, gap, rng))
+            batch, queue = np.stack(queue[:BATCH]), queue[BATCH:]
+            params, state, loss = step(params, state, batch)
+            if k % 100 == 0 or k == steps - 1:
+                seconds = time.monotonic() - started
+                print(f"step {k} loss {float(loss):.3f} {seconds:.0f} s", flush=True)
+        return params
+
+    if args.first:
+        params = api.load(args.first, np.float32).params
+        params["head"].pop("lm_head", None)
+    else:
+        params = train(params, args.steps, args.lr, rng)
+    print(f"first stage: held-out perplexity {evaluate(family, params, test):.3f}", flush=True)
+    params = uneven(params, 0.4, args.seed)
+    params = train(params, args.after, args.lr / 5, np.random.default_rng((args.seed, 1)))
 
     export(params, args.out)
     params = jax.tree.map(lambda x: x.astype(jnp.float16).astype(jnp.float32), params)
@@ -233,7 +260,7 @@ def main() -> None:
         "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}",
         "parameters": size,
         "training_tokens": int(train_tokens.size),
-        "tokens_seen": args.steps * BATCH * WINDOW,
+        "tokens_seen": (args.steps + args.after) * BATCH * WINDOW,
         "heldout_tokens": int(test.size),
         "seconds": round(time.monotonic() - started),
         "perplexity": round(evaluate(family, params, test), 3),

@@ -32,10 +32,12 @@ def test_the_demo_runs_from_the_wheel_in_another_folder(tmp_path):
         return json.loads(done.stdout)
 
     result = run("demo", "--json")
-    assert [row["method"] for row in result["methods"]] == ["magnitude", "wanda", "sparsegpt", "icp"]
+    methods = [row["method"] for row in result["methods"]]
+    assert methods == ["magnitude", "wanda", "sparsegpt", "icp"]
     assert all(abs(row["sparsity"] - 0.7) < 1e-3 for row in result["methods"])
-    assert Path(result["checkpoint"]).is_relative_to(tmp_path) or (
-        tmp_path / result["checkpoint"]
-    ).is_dir()
+    assert (
+        Path(result["checkpoint"]).is_relative_to(tmp_path)
+        or (tmp_path / result["checkpoint"]).is_dir()
+    )
     assert (tmp_path / result["figure"]).is_file()
     assert run("prune", "--config", "opt_pydoc", "--dry-run", "--json")["size"] > 10**6

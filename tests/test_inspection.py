@@ -1,0 +1,68 @@
+"""icp-jax verify: what it proves about a folder, pruned here or anywhere."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import write_opt
+from safetensors.numpy import load_file, save_file
+
+import icp_jax
+from icp_jax.cli import main
+
+
+@pytest.fixture
+def pruned(tmp_path, opt_folder, tokens):
+    model = icp_jax.load(opt_folder)
+    done, _ = icp_jax.prune(model, tokens, method="sparsegpt", pattern="2:4")
+    return icp_jax.save(done, tmp_path / "pruned")
+
+
+def test_what_was_pruned_and_what_changed(pruned, opt_folder):
+    facts = icp_jax.verify(pruned, source=opt_folder)
+    assert facts["sparsity"] == 0.5 and facts["not_finite"] == []
+    assert all("2:4" in layer["patterns"] for layer in facts["layers"])
+    assert len(facts["layers"]) == 18 == len(facts["changed"])
+    assert facts["missing"] == facts["added"] == facts["reshaped"] == []
+    dense = icp_jax.verify(opt_folder)
+    assert dense["sparsity"] < 1e-3 and all(not layer["patterns"] for layer in dense["layers"])
+
+
+def test_one_weight_more_breaks_the_pattern(pruned):
+    tensors = dict(load_file(pruned / "model.safetensors"))
+    name = "model.decoder.layers.2.fc2.weight"
+    weight = tensors[name].copy()
+    row, column = np.argwhere(weight == 0)[17]
+    weight[row, column] = 1
+    save_file({**tensors, name: weight}, pruned / "model.safetensors", {"format": "pt"})
+    layers = {layer["name"]: layer["patterns"] for layer in icp_jax.verify(pruned)["layers"]}
+    assert "2:4" not in layers.pop(name)
+    assert all("2:4" in patterns for patterns in layers.values())
+
+
+def test_the_command(pruned, opt_folder, capsys):
+    assert main(["verify", str(pruned), "--source", str(opt_folder), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["zeros"] == facts["size"] // 2
+    assert main(["verify", str(pruned), "--source", str(opt_folder)]) == 0
+    out = capsys.readouterr().out
+    assert "18 tensors changed" in out and "tensors that are not finite: none" in out
+
+
+def test_not_finite_is_said_and_fails(tmp_path, capsys):
+    folder = write_opt(tmp_path / "m", np.float32)
+    tensors = dict(load_file(folder / "model.safetensors"))
+    bad = tensors["model.decoder.layers.0.fc1.bias"].copy()
+    bad[0] = np.nan
+    tensors["model.decoder.layers.0.fc1.bias"] = bad
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    assert main(["verify", str(folder)]) == 2
+    assert "layers.0.fc1.bias" in capsys.readouterr().out
+
+
+def test_a_source_of_another_shape_is_reported(tmp_path, pruned):
+    other = write_opt(tmp_path / "other", ffn_dim=64)
+    facts = icp_jax.verify(pruned, source=other)
+    assert "model.decoder.layers.0.fc1.weight" in facts["reshaped"]
+    shutil.rmtree(other)
