@@ -3,11 +3,10 @@
     python benchmarks/bench_prune.py --shape opt-125m --out benchmarks/results/bench_prune.json
 
 Both sides get the same random weights, the same tokens and the same budgets, and run in fresh
-processes that take turns; each runs once to compile and warm up, then once for the clock. First
-both are checked against each other without compensation, on a few samples. Peak memory is
-that of the whole process (VmHWM). Both rates of a float32 2048³ matmul are measured in the same
-run, and the higher is the rate that shares are shares of. The FLOPs are the algorithm's, equal
-for both sides, a multiplication and an addition being two:
+processes that take turns; each runs once to compile and warm up, then once for the clock. Peak
+memory is that of the whole process (VmHWM). The rate of float32 2048³ matmuls is measured on
+each side in the same run, and the highest is the rate that shares are shares of. The FLOPs are
+the algorithm's, equal for all sides, a multiplication and an addition being two:
 
     forward     2 a weight and token; causal attention 2·T²·D a sample (half of the square)
     dense       one forward a block
@@ -16,7 +15,12 @@ for both sides, a multiplication and an addition being two:
     sparse      one forward a block
     compensate  three forwards (a backward is two) a sample, epoch and block but the first
 
-The PyTorch side is `torch_reference.py`, which says what it leaves out.
+The PyTorch side is `torch_reference.py`, which says what it leaves out. That all sides compute
+the same is checked by the distance of their final hidden states: at sparsity 0, which is the
+forward passes alone; on the tiny shape with everything on; and on the models that were timed.
+There, scores that differ by a rounding error swap two entries of a mask now and then, and all
+that the walk decides later in those columns follows: read beside it how far each side ends from
+the dense model (`damage`), and how far the two PyTorch sides are from each other.
 """
 
 from __future__ import annotations
@@ -24,7 +28,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -33,6 +36,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+import common
 import numpy as np
 
 SHAPES = {  # hidden size, heads, ffn
@@ -43,9 +47,12 @@ SHAPES = {  # hidden size, heads, ffn
 }
 SIDES = ("jax", "torch-eager", "torch-fused")
 PHASES = ("dense", "statistics", "prune", "sparse", "compensate")
-CHECK_SAMPLES = 4
+CHECKS = {
+    "sparsity 0": {"samples": 4, "sparsity": 0.0, "epochs": 0},
+    "tiny shape": {"shape": "tiny", "blocks": 2, "samples": 16, "seq_len": 64, "epochs": 1},
+}
 RATE_SIZE = 2048
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "numpy")
+ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "JAX_PLATFORMS": "cpu"}
 
 # ---------------------------------------------------------------- the same model for all
 
@@ -141,7 +148,7 @@ def best_rate(multiply) -> float:
 
 
 def run_jax(job):
-    """(MiB after imports, run, final, matmul), as `child` uses them."""
+    """(MiB after imports, run, damage, final, matmul), as `child` uses them."""
     import jax
     import jax.numpy as jnp
 
@@ -151,6 +158,7 @@ def run_jax(job):
 
     baseline = memory("VmRSS")
     family, (embed, blocks), tokens = make_family(hf_config(job)), weights(job), calibration(job)
+    last = None
 
     class Source:
         shapes = staticmethod(lambda t: linears(job))
@@ -165,7 +173,7 @@ def run_jax(job):
         def __init__(self, folder):
             self.folder = folder
 
-        def write(self, t, params):
+        def write(self, t, params, grids=None):
             if self.folder:
                 flat = {f"{m}.{leaf}": a for m, part in params.items() for leaf, a in part.items()}
                 save_block(self.folder, t, flat)
@@ -176,9 +184,11 @@ def run_jax(job):
     compensation = CompensateConfig(job["epochs"], job["lr"], job["gamma"])
 
     def run(folder):
+        nonlocal last
         reports = pipeline.prune_blocks(
             Source, Sink(folder), tokens, config, compensation, dtype="float32", seed=job["seed"]
         )
+        last = reports[-1].error
         names = {phase for report in reports for phase in report.seconds}
         return {p: sum(r.seconds.get(p, 0.0) for r in reports) for p in names}
 
@@ -203,7 +213,7 @@ def run_jax(job):
         dot = jax.jit(jnp.matmul)
         return lambda: dot(a, a).block_until_ready()
 
-    return baseline, run, final, matmul
+    return baseline, run, lambda: last, final, matmul
 
 
 def run_torch(job):
@@ -228,7 +238,7 @@ def run_torch(job):
                 save_block(folder, t, kernels)
 
         last = None
-        last, seconds = reference.prune_blocks(
+        *last, seconds = reference.prune_blocks(
             blocks,
             embed,
             tokens,
@@ -241,21 +251,25 @@ def run_torch(job):
         )
         return seconds
 
+    def damage():
+        sparse, dense = last
+        return float((sparse - dense).square().sum() / dense.square().sum())
+
     def final(folder):
-        np.save(folder / "final.npy", last.numpy())
+        np.save(folder / "final.npy", last[0].numpy())
 
     def matmul():
         a = torch.full((RATE_SIZE, RATE_SIZE), 0.5)
         out = torch.empty_like(a)
         return lambda: torch.mm(a, a, out=out)
 
-    return baseline, run, final, matmul
+    return baseline, run, damage, final, matmul
 
 
 def child(job) -> dict:
     """One side: a first run, a timed run, the peak of memory, then the rate of matmuls."""
     folder = Path(job["save"]) if job["save"] else None
-    baseline, run, final, matmul = (run_jax if job["side"] == "jax" else run_torch)(job)
+    baseline, run, damage, final, matmul = (run_jax if job["side"] == "jax" else run_torch)(job)
 
     def timed(where):
         started = time.perf_counter()
@@ -271,6 +285,7 @@ def child(job) -> dict:
         found |= {"seconds": timed(None), "peak_mib": memory("VmHWM")}
         found["cores_busy"] = (time.process_time() - busy) / found["seconds"]["total"]
         found["gflops"] = best_rate(matmul())
+    found["damage"] = damage()
     if folder:
         final(folder)
     return found
@@ -280,11 +295,8 @@ def child(job) -> dict:
 
 
 def spawn(job) -> dict:
-    quiet = {"OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "JAX_PLATFORMS": "cpu"}
-    env = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"} | quiet
     done = subprocess.run(
         [sys.executable, __file__, "--child", json.dumps(job)],
-        env=env,
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -293,7 +305,7 @@ def spawn(job) -> dict:
 
 
 def compare(a: Path, b: Path, blocks: int) -> dict[str, float]:
-    """Of two saved runs: the distance of the final hidden states, and of the masks."""
+    """Of two saved runs: the relative distance of the final hidden states, and of the masks."""
     x, y = np.load(a / "final.npy"), np.load(b / "final.npy")
     equal = size = 0
     for t in range(blocks):
@@ -315,10 +327,11 @@ def take_turns(job, rounds: int, scratch: Path, label: str):
             save = str(folders[side]) if k == 0 else None
             results[-1][side] = spawn({**job, "side": side, "save": save})
             total = results[-1][side].get("seconds", results[-1][side]["first"])["total"]
-            print(f"{label} {k + 1}/{rounds} {side}: {total:.2f} s", flush=True)
+            print(f"{label} {k + 1} {side}: {total:.2f} s", flush=True)
     pairs = (SIDES[:2], SIDES[::2], SIDES[1:])
     return results, {
-        " / ".join(pair): compare(*(folders[s] for s in pair), job["blocks"]) for pair in pairs
+        "damage": {side: results[0][side]["damage"] for side in SIDES},
+        **{" / ".join(p): compare(*(folders[s] for s in p), job["blocks"]) for p in pairs},
     }
 
 
@@ -389,39 +402,36 @@ def table(job, found: dict) -> str:
             f"{name}: largest loss in {worst}, {side['seconds_above_floor'][worst]:.2f} s above "
             f"the floor"
         )
+        if side["cores_busy"] < 0.75 * os.cpu_count():
+            lines.append(f"  it had {side['cores_busy']:.1f} cores: was the machine quiet?")
     return "\n".join(lines)
 
 
-def agreement(title: str, comparisons: dict) -> str:
-    lines = [f"{title}: distance of final hidden states, share of mask entries that differ"]
-    for pair, c in comparisons.items():
-        lines.append(f"  {pair:28}{c['hidden_relative_error']:10.1e}{c['masks_differ']:10.1e}")
+def agreement(found: dict[str, dict]) -> str:
+    lines = [f"{'agreement':28}{'hidden states':>14}{'masks':>10}{'damage':>12}"]
+    for title, comparisons in found.items():
+        damage = comparisons["damage"]
+        lines.append(title)
+        for pair, c in comparisons.items():
+            if pair != "damage":
+                lines.append(
+                    f"  {pair:26}{c['hidden_relative_error']:14.1e}{c['masks_differ']:10.1e}"
+                    + "".join(f"{damage[side]:12.6f}" for side in pair.split(" / "))
+                )
     return "\n".join(lines)
-
-
-def git(*args: str) -> str:
-    """Output of git where this file lies; empty where there is none."""
-    root = Path(__file__).parent
-    done = subprocess.run(["git", *args], cwd=root, capture_output=True, text=True)
-    return done.stdout.strip()
-
-
-def cpu_model() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "unknown")
 
 
 def facts() -> dict:
+    """Provenance, what else matters to speed, and whether the commit is all there is."""
+    found, here = common.provenance(), Path(__file__).parent
+    status = ["git", "status", "--porcelain", "--", "../icp_jax", "*.py"]
+    changed = subprocess.run(status, cwd=here, capture_output=True, text=True).stdout
     return {
-        "command": " ".join(["python", *sys.argv]),
-        "commit": git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(git("status", "--porcelain", "--", "../icp_jax", "*.py")),
-        "machine": {
-            "cores": os.cpu_count(),
-            "cpu": cpu_model(),
-            "architecture": platform.machine(),
-        },
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        **found,
+        "uncommitted_changes": bool(changed),
+        "versions": found["versions"] | {name: version(name) for name in ("jaxlib", "torch")},
+        "environment": {k: v for k, v in os.environ.items() if k.startswith(("OMP_", "MKL_"))},
+        "load_before": os.getloadavg()[0],
     }
 
 
@@ -467,22 +477,29 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
+    os.environ |= ENVIRONMENT  # the children's too
+    os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+    origin = facts()
     job = {k: v for k, v in vars(args).items() if k not in ("out", "rounds")}
     job["budgets"] = budgets(job)
-    few = {**job, "samples": min(CHECK_SAMPLES, job["samples"]), "epochs": 0, "timed": False}
+    agree = {}
     with tempfile.TemporaryDirectory() as scratch:
-        _, plain = take_turns(few, 1, Path(scratch), "check")
-        rounds, tuned = take_turns({**job, "timed": True}, args.rounds, Path(scratch), "round")
+        for name, settings in CHECKS.items():
+            few = {**job, **settings, "timed": False}
+            few["budgets"] = budgets(few)
+            _, agree[name] = take_turns(few, 1, Path(scratch), name)
+        rounds, agree["as timed"] = take_turns(
+            {**job, "timed": True}, args.rounds, Path(scratch), "round"
+        )
     found = summary(job, rounds)
     print()
     print(table(job, found))
-    print(agreement(f"check, {few['samples']} samples, no compensation", plain))
-    print(agreement("the timed runs' models", tuned))
+    print(agreement(agree))
     record = {
-        **facts(),
+        **origin,
         "settings": job,
         **found,
-        "agreement": {"without_compensation": plain, "as_timed": tuned},
+        "agreement": agree,
         "rounds": rounds,
     }
     if args.out:

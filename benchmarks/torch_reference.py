@@ -182,8 +182,8 @@ def prune_blocks(
     width: int,
     seed: int,
     sink: Callable[[int, Params], None] = lambda t, p: None,
-) -> tuple[torch.Tensor, dict[str, float]]:
-    """The loop of ICP over stored `blocks`; returns (final sparse stream, seconds by phase)."""
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
+    """The loop of ICP over stored `blocks`; returns (sparse, dense, seconds by phase)."""
     seconds: dict[str, float] = defaultdict(float)
 
     @contextmanager
@@ -222,4 +222,4 @@ def prune_blocks(
         if epochs:
             with clock("compensate"):
                 p = compensate(block, p, sparse, dense, (seed, t + 1), epochs, lr, gamma)
-    return sparse, dict(seconds)
+    return sparse, dense, dict(seconds)

@@ -26,7 +26,7 @@ def demo_config(method: str, sparsity: float, out: Path, seed: int = 0) -> RunCo
         model=str(BUNDLED),
         out=str(out),
         prune=PruneConfig(method=method, sparsity=sparsity),  # type: ignore[arg-type]
-        compensate=CompensateConfig(epochs=8, lr=1e-3, gamma=0.87),
+        compensate=CompensateConfig(epochs=4, lr=1e-3, gamma=0.87),
         calibration=CalibrationConfig(str(BUNDLED / "calibration.txt"), samples=128, seed=seed),
     )
 
