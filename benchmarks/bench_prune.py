@@ -404,6 +404,8 @@ def table(job, found: dict) -> str:
         )
         if side["cores_busy"] < 0.75 * os.cpu_count():
             lines.append(f"  it had {side['cores_busy']:.1f} cores: was the machine quiet?")
+        if side["matmul_gflops"] < 0.75 * found["rate_gflops"]:
+            lines.append("  its matmuls are slow: two of its threads may have shared a core")
     return "\n".join(lines)
 
 
