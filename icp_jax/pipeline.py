@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from icp_jax import allocate, quantize, stats, streams
+from icp_jax import allocate, heap, quantize, stats, streams
 from icp_jax.compensation import Compensation, compensate
 from icp_jax.config import CompensateConfig, PruneConfig, QuantConfig
 from icp_jax.errors import InputError
@@ -387,5 +387,6 @@ class _Phase:
         self.started = time.perf_counter()
 
     def __exit__(self, *exc):
+        heap.give_back()
         seconds = self.clock.seconds
         seconds[self.phase] = seconds.get(self.phase, 0) + time.perf_counter() - self.started

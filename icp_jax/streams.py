@@ -14,13 +14,16 @@ from typing import Any
 import jax
 import numpy as np
 
-BATCH_TOKENS = 4096  # tokens (positions) that go through a block at once
-GATHER_BYTES = 1 << 25  # a batch of samples for compensation: at most so many bytes a stream
+# Tokens (positions) that go through a block at once: what fits a CPU's caches, what fills a GPU.
+BATCH_TOKENS = {"cpu": 1024}
+BATCH_TOKENS_ELSEWHERE = 4096
+GATHER_BYTES = 1 << 22  # a batch of samples for compensation: at most so many bytes a stream
 
 
 def batch_size(samples: int, positions: int) -> int:
     """Samples a batch for passes that only go forward."""
-    return max(1, min(samples, BATCH_TOKENS // positions))
+    tokens = BATCH_TOKENS.get(jax.default_backend(), BATCH_TOKENS_ELSEWHERE)
+    return max(1, min(samples, tokens // positions))
 
 
 def gather_size(stream: np.ndarray) -> int:

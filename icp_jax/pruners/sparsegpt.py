@@ -19,6 +19,7 @@ from icp_jax.quantize import Grid, at_input, to_grid
 from icp_jax.stats import Moments
 
 BLOCK = 128  # inputs whose mask is chosen together
+LEAF = 384  # the largest matrix that LAPACK factors and inverts at once
 SUB = 32  # inputs whose updates stay inside one small panel
 
 _dot = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
@@ -35,8 +36,8 @@ class Factor(NamedTuple):
 def factor(moments: Moments, damping: float | Float[Array, ""] = 0.01) -> Factor:
     """U of H = 2·E[x xᵀ], damped by `damping` times its mean diagonal.
 
-    H is reversed in both axes, so that its Cholesky factor L gives U by one triangular solve:
-    with P the reversal, P H P = L Lᵀ and U = P L⁻¹ P.
+    H is reversed in both axes, so that its Cholesky factor L gives U without inverting H: with P
+    the reversal, P H P = L Lᵀ and U = P L⁻¹ P.
     Not-a-number in `upper` means that H was not positive definite.
     """
     h = 2.0 * moments.second
@@ -46,11 +47,24 @@ def factor(moments: Moments, damping: float | Float[Array, ""] = 0.01) -> Factor
     diagonal = jnp.where(dead, 1.0, diagonal)
     diagonal = diagonal + damping * jnp.mean(diagonal)
     h = jnp.where(jnp.eye(size, dtype=bool), diagonal[:, None], h)
-    low = jax.lax.linalg.cholesky(h[::-1, ::-1], symmetrize_input=False)
-    inverse = jax.lax.linalg.triangular_solve(
-        low, jnp.eye(size, dtype=h.dtype), left_side=True, lower=True
-    )
-    return Factor(inverse[::-1, ::-1], dead)
+    return Factor(_inverse_cholesky(h[::-1, ::-1])[1][::-1, ::-1], dead)
+
+
+def _inverse_cholesky(h: Float[Array, "i i"]) -> tuple[Float[Array, "i i"], Float[Array, "i i"]]:
+    """(L, L⁻¹) of H = L Lᵀ, by halves, so that nearly all the work is matrix products."""
+    size = h.shape[0]
+    if size <= LEAF:
+        low = jax.lax.linalg.cholesky(h, symmetrize_input=False)
+        identity = jnp.eye(size, dtype=h.dtype)
+        return low, jax.lax.linalg.triangular_solve(low, identity, left_side=True, lower=True)
+    half = size // 2
+    low1, inverse1 = _inverse_cholesky(h[:half, :half])
+    below = _dot(h[half:, :half], inverse1.T)
+    low2, inverse2 = _inverse_cholesky(h[half:, half:] - _dot(below, below.T))
+    corner = -_dot(inverse2, _dot(below, inverse1))
+    none = jnp.zeros((half, size - half), h.dtype)
+    low = jnp.block([[low1, none], [below, low2]])
+    return low, jnp.block([[inverse1, none], [corner, inverse2]])
 
 
 def _share(budget: Int[Array, ""], end: Int[Array, ""], inputs: int) -> Int[Array, ""]:
@@ -100,8 +114,8 @@ def sparsegpt(
             keep = keep_largest(scores.reshape(1, -1), count[None]).reshape(block, outputs)
         else:
             keep = jnp.ones((block, outputs), bool)
-        on_grid = None if grid is None else lambda now, i: to_grid(
-            now, at_input(grid, start + i, inputs)
+        on_grid = (
+            None if grid is None else lambda now, i: to_grid(now, at_input(grid, start + i, inputs))
         )
         w1, keep, errors = _walk_inside(w1, keep, u, pattern, on_grid, sub)
         w = jax.lax.dynamic_update_slice(w, w1, (start, 0))
