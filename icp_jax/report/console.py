@@ -51,8 +51,7 @@ def _lines(err: Console, label: str) -> Tick:
 def demo(result: dict[str, Any]) -> None:
     """The demo's one table, and where its files lie."""
     dense = result["dense"]
-    title = f"{result['model']}: {dense['tokens']} held-out tokens, windows of {dense['seq_len']}"
-    table = Table("method", title=title)
+    table = Table("method")
     for name in ("sparsity", "perplexity", "seconds"):
         table.add_column(name, justify="right")
     table.add_row("dense", "0.0000", f"{dense['perplexity']:.2f}", "")
@@ -64,6 +63,8 @@ def demo(result: dict[str, Any]) -> None:
             f"{row['seconds']:.1f}",
         )
     out = Console()
+    title = f"{result['model']}: {dense['tokens']} held-out tokens, windows of {dense['seq_len']}"
+    out.print(title, highlight=False)
     out.print(table)
     out.print(f"pruned checkpoint: {result['checkpoint']}", highlight=False, soft_wrap=True)
     out.print(f"error growth:      {result['figure']}", highlight=False, soft_wrap=True)
