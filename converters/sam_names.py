@@ -79,7 +79,7 @@ def config_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         at = next(p for p in META.prefixes if f"{p}image_encoder.pos_embed" in shapes)
         _, grid, _, width = shapes[f"{at}image_encoder.pos_embed"]
         channels, patch = shapes[f"{at}image_encoder.patch_embed.proj.weight"][1:3]
-        tables = []
+        tables: list[tuple[int, ...]] = []
         while f"{at}image_encoder.blocks.{len(tables)}.norm1.weight" in shapes:
             tables.append(shapes[f"{at}image_encoder.blocks.{len(tables)}.attn.rel_pos_h"])
         sides = [(length + 1) // 2 for length, _ in tables]
