@@ -54,7 +54,7 @@ def calibrate(
     """Calibration tokens `[samples, T]`, by the model's tokenizer: see `CalibrationConfig.data`."""
     config = CalibrationConfig(str(source), samples, seq_len, seed)
     check(RunConfig(calibration=config))
-    encode = data.Encoder(model.folder, int(model.config["vocab_size"]))
+    encode = data.Encoder(model.folder, data.vocabulary(model.config))
     return data.calibration_tokens(config, model.family.context, encode)
 
 
@@ -106,7 +106,7 @@ def evaluate(
     if isinstance(data_or_windows, np.ndarray):
         windows = _checked(source, data_or_windows)
     else:
-        encode = data.Encoder(source.folder, int(source.config["vocab_size"]))
+        encode = data.Encoder(source.folder, data.vocabulary(source.config))
         windows = data.evaluation_windows(
             str(data_or_windows), seq_len, source.family.context, encode
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -193,6 +193,15 @@ class Encoder:
     def _encode(self, text: str) -> np.ndarray:
         self._tokenizer = self._tokenizer or self._load()
         return np.asarray(self._tokenizer(text, verbose=False)["input_ids"], np.int64)
+
+
+def vocabulary(config: Mapping[str, Any]) -> int:
+    """The vocabulary's size. Raises InputError for a model that reads no text."""
+    if "vocab_size" not in config:
+        raise InputError(
+            f"model type {config.get('model_type')!r} reads no text: not supported here"
+        )
+    return int(config["vocab_size"])
 
 
 def window(seq_len: int | None, context: int) -> int:

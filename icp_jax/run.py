@@ -85,6 +85,7 @@ def plan(config: RunConfig) -> Plan:
     if config.out:
         check_free(config.out)
     source = FolderSource(resolve(config.model))
+    data.vocabulary(source.config)
     full, counts = resolved(config, source), _budgets(config, source)
     family, n, t = source.family, full.calibration.samples, full.calibration.seq_len or 0
     roles = {spec.name: spec.role for spec in family.linears}
@@ -140,8 +141,8 @@ def prune_folder(
     check(config)
     check_free(config.out)
     source = FolderSource(resolve(config.model))
+    encode = data.Encoder(source.folder, data.vocabulary(source.config))
     full, counts = resolved(config, source), _budgets(config, source)
-    encode = data.Encoder(source.folder, int(source.config["vocab_size"]))
     tokens = data.calibration_tokens(full.calibration, source.family.context, encode)
     with Aside(config.out) as aside:
         sink: FolderSink | PackedSink
