@@ -80,8 +80,7 @@ def main() -> None:
     reference = json.loads(args.reference.read_text())
     dense = api.evaluate(model, windows)
     print(
-        f"dense {dense.perplexity:.4f}, "
-        f"in the reference {reference['runs'][0]['dense_perplexity']}"
+        f"dense {dense.perplexity:.4f}, in the reference {reference['runs'][0]['dense_perplexity']}"
     )
     compensation = CompensateConfig(args.epochs, args.lr, args.gamma)
 

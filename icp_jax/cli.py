@@ -9,12 +9,11 @@ import errno
 import io
 import json
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from typing import Any
 
-from icp_jax import heap
+from icp_jax import heap, interrupts
 from icp_jax.errors import InputError
 
 PROG = "icp-jax"
@@ -103,8 +102,7 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is not there
     heap.one_arena()
-    with contextlib.suppress(ValueError):  # not the main thread: signals stay as they are
-        signal.signal(signal.SIGTERM, _terminate)
+    interrupts.install()
     try:
         run(parse(args))
     except (InputError, ConversionError) as error:
@@ -118,10 +116,6 @@ def main(argv: list[str] | None = None) -> int:
             return _fail(f"cannot write {error.filename}: {error.strerror}")
         raise
     return 0
-
-
-def _terminate(*_: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def _fail(message: str, status: int = 2) -> int:

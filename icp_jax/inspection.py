@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,11 +37,13 @@ def verify_export(
     budgets: list[dict[str, int]],
     pattern: tuple[int, int] | None,
     tuned: bool,
+    tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> Counted:
     """Re-read a folder just exported: finite, sparse as promised, the rest bit-identical.
 
     budgets: zeros a linear a block. tuned: whether blocks after the first may have changed
-    beside their kernels. Raises RuntimeError for a folder that is not as it should be.
+    beside their kernels. tick: called with (tensors done, tensors in all). Raises RuntimeError
+    for a folder that is not as it should be.
     """
     reader = open_checkpoint(folder)
     weights = Unpacked(reader, folder)
@@ -48,7 +51,9 @@ def verify_export(
         raise RuntimeError(f"{folder}: the exported tensors are not those of the source")
     by_name = {rule.name: rule for rule in source.placed}
     layers = {}
-    for name in weights.names():
+    names = weights.names()
+    for k, name in enumerate(names):
+        tick(k, len(names))
         tensor, rule = weights.read(name), by_name.get(name)
         budget = None if rule is None else _budget(rule, budgets)
         if budget is None:
@@ -67,6 +72,7 @@ def verify_export(
                 f"pruned tensor {name!r} leaves the range of {tensor.dtype}: "
                 "lower --compensate.lr or add calibration samples"
             )
+    tick(len(names), len(names))
     reader.close()
     return Counted(sum(z for z, _ in layers.values()), sum(n for _, n in layers.values()), layers)
 

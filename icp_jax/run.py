@@ -168,7 +168,11 @@ def prune_folder(
             raise
         tuned = any(block.compensation for block in blocks)
         pattern = parse_pattern(config.prune.pattern)
-        counted = verify_export(source, aside.path, counts, pattern, tuned)
+
+        def checked(done: int, total: int) -> None:
+            progress(source.family.n_blocks - 1, "check", done, total, None)
+
+        counted = verify_export(source, aside.path, counts, pattern, tuned, checked)
         seconds = time.perf_counter() - started
         record = _record(full, source, tokens, blocks, counted, seconds)
         write_json(aside.path / RECORD, record)

@@ -48,7 +48,7 @@ def test_interruption_leaves_nothing(tmp_path, bundled, number):
     for line in done.stderr:
         if "statistics" in line:
             break
-    time.sleep(0.5)
+    time.sleep(0.5)  # into the statistics' compilation, or what follows
     done.send_signal(number)
     _, err = done.communicate(timeout=120)
     assert done.returncode == 130 and "interrupted" in err and "Traceback" not in err

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from icp_jax import interrupts
+
 Tick = Callable[[int, str, int, int, float | None], None]
 
 
@@ -18,7 +20,8 @@ def progress(label: str = "") -> Iterator[Tick]:
     """A bar that names block, phase and loss; without a terminal, a line a finished phase."""
     err = Console(stderr=True)
     if not err.is_terminal:
-        yield _lines(err, label)
+        with interrupts.at_ticks(_lines(err, label)) as lines:
+            yield lines
         return
     columns = (
         TextColumn("{task.fields[label]}block {task.fields[block]}"),
@@ -36,7 +39,8 @@ def progress(label: str = "") -> Iterator[Tick]:
                 task, description=phase, completed=done, total=total, block=block, loss=shown
             )
 
-        yield tick
+        with interrupts.at_ticks(tick) as ticks:
+            yield ticks
 
 
 def _lines(err: Console, label: str) -> Tick:
