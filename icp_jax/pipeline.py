@@ -1,8 +1,9 @@
 """The loop of ICP, to be read beside the paper.
 
-Two streams of hidden states run through the model: `dense`, the unpruned model's, one block
-ahead, and `sparse`, the model's as pruned so far. Block t is pruned on what the sparse stream
-feeds it; then block t+1 is tuned, still dense, to turn the sparse stream into the dense one.
+Two streams of hidden states run through the model: `dense`, the unpruned model's, and `sparse`,
+the model's as pruned so far. When block t is pruned, the dense stream goes through block t+1,
+which is tuned, still dense, to turn the sparse stream into the dense one; then block t+1 is
+pruned on what the sparse stream feeds it.
 """
 
 from __future__ import annotations
@@ -65,6 +66,14 @@ class BlockReport:
     error: float
     compensation: Compensation | None  # of this block, before it was pruned
     seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A block that an earlier run has pruned; its params are read when the streams reach it."""
+
+    report: BlockReport
+    read: Callable[[], Params]
 
 
 # ---------------------------------------------------------------- budgets
@@ -269,16 +278,24 @@ def prune_blocks(
     dtype: str = "auto",
     seed: int = 0,
     progress: Progress = lambda block, phase, done, total, loss: None,
+    finished: Sequence[Finished] = (),
+    seal: Callable[[BlockReport], None] = lambda report: None,
 ) -> list[BlockReport]:
     """Prune every block of a model on calibration tokens `[N, T]` (or images, for a vision
     family); blocks go to the sink.
 
+    finished: the first blocks, where an earlier run has pruned them: only the streams go through
+    them again, and the rest comes out as if that run had never stopped. seal: called with the
+    report of every other block, after the sink has it.
     Raises InputError for budgets that cannot be met, and, naming the block, for a block whose
     output is not finite.
     """
     compensation = compensation or CompensateConfig()
     family, method = source.family, METHODS[config.method]
     n_blocks = family.n_blocks
+    reports = [block.report for block in finished]
+    if len(finished) == n_blocks:
+        return reports
     budget = budgets(family, [source.shapes(t) for t in range(n_blocks)], config, quant)
     applies = [Apply(family.block_at(t), compute_dtype(dtype)) for t in range(n_blocks)]
     embed = source.embed()
@@ -293,18 +310,43 @@ def prune_blocks(
         if not np.all(np.isfinite(energies)):
             raise InputError(f"block {block} gives values that are not finite (NaN or infinity)")
 
+    def advance_dense(t, params):
+        step = partial(forward, applies[t], params)
+        before = dense if t else sparse
+        finite(t, streams.advance(step, [before], dense, size, ticker(t, "dense")))
+
+    def advance_sparse(t, params):
+        step = partial(_forward_beside, applies[t], params)
+        energies = streams.advance(step, [sparse, dense], sparse, size, ticker(t, "sparse"))
+        finite(t, energies)
+        return energies
+
     sparse = np.empty((len(tokens), *shape), np.float32)
     streams.advance(embed_tokens(family, embed), [tokens], sparse, size)
-    del embed
-    stored = source.block(0)
-    params, tuned = to_device(stored), None
     dense = np.empty_like(sparse)
-    with clock("dense"):
-        step = partial(forward, applies[0], params)
-        finite(0, streams.advance(step, [sparse], dense, size, ticker(0, "dense")))
+    del embed
+    for t, block in enumerate(finished):
+        advance_dense(t, to_device(source.block(t)))
+        advance_sparse(t, to_device(block.read()))
 
-    reports = []
-    for t in range(n_blocks):
+    for t in range(len(finished), n_blocks):
+        stored = source.block(t)
+        params, tuned = to_device(stored), None
+        with clock("dense"):
+            advance_dense(t, params)
+        if t and method.compensates and compensation.epochs:
+            with clock("compensate"):
+                params, tuned = compensate(
+                    applies[t],
+                    params,
+                    sparse,
+                    dense,
+                    epochs=compensation.epochs,
+                    lr=compensation.lr,
+                    gamma=compensation.gamma,
+                    seed=(seed, t),
+                    tick=ticker(t, "compensate"),
+                )
         with clock("statistics"):
             widths = family.tap_widths(source.shapes(t))
             sums = {tap: stats.zeros(width) for tap, width in widths.items()}
@@ -323,34 +365,13 @@ def prune_blocks(
             params = jax.tree.unflatten(tree, _rounded(leaves, dtypes))
             del moments, sums, leaves
         with clock("sparse"):
-            step = partial(_forward_beside, applies[t], params)
-            energies = streams.advance(step, [sparse, dense], sparse, size, ticker(t, "sparse"))
-            finite(t, energies)
+            energies = advance_sparse(t, params)
         with clock("write"):
             sink.write(t, _to_store(params, stored, None if tuned else budget[t]), grids)
         distance, energy = np.sum(np.asarray(energies, np.float64), axis=0)
         error = float(distance / max(energy, np.finfo(np.float64).tiny))
         reports.append(BlockReport(t, tuple(layers), error, tuned, clock.take()))
-        if t + 1 == n_blocks:
-            break
-        with clock("dense"):
-            stored = source.block(t + 1)
-            params, tuned = to_device(stored), None
-            step = partial(forward, applies[t + 1], params)
-            finite(t + 1, streams.advance(step, [dense], dense, size, ticker(t + 1, "dense")))
-        if method.compensates and compensation.epochs:
-            with clock("compensate"):
-                params, tuned = compensate(
-                    applies[t + 1],
-                    params,
-                    sparse,
-                    dense,
-                    epochs=compensation.epochs,
-                    lr=compensation.lr,
-                    gamma=compensation.gamma,
-                    seed=(seed, t + 1),
-                    tick=ticker(t + 1, "compensate"),
-                )
+        seal(reports[-1])
     return reports
 
 
