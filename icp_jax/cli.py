@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from icp_jax import heap, interrupts
+from icp_jax import cache, heap, interrupts
 from icp_jax.errors import InputError
 
 PROG = "icp-jax"
@@ -101,6 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     # OpenBLAS' threads and XLA's get in each other's way: seconds lost in a Cholesky.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is not there
+    cache.use()
     heap.one_arena()
     interrupts.install()
     try:

@@ -74,13 +74,15 @@ def compensate(
     gamma: float = 1.0,
     seed: int | Sequence[int] = 0,
     keep: Params | None = None,
+    donate: bool = False,
     tick: Tick = lambda done, total, loss: None,
 ) -> tuple[Params, Compensation]:
     """Tune `params` so that apply(params, inputs) comes near `targets`.
 
     apply: a pure function, called with one sample `[1, ...]`; it is a static argument under jit,
     so pass the same (or an equal, hashable) one to reuse the compiled function.
-    params: a float32 tree; it is left as it is. inputs, targets: `[N, ...]`, on the host.
+    params: a float32 tree; it is left as it is, or with `donate` used up. inputs, targets:
+    `[N, ...]`, on the host.
     epochs: passes over the samples, shuffled anew by (seed, epoch). lr: Adam's first rate;
     gamma: its factor after each epoch. keep: masks of `params`, held by `jnp.where` inside the
     loss and in the result. tick: called with (steps done, steps in all, mean loss so far).
@@ -93,7 +95,8 @@ def compensate(
     size, total = streams.gather_size(inputs), epochs * len(inputs)
     few = np.arange(min(size, 8, max(1, len(inputs) // 16)))
     ((_, probe, valid),) = streams.batches((inputs, targets), size, few)
-    params = jax.tree.map(lambda p: jnp.array(p, copy=True), params)  # the steps donate theirs
+    if not donate:  # the steps use theirs up
+        params = jax.tree.map(lambda p: jnp.array(p, copy=True), params)
     before = _probe(apply, params, keep, *probe, valid)
     state, means, done = _adam.init(params), [], 0
     for epoch in range(epochs):

@@ -186,7 +186,7 @@ def _energy(y, valid):
     return jnp.sum(jnp.square(jnp.where(real, y, 0).astype(jnp.float32)))
 
 
-@partial(jax.jit, static_argnums=1)
+@partial(jax.jit, static_argnums=1, donate_argnums=0)
 def _rounded(leaves, dtypes):
     """What the export will hold: each leaf rounded to its stored dtype."""
     return [leaf.astype(d).astype(jnp.float32) for leaf, d in zip(leaves, dtypes, strict=True)]
@@ -217,7 +217,7 @@ def to_device(params: Params) -> Params:
 def prune_block(
     family: Family,
     params: Params,
-    moments: dict[str, stats.Moments],
+    sums: dict[str, stats.Sums],
     budget: Mapping[str, int],
     config: PruneConfig,
     quant: QuantConfig | None = None,
@@ -226,38 +226,44 @@ def prune_block(
 ) -> tuple[Params, dict[str, quantize.Grid], list[LayerReport]]:
     """Prune every linear of a block to its budget; linears that read one tap share its factor.
 
+    sums: of the inputs, by tap; emptied on the way, since they are as large as the block.
     quant: round the kept weights too, on grids whose scales fit `dtypes`, a dtype a linear.
     """
     method, pattern = METHODS[config.method], parse_pattern(config.pattern)
     options: dict[str, Any] = {"block": config.block_size} if method.walks else {}
     grids: dict[str, quantize.Grid] = {}
-    prepared = {tap: method.prepare(moments[tap], float(config.damping)) for tap in moments}
-    pruned, found = dict(params), []
-    for k, spec in enumerate(family.linears):
-        kernel, grid = params[spec.name]["kernel"], None
-        if quant is not None and quant.bits is not None:
-            grid = grids[spec.name] = quantize.make_grid(
-                kernel,
-                np.int32(quant.bits),
-                group=quant.group,
-                symmetric=quant.symmetric,
-                search=quant.search,
-                importance=jnp.diagonal(moments[spec.tap].second),
-                dtype=(dtypes or {}).get(spec.name, "float32"),
+    pruned, found = dict(params), {}
+    for tap in dict.fromkeys(spec.tap for spec in family.linears):
+        moments = stats.moments(sums.pop(tap))
+        prepared = method.prepare(moments, float(config.damping))
+        for spec in (s for s in family.linears if s.tap == tap):
+            kernel, grid = params[spec.name]["kernel"], None
+            if quant is not None and quant.bits is not None:
+                grid = grids[spec.name] = quantize.make_grid(
+                    kernel,
+                    np.int32(quant.bits),
+                    group=quant.group,
+                    symmetric=quant.symmetric,
+                    search=quant.search,
+                    importance=jnp.diagonal(moments.second),
+                    dtype=(dtypes or {}).get(spec.name, "float32"),
+                )
+            if method.walks:
+                options["grid"] = grid
+            new, keep = method.prune(
+                kernel, prepared, np.int32(budget[spec.name]), pattern=pattern, **options
             )
-        if method.walks:
-            options["grid"] = grid
-        new, keep = method.prune(
-            kernel, prepared[spec.tap], np.int32(budget[spec.name]), pattern=pattern, **options
-        )
-        if grid is not None and not method.walks:
-            new = quantize.round_kernel(new, keep, grid)
-        pruned[spec.name] = {**params[spec.name], "kernel": new}
-        error = stats.output_error(kernel, new, moments[spec.tap])
-        found.append((spec.name, kernel.size, jnp.sum(~keep, dtype=jnp.int32), error))
-        tick(k + 1, len(family.linears))
+            if grid is not None and not method.walks:
+                new = quantize.round_kernel(new, keep, grid)
+            pruned[spec.name] = {**params[spec.name], "kernel": new}
+            error = stats.output_error(kernel, new, moments)
+            found[spec.name] = (kernel.size, jnp.sum(~keep, dtype=jnp.int32), error)
+            tick(len(found), len(family.linears))
+        jax.block_until_ready(found)  # one tap's matrices at a time
     layers = []
-    for name, size, zeros, error in jax.device_get(found):
+    found = jax.device_get(found)
+    for name in (spec.name for spec in family.linears):
+        size, zeros, error = found[name]
         if not np.isfinite(error):
             raise InputError(
                 f"layer {name}: the statistics of its inputs are singular or not finite; "
@@ -345,6 +351,7 @@ def prune_blocks(
                     lr=compensation.lr,
                     gamma=compensation.gamma,
                     seed=(seed, t),
+                    donate=True,
                     tick=ticker(t, "compensate"),
                 )
         with clock("statistics"):
@@ -353,17 +360,16 @@ def prune_blocks(
             for where, (x,), valid in streams.batches([sparse], size):
                 sums = _collect(applies[t], params, x, sums, valid)
                 progress(t, "statistics", where.stop, len(sparse), None)
-            moments = {tap: stats.moments(s) for tap, s in sums.items()}
-            jax.block_until_ready(moments)
+            jax.block_until_ready(sums)
         with clock("prune"):
             stored_as = {s.name: stored[s.name]["kernel"].dtype.name for s in family.linears}
             params, grids, layers = prune_block(
-                family, params, moments, budget[t], config, quant, stored_as, ticker(t, "prune")
+                family, params, sums, budget[t], config, quant, stored_as, ticker(t, "prune")
             )
             leaves, tree = jax.tree.flatten(params)
             dtypes = tuple(leaf.dtype for leaf in jax.tree.leaves(stored))
             params = jax.tree.unflatten(tree, _rounded(leaves, dtypes))
-            del moments, sums, leaves
+            del leaves
         with clock("sparse"):
             energies = advance_sparse(t, params)
         with clock("write"):

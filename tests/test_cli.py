@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from icp_jax.cli import main
@@ -53,3 +54,21 @@ def test_interruption_leaves_nothing(tmp_path, bundled, number):
     _, err = done.communicate(timeout=120)
     assert done.returncode == 130 and "interrupted" in err and "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_run_compiles_nothing(tmp_path, opt_folder):
+    np.save(tmp_path / "tokens.npy", np.arange(200, dtype=np.int32) % 2000)
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "JAX_LOG_COMPILES": "1"}
+    args = ["--model", str(opt_folder), "--calibration.data", "tokens.npy"]
+    args += ["--calibration.samples", "4", "--calibration.seq-len", "16"]
+    compiled, hits = [], []
+    for out in ("first", "second"):
+        done = subprocess.run(
+            [sys.executable, "-m", "icp_jax.cli", "prune", *args, "--out", out],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        compiled.append({path.name for path in (tmp_path / "cache").rglob("jit_*-cache")})
+        hits.append(done.stderr.count("Persistent compilation cache hit"))
+    assert len(compiled[0]) > 5 and compiled[1] == compiled[0]
+    assert hits[1] >= len(compiled[0]) > hits[0]

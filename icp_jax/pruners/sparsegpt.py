@@ -95,9 +95,11 @@ def sparsegpt(
     sub = _sub_width(block, pattern)
     pad = -inputs % block
     w = jnp.where(factor.dead[:, None], 0.0, kernel.astype(jnp.float32))
-    w = jnp.pad(w, ((0, pad), (0, 0)))
-    upper = jnp.pad(factor.upper, ((0, pad), (0, pad)))
-    upper = upper + jnp.diag(jnp.where(jnp.arange(inputs + pad) < inputs, 0.0, 1.0))
+    upper = factor.upper
+    if pad:  # else no copy of what may be the largest matrix of all
+        w = jnp.pad(w, ((0, pad), (0, 0)))
+        upper = jnp.pad(upper, ((0, pad), (0, pad)))
+        upper = upper + jnp.diag(jnp.where(jnp.arange(inputs + pad) < inputs, 0.0, 1.0))
     budget = jnp.asarray(budget, jnp.int32)
 
     def walk_block(carry, k):

@@ -1,0 +1,44 @@
+"""XLA's compilation cache on disk, for the command line: a second run compiles nothing.
+
+JAX's own variables win: JAX_COMPILATION_CACHE_DIR, and JAX_ENABLE_COMPILATION_CACHE=false for none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+MAX_BYTES = 1 << 28  # the least used entries go first
+
+
+def use() -> None:
+    """Point JAX at the user's cache folder. To be called before JAX is imported."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = base / "icp-jax" / f"xla-{_processor()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return  # a home that cannot be written to costs seconds, not the run
+    if not os.access(folder, os.W_OK):
+        return
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    for name, value in (
+        ("JAX_COMPILATION_CACHE_MAX_SIZE", MAX_BYTES),
+        ("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", 0),
+        ("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", -1),
+    ):
+        os.environ.setdefault(name, str(value))
+
+
+def _processor() -> str:
+    """What this processor can do: a home may be shared, and compiled code fits one kind."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        features = next(line for line in lines if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        features = platform.processor()
+    return hashlib.sha256(f"{platform.machine()} {features}".encode()).hexdigest()[:12]
