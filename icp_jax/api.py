@@ -13,6 +13,7 @@ from icp_jax import data
 from icp_jax.config import (
     CalibrationConfig,
     CompensateConfig,
+    MemoryConfig,
     PruneConfig,
     QuantConfig,
     RunConfig,
@@ -65,6 +66,7 @@ def prune(
     compensation: CompensateConfig | None = None,
     quant: QuantConfig | None = None,
     *,
+    memory: MemoryConfig | None = None,
     dtype: str = "auto",
     seed: int = 0,
     progress: Progress = lambda block, phase, done, total, loss: None,
@@ -72,17 +74,28 @@ def prune(
 ) -> tuple[Model, list[BlockReport]]:
     """Prune a model in memory on tokens `[N, T]`; the model given stays as it is.
 
+    memory: where the two streams live, and in what precision.
     settings: fields of PruneConfig, such as `sparsity=0.5, method="wanda"`. Returns the pruned
     model, with leaves in the dtypes of the given one, and a report of every block.
     """
     config = dataclasses.replace(config or PruneConfig(), **settings)
     compensation = compensation or CompensateConfig()
     quant = quant or QuantConfig()
-    check(RunConfig(prune=config, quant=quant, compensate=compensation, seed=seed))
+    memory = memory or MemoryConfig()
+    check(RunConfig(prune=config, quant=quant, compensate=compensation, memory=memory, seed=seed))
     tokens = _checked(model, tokens)
     sink = TreeSink(model.params)
     reports = prune_blocks(
-        model, sink, tokens, config, compensation, quant, dtype=dtype, seed=seed, progress=progress
+        model,
+        sink,
+        tokens,
+        config,
+        compensation,
+        quant,
+        dtype=dtype,
+        seed=seed,
+        memory=memory,
+        progress=progress,
     )
     return dataclasses.replace(model, params=sink.params), reports
 

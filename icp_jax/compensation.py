@@ -17,6 +17,7 @@ import optax
 
 from icp_jax import streams
 from icp_jax.masks import apply_keep
+from icp_jax.places import Samples, Stream
 
 Params = Any
 Tick = Callable[[int, int, float], None]
@@ -66,8 +67,8 @@ def _probe(apply, params, keep, inputs, targets, valid):
 def compensate(
     apply: Callable[[Params, jax.Array], jax.Array],
     params: Params,
-    inputs: np.ndarray,
-    targets: np.ndarray,
+    inputs: Stream,
+    targets: Stream,
     *,
     epochs: int = 1,
     lr: float = 1e-4,
@@ -82,7 +83,7 @@ def compensate(
     apply: a pure function, called with one sample `[1, ...]`; it is a static argument under jit,
     so pass the same (or an equal, hashable) one to reuse the compiled function.
     params: a float32 tree; it is left as it is, or with `donate` used up. inputs, targets:
-    `[N, ...]`, on the host.
+    `[N, ...]`, NumPy arrays or `places.Samples`.
     epochs: passes over the samples, shuffled anew by (seed, epoch). lr: Adam's first rate;
     gamma: its factor after each epoch. keep: masks of `params`, held by `jnp.where` inside the
     loss and in the result. tick: called with (steps done, steps in all, mean loss so far).
@@ -91,7 +92,7 @@ def compensate(
     """
     if len(inputs) != len(targets) or len(inputs) == 0:
         raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets: need as many, above 0")
-    inputs, targets = np.asarray(inputs), np.asarray(targets)
+    inputs, targets = (a if isinstance(a, Samples) else np.asarray(a) for a in (inputs, targets))
     size, total = streams.gather_size(inputs), epochs * len(inputs)
     few = np.arange(min(size, 8, max(1, len(inputs) // 16)))
     ((_, probe, valid),) = streams.batches((inputs, targets), size, few)

@@ -78,6 +78,19 @@ class QuantConfig:
 
 
 @dataclass(frozen=True)
+class MemoryConfig:
+    """Where the hidden states of the calibration samples are kept, and how."""
+
+    streams: Literal["auto", "device", "host", "disk"] = "auto"
+    """The two streams' place; auto is the first of these that has room."""
+    stream_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Their precision: bfloat16 halves them."""
+    batch_tokens: int | None = None
+    """Tokens sent through a block at once, where that is free to choose. Unset: 1024 on the
+    CPU, else 4096."""
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """One pruning run."""
 
@@ -89,6 +102,7 @@ class RunConfig:
     quant: QuantConfig = field(default_factory=QuantConfig)
     compensate: CompensateConfig = field(default_factory=CompensateConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
     dtype: Dtype = "auto"
     """What blocks compute in; auto is bfloat16 on GPU and TPU, float32 on CPU."""
     seed: int = 0
@@ -98,6 +112,7 @@ class RunConfig:
 def check(config: RunConfig) -> None:
     """Raises InputError, in one line, for settings that no model could make sense of."""
     p, c, k, q = config.prune, config.compensate, config.calibration, config.quant
+    m = config.memory
     if q.bits is None and q != QuantConfig():
         raise InputError("quant settings need --quant.bits")
     if q.bits is not None and not 2 <= q.bits <= 8:
@@ -114,6 +129,7 @@ def check(config: RunConfig) -> None:
         ("calibration.samples", k.samples, 1),
         ("calibration.seq_len", 2 if k.seq_len is None else k.seq_len, 2),
         ("calibration.seed", k.seed, 0),
+        ("memory.batch_tokens", 1 if m.batch_tokens is None else m.batch_tokens, 1),
         ("seed", config.seed, 0),
     ):
         if value < least:

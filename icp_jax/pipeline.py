@@ -12,15 +12,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from icp_jax import allocate, heap, quantize, stats, streams
+from icp_jax import allocate, heap, places, quantize, stats, streams
 from icp_jax.compensation import Compensation, compensate
-from icp_jax.config import CompensateConfig, PruneConfig, QuantConfig
+from icp_jax.config import CompensateConfig, MemoryConfig, PruneConfig, QuantConfig
 from icp_jax.errors import InputError
 from icp_jax.masks import parse_pattern
 from icp_jax.models.spec import Family, Rearrangement, parse_rearrangement
@@ -130,13 +131,13 @@ def rearrangement(family: Family, name: str | None) -> Rearrangement:
 
 @dataclass(frozen=True)
 class Apply:
-    """A module as a pure function of (params, x), computing in `dtype`, streams in x's own."""
+    """A module as a pure function of (params, x), computing in `dtype`; gives float32."""
 
     module: Any
     dtype: str
 
     def __call__(self, params: Params, x: jax.Array) -> jax.Array:
-        return self.module.apply({"params": params}, x.astype(self.dtype)).astype(x.dtype)
+        return self.module.apply({"params": params}, x.astype(self.dtype)).astype(jnp.float32)
 
     def taps(self, params: Params, x: jax.Array) -> dict[str, jax.Array]:
         """The inputs of the block's linears."""
@@ -144,15 +145,17 @@ class Apply:
         return {name: values[0] for name, values in found["taps"].items()}
 
 
-@partial(jax.jit, static_argnums=0)
-def _embed(module, params, tokens):
-    return module.apply({"params": params}, tokens).astype(jnp.float32), None
+@partial(jax.jit, static_argnums=(0, 1))
+def _embed(module, dtype, params, tokens):
+    return module.apply({"params": params}, tokens).astype(dtype), None
 
 
-def embed_tokens(family: Family, params: Params) -> Callable[..., tuple[jax.Array, None]]:
-    """The embedding as a step for `streams.advance`."""
+def embed_tokens(
+    family: Family, params: Params, dtype: str = "float32"
+) -> Callable[..., tuple[jax.Array, None]]:
+    """The embedding as a step for `streams.advance`; dtype: the stream's."""
     params = to_device(params)
-    return lambda tokens, valid: _embed(family.embed, params, tokens)
+    return lambda tokens, valid: _embed(family.embed, dtype, params, tokens)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=3)
@@ -171,19 +174,20 @@ def _collect(apply, params, x, sums, valid):
 def forward(apply, params, x, valid):
     """The block's output, and its energy (not finite where the output is not)."""
     y = apply(params, x)
-    return y, _energy(y, valid)
+    return y.astype(x.dtype), _energy(y, valid)
 
 
 @partial(jax.jit, static_argnums=0)
 def _forward_beside(apply, params, x, dense, valid):
     """The block's output, and the energies of its distance to `dense` and of `dense`."""
     y = apply(params, x)
-    return y, (_energy(y - dense, valid), _energy(dense, valid))
+    dense = dense.astype(y.dtype)
+    return y.astype(x.dtype), (_energy(y - dense, valid), _energy(dense, valid))
 
 
 def _energy(y, valid):
     real = (jnp.arange(y.shape[0]) < valid).reshape(-1, *[1] * (y.ndim - 1))
-    return jnp.sum(jnp.square(jnp.where(real, y, 0).astype(jnp.float32)))
+    return jnp.sum(jnp.square(jnp.where(real, y, 0)))
 
 
 @partial(jax.jit, static_argnums=1, donate_argnums=0)
@@ -207,6 +211,12 @@ def compute_dtype(name: str) -> Literal["float32", "bfloat16"]:
     if name in ("auto", "bfloat16"):
         return "bfloat16"
     raise InputError(f"dtype must be auto, float32 or bfloat16, got {name!r}")
+
+
+def stream_shape(family: Family, embed: Params, tokens: np.ndarray) -> tuple[int, ...]:
+    """Of the hidden states: `[N, T, D]`, or `[N, H, W, D]` of images."""
+    one = jax.eval_shape(partial(_embed, family.embed, "float32"), embed, tokens[:1])[0]
+    return (len(tokens), *one.shape[1:])
 
 
 def to_device(params: Params) -> Params:
@@ -283,6 +293,8 @@ def prune_blocks(
     *,
     dtype: str = "auto",
     seed: int = 0,
+    memory: MemoryConfig | None = None,
+    scratch: Path | None = None,
     progress: Progress = lambda block, phase, done, total, loss: None,
     finished: Sequence[Finished] = (),
     seal: Callable[[BlockReport], None] = lambda report: None,
@@ -290,6 +302,7 @@ def prune_blocks(
     """Prune every block of a model on calibration tokens `[N, T]` (or images, for a vision
     family); blocks go to the sink.
 
+    memory: where the streams live and in what precision; scratch: the folder for those on disk.
     finished: the first blocks, where an earlier run has pruned them: only the streams go through
     them again, and the rest comes out as if that run had never stopped. seal: called with the
     report of every other block, after the sink has it.
@@ -305,12 +318,25 @@ def prune_blocks(
     budget = budgets(family, [source.shapes(t) for t in range(n_blocks)], config, quant)
     applies = [Apply(family.block_at(t), compute_dtype(dtype)) for t in range(n_blocks)]
     embed = source.embed()
-    shape = jax.eval_shape(partial(_embed, family.embed), embed, tokens[:1])[0].shape[1:]
-    size = streams.batch_size(len(tokens), int(np.prod(shape[:-1])))
+    memory = memory or MemoryConfig()
+    shape = stream_shape(family, embed, tokens)
+    both = 2 * int(np.prod(shape)) * np.dtype(memory.stream_dtype).itemsize
+    half = places.host_free() // 2
+    place = places.choose(memory.streams, both, places.device_free() // 2, half)
+    size = streams.batch_size(len(tokens), int(np.prod(shape[1:-1])), memory.batch_tokens)
     clock = Clock()
 
     def ticker(block, phase):
-        return lambda done, total, loss=None: progress(block, phase, done, total, loss)
+        first = True
+
+        def tick(done, total, loss=None):
+            nonlocal first
+            if first:
+                heap.give_back()  # what compiling took
+                first = False
+            progress(block, phase, done, total, loss)
+
+        return tick
 
     def finite(block, energies):
         if not np.all(np.isfinite(energies)):
@@ -327,9 +353,8 @@ def prune_blocks(
         finite(t, energies)
         return energies
 
-    sparse = np.empty((len(tokens), *shape), np.float32)
-    streams.advance(embed_tokens(family, embed), [tokens], sparse, size)
-    dense = np.empty_like(sparse)
+    sparse, dense = (places.empty(shape, memory.stream_dtype, place, scratch) for _ in range(2))
+    streams.advance(embed_tokens(family, embed, memory.stream_dtype), [tokens], sparse, size)
     del embed
     for t, block in enumerate(finished):
         advance_dense(t, to_device(source.block(t)))
@@ -357,9 +382,10 @@ def prune_blocks(
         with clock("statistics"):
             widths = family.tap_widths(source.shapes(t))
             sums = {tap: stats.zeros(width) for tap, width in widths.items()}
+            tick = ticker(t, "statistics")
             for where, (x,), valid in streams.batches([sparse], size):
                 sums = _collect(applies[t], params, x, sums, valid)
-                progress(t, "statistics", where.stop, len(sparse), None)
+                tick(where.stop, len(sparse))
             jax.block_until_ready(sums)
         with clock("prune"):
             stored_as = {s.name: stored[s.name]["kernel"].dtype.name for s in family.linears}

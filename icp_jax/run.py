@@ -160,6 +160,8 @@ def prune_folder(
                 config.quant,
                 dtype=full.dtype,
                 seed=full.seed,
+                memory=full.memory,
+                scratch=aside.path.parent,
                 progress=progress,
             )
             sink.close()

@@ -1,6 +1,7 @@
-"""The two streams: hidden states on the host, sent to the device a batch at a time.
+"""The two streams of hidden states, sent to the device a batch at a time.
 
-A stream is a NumPy array `[N, ...]`, float32, updated in place: there is never a second copy.
+A stream `[N, ...]` lives where `places` puts it and is updated in place: there is never a second
+copy.
 Every batch has the same shape (the last one is padded with zeros and says how many samples are
 real), so one compiled function serves them all. The next batch is on its way to the device
 while this one computes, and results are fetched one batch late.
@@ -12,7 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+
+from icp_jax.places import Samples, Stream
 
 # Tokens (positions) that go through a block at once: what fits a CPU's caches, what fills a GPU.
 BATCH_TOKENS = {"cpu": 1024}
@@ -20,27 +24,30 @@ BATCH_TOKENS_ELSEWHERE = 4096
 GATHER_BYTES = 1 << 21  # a batch of samples for compensation: at most so many bytes a stream
 
 
-def batch_size(samples: int, positions: int) -> int:
-    """Samples a batch for passes that only go forward."""
-    tokens = BATCH_TOKENS.get(jax.default_backend(), BATCH_TOKENS_ELSEWHERE)
+def batch_size(samples: int, positions: int, tokens: int | None = None) -> int:
+    """Samples a batch for passes that only go forward; tokens: positions a batch, if not ours."""
+    tokens = tokens or BATCH_TOKENS.get(jax.default_backend(), BATCH_TOKENS_ELSEWHERE)
     return max(1, min(samples, tokens // positions))
 
 
-def gather_size(stream: np.ndarray) -> int:
+def gather_size(stream: Stream) -> int:
     """Samples a transfer where one sample at a time is used."""
-    return int(max(1, min(len(stream), 64, GATHER_BYTES // max(stream[0].nbytes, 1))))
+    sample = int(np.prod(stream.shape[1:])) * stream.dtype.itemsize
+    return int(max(1, min(len(stream), 64, GATHER_BYTES // max(sample, 1))))
 
 
-def _padded(part: np.ndarray, size: int) -> np.ndarray:
+def _padded(part, size: int):
     if len(part) == size:
         return part
+    if isinstance(part, jax.Array):
+        return jnp.pad(part, [(0, size - len(part))] + [(0, 0)] * (part.ndim - 1))
     out = np.zeros((size, *part.shape[1:]), part.dtype)
     out[: len(part)] = part
     return out
 
 
 def batches(
-    arrays: Sequence[np.ndarray], size: int, order: np.ndarray | None = None
+    arrays: Sequence[Stream], size: int, order: np.ndarray | None = None
 ) -> Iterator[tuple[slice, tuple[jax.Array, ...], np.int32]]:
     """(which samples, the arrays' batches on the device, how many are real), in order.
 
@@ -63,8 +70,8 @@ def batches(
 
 def advance(
     step: Callable[..., tuple[jax.Array, Any]],
-    arrays: Sequence[np.ndarray],
-    out: np.ndarray,
+    arrays: Sequence[Stream],
+    out: Stream,
     size: int,
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Any]:
@@ -76,7 +83,10 @@ def advance(
     results = []
 
     def finish(where, y, aux):
-        out[where] = np.asarray(y)[: where.stop - where.start]
+        if isinstance(out, Samples):
+            out[where] = y
+        else:
+            out[where] = np.asarray(y)[: where.stop - where.start]
         results.append(aux)
         tick(where.stop, len(out))
 

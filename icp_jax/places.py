@@ -1,0 +1,114 @@
+"""Where a stream of hidden states lives: on the device, in host memory, or on disk.
+
+All take and give samples as a NumPy array does: `stream[where]`, `stream[where] = values`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Place = Literal["device", "host", "disk"]
+
+
+class Samples:
+    """Arrays `[...]`, one a sample, in a memory of the device's: its own, or pinned host memory.
+
+    A copy between the two is asynchronous, so the batch to come travels while one computes.
+    """
+
+    def __init__(self, shape: Sequence[int], dtype: np.dtype, kind: str):
+        device = jax.local_devices()[0]
+        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
+        self._there = jax.sharding.SingleDeviceSharding(device, memory_kind=kind)
+        self._here = jax.sharding.SingleDeviceSharding(device)
+        self._parts: list[jax.Array | None] = [None] * len(self)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, where: slice | np.ndarray) -> jax.Array:
+        chosen = [self._parts[i] for i in np.arange(len(self))[where]]
+        return _stack(jax.device_put(chosen, self._here))
+
+    def __setitem__(self, where: slice, values: jax.Array) -> None:
+        start, stop, _ = where.indices(len(self))
+        self._parts[start:stop] = jax.device_put(_unstack(values, stop - start), self._there)
+
+
+@jax.jit
+def _stack(parts: list[jax.Array]) -> jax.Array:
+    return jnp.stack(parts)
+
+
+@partial(jax.jit, static_argnums=1)
+def _unstack(values: jax.Array, count: int) -> list[jax.Array]:
+    return [values[i] for i in range(count)]
+
+
+Stream = np.ndarray | Samples
+
+
+def empty(shape: Sequence[int], dtype: str, place: Place, folder: Path | None = None) -> Stream:
+    """A stream `[N, ...]` yet to be filled.
+
+    folder: for disk, where its file goes, which has no name there and so cannot stay behind.
+    Host memory is pinned where the device is not the host itself.
+    """
+    kind = np.dtype(dtype)
+    if place == "disk":
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, math.prod(shape) * kind.itemsize)
+            return np.memmap(file, kind, "w+", shape=tuple(shape))
+    if place == "host" and jax.default_backend() == "cpu":
+        return np.empty(shape, kind)
+    return Samples(shape, kind, "device" if place == "device" else "pinned_host")
+
+
+def choose(wanted: str, both: int, device_room: int, host_room: int) -> Place:
+    """The place of two streams of `both` bytes: as wanted, or for auto the first with room.
+
+    Where the device is the host itself, device and host are one place.
+    """
+    if wanted == "device" or (wanted == "auto" and both <= device_room):
+        return "host" if jax.default_backend() == "cpu" else "device"
+    if wanted in ("host", "disk"):
+        return cast(Place, wanted)
+    return "host" if both <= host_room else "disk"
+
+
+def host_free() -> int:
+    """Bytes of memory that this process may still take: of the machine, or of its cgroup."""
+    free = [_meminfo("MemAvailable")]
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        if limit != "max":
+            free.append(int(limit) - used)
+    except (OSError, ValueError):
+        pass  # no cgroup, or an older kind
+    return max(0, min(free))
+
+
+def device_free() -> int:
+    """Bytes of the device's pool that are free; of the CPU, those of the host."""
+    stats = jax.local_devices()[0].memory_stats()
+    return stats["bytes_limit"] - stats["bytes_in_use"] if stats else host_free()
+
+
+def _meminfo(field: str) -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+    except (OSError, StopIteration):
+        return sys.maxsize  # not Linux: let the system say no

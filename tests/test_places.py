@@ -1,0 +1,87 @@
+"""Streams on the device, in pinned memory, on the host, on disk: the same samples and runs."""
+
+import errno
+import os
+
+import jax
+import numpy as np
+import pytest
+
+from icp_jax import api, places
+from icp_jax.config import CompensateConfig, MemoryConfig
+
+
+@pytest.mark.parametrize("kind", ["device", "pinned_host"])
+def test_samples_give_back_what_they_took(kind):
+    stream = places.Samples((7, 3, 2), np.float32, kind)
+    values = np.random.default_rng(0).normal(size=(7, 3, 2)).astype(np.float32)
+    stream[slice(0, 4)] = jax.numpy.asarray(values[:4])
+    stream[slice(4, 7)] = jax.numpy.pad(values[4:], ((0, 1), (0, 0), (0, 0)))  # a padded batch
+    np.testing.assert_array_equal(stream[slice(2, 6)], values[2:6])
+    order = np.array([6, 0, 3])
+    np.testing.assert_array_equal(stream[order], values[order])
+    assert stream[order].sharding.memory_kind == "device"
+    assert len(stream) == 7 and {p.sharding.memory_kind for p in stream._parts} == {kind}
+
+
+def test_a_stream_on_disk_leaves_no_file(tmp_path):
+    stream = places.empty((4, 8), "bfloat16", "disk", tmp_path)
+    stream[:] = 1.5
+    assert stream.dtype.name == "bfloat16" and np.all(stream == 1.5)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_met_before_the_run(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space"):
+        places.empty((4, 8), "float32", "disk", tmp_path)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_the_first_place_with_room(monkeypatch, backend):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    device = "host" if backend == "cpu" else "device"
+    assert places.choose("auto", 10, 10, 10) == device
+    assert places.choose("auto", 10, 9, 10) == "host"
+    assert places.choose("auto", 10, 9, 9) == "disk"
+    assert places.choose("device", 10, 0, 0) == device
+    assert places.choose("host", 10, 0, 0) == "host"
+    assert places.choose("disk", 10, 99, 99) == "disk"
+
+
+@pytest.fixture(scope="module")
+def pruned(opt_folder):
+    model = api.load(opt_folder, np.float32)
+    tokens = np.random.default_rng(1).integers(3, 2048, (5, 16)).astype(np.int32)
+
+    def run(monkeypatch, place, dtype="float32"):
+        if place == "samples":  # what an accelerator has
+            pinned = staticmethod(lambda s, dtype, *_: places.Samples(s, dtype, "pinned_host"))
+            monkeypatch.setattr(places, "empty", pinned)
+            place = "host"
+        memory = MemoryConfig(place, dtype, batch_tokens=32)
+        found, reports = api.prune(
+            model, tokens, compensation=CompensateConfig(2), memory=memory, sparsity=0.6
+        )
+        return jax.tree.leaves(found.params), reports
+
+    with pytest.MonkeyPatch.context() as patch:
+        return run, run(patch, "host")
+
+
+@pytest.mark.parametrize("place", ["disk", "samples"])
+def test_the_place_changes_no_bit(pruned, monkeypatch, place):
+    run, (expected, _) = pruned
+    for new, old in zip(run(monkeypatch, place)[0], expected, strict=True):
+        np.testing.assert_array_equal(new, old)
+
+
+def test_bfloat16_streams_cost_little(pruned, monkeypatch):
+    run, (_, expected) = pruned
+    found = run(monkeypatch, "host", "bfloat16")[1]
+    errors = np.array([[a.error, b.error] for a, b in zip(found, expected, strict=True)])
+    assert not np.array_equal(errors[:, 0], errors[:, 1])
+    np.testing.assert_allclose(errors[:, 0], errors[:, 1], rtol=0.05)
