@@ -1,10 +1,9 @@
 """Checkpoint files, one tensor at a time.
 
-Reading: safetensors shards are memory-mapped; `.bin` shards are opened by torch with
-`weights_only=True` and `mmap=True`. Writing: the output has the layout of the source (same
-shards, names, order and metadata); it starts as a copy of the source, and pruned tensors are
-written over their bytes as they finish. What nobody writes stays bit-identical by construction,
-and no more than one tensor is ever in memory.
+Reading: safetensors shards are memory-mapped; `.bin` and `.pth` files go through torch, see
+`converters.torch_files`. Writing: the output has the layout of the source (same shards, names,
+order and metadata), and tensors are written to their places as they finish: no more than one is
+ever in memory (of a `.pth` file, all are).
 """
 
 from __future__ import annotations
@@ -58,6 +57,7 @@ class Layout:
     headers: dict[str, bytes]  # shard file name -> 8-byte length + JSON
     entries: dict[str, Entry]  # tensor name -> where it lies
     index: str | None = None  # text of model.safetensors.index.json, where there is one
+    torch: bool = False  # the one file of `headers` is a `.pth`, and its header is empty
 
 
 class Reader(Protocol):
@@ -72,8 +72,23 @@ class Reader(Protocol):
     def close(self) -> None: ...
 
 
+TORCH_SUFFIXES = (".pth", ".pt")  # whole models in one file, without a config
+
+
+def lone_torch_file(path: Path) -> Path | None:
+    """The `.pth` file that a path is, or that is all the weights of a folder."""
+    if path.is_file():
+        return path if path.suffix in TORCH_SUFFIXES else None
+    found = [p for p in sorted(path.glob("*")) if p.suffix in TORCH_SUFFIXES and p.is_file()]
+    return found[0] if len(found) == 1 else None
+
+
 def open_checkpoint(folder: str | Path) -> Reader:
-    """Open a Hugging Face folder's weights, safetensors first. Raises ConversionError."""
+    """Open a Hugging Face folder's weights, safetensors first, or a `.pth` file, alone or in a
+    folder. Raises ConversionError.
+    """
+    from converters.torch_files import TorchReader
+
     folder = Path(folder)
     for single, reader in (
         ("model.safetensors", SafetensorsReader),
@@ -84,9 +99,12 @@ def open_checkpoint(folder: str | Path) -> Reader:
             return reader(folder, _shards_of(index), index.read_text())
         if (folder / single).is_file():
             return reader(folder, [single], None)
+    lone = lone_torch_file(folder)
+    if lone is not None:
+        return TorchReader(lone.parent, [lone.name], None)
     raise ConversionError(
         f"no weights in {folder}: expected model.safetensors or pytorch_model.bin, "
-        "or their .index.json with shards"
+        "or their .index.json with shards, or one .pth file"
     )
 
 
@@ -177,68 +195,6 @@ def _entry(shard: str, name: str, raw: dict[str, Any], header_bytes: int) -> Ent
     return Entry(shard, dtype, shape, header_bytes + begin, end - begin)
 
 
-class TorchReader:
-    """`.bin` shards through torch (an extra: `pip install icp-jax[torch]`), weights only."""
-
-    def __init__(self, folder: Path, shards: list[str], index: str | None):
-        try:
-            import torch
-        except ImportError:
-            raise ConversionError(
-                f"{folder} holds .bin weights, which need torch: pip install 'icp-jax[torch]'"
-            ) from None
-        self._tensors: dict[str, Any] = {}
-        for shard in shards:
-            path = folder / shard
-            try:
-                state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            except RuntimeError:  # files from before the zip format cannot be mapped
-                state = self._load_old(torch, path)
-            except Exception as error:  # unpickling runs into many kinds; all mean the same
-                raise ConversionError(f"{path} cannot be read: {_first_line(error)}") from None
-            for name, tensor in state.items():
-                if name in self._tensors:
-                    raise ConversionError(f"duplicate tensor {name!r} in {shard}")
-                self._tensors[name] = tensor
-        self.layout = plan_layout(
-            {n: (self.dtype(n), self.shape(n)) for n in self._tensors}, {"format": "pt"}
-        )
-
-    @staticmethod
-    def _load_old(torch, path: Path):
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise ConversionError(f"{path} cannot be read: {_first_line(error)}") from None
-
-    def names(self) -> list[str]:
-        return list(self._tensors)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._tensors[name].shape)
-
-    def dtype(self, name: str) -> np.dtype:
-        dtype = str(self._tensors[name].dtype).removeprefix("torch.")
-        if dtype == "bfloat16":
-            return np.dtype(ml_dtypes.bfloat16)
-        return np.dtype("bool" if dtype == "bool" else dtype)
-
-    def read(self, name: str) -> np.ndarray:
-        import torch
-
-        tensor = self._tensors[name].contiguous()
-        if tensor.dtype == torch.bfloat16:
-            return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-        return tensor.numpy()
-
-    def close(self) -> None:
-        self._tensors.clear()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def plan_layout(
     tensors: dict[str, tuple[np.dtype, tuple[int, ...]]],
     metadata: dict[str, str],
@@ -301,11 +257,7 @@ class Writer:
     def write(self, name: str, tensor: np.ndarray) -> None:
         """Write one tensor, in torch's order. Shape and dtype must be the layout's."""
         e = self.layout.entries[name]
-        if tuple(tensor.shape) != e.shape or tensor.dtype != e.dtype:
-            raise ConversionError(
-                f"tensor {name!r}: {tensor.dtype}{list(tensor.shape)} does not fit "
-                f"{e.dtype}{list(e.shape)}"
-            )
+        check_tensor(e, name, tensor)
         file = self._files[e.shard]
         file.seek(e.start)
         file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
@@ -326,8 +278,39 @@ class Writer:
                 continue
 
 
+class AnyWriter(Protocol):
+    """Takes every tensor of a layout, in any order; then `close`, or `abandon`."""
+
+    def write(self, name: str, tensor: np.ndarray) -> None: ...
+    def close(self) -> None: ...
+    def abandon(self) -> None: ...
+
+
+def open_writer(folder: str | Path, layout: Layout) -> AnyWriter:
+    """The writer of a layout's kind of file, in `folder`."""
+    if layout.torch:
+        from converters.torch_files import TorchWriter
+
+        return TorchWriter(folder, layout)
+    return Writer(folder, layout)
+
+
+def check_tensor(entry: Entry, name: str, tensor: np.ndarray) -> None:
+    """Raises ConversionError where a tensor's shape or dtype is not the layout's."""
+    if tuple(tensor.shape) != entry.shape or tensor.dtype != entry.dtype:
+        raise ConversionError(
+            f"tensor {name!r}: {tensor.dtype}{list(tensor.shape)} does not fit "
+            f"{entry.dtype}{list(entry.shape)}"
+        )
+
+
 def copy_other_files(source: Path, target: Path) -> None:
-    """Copy config, tokenizer and the like: all plain files that hold no weights."""
+    """Copy config, tokenizer and the like: all plain files that hold no weights.
+
+    Of a single file there is nothing else: its folder is the user's, not the model's.
+    """
+    if source.is_file():
+        return
     for path in sorted(source.iterdir()):
         if path.is_file() and not holds_weights(path.name):
             shutil.copyfile(path, target / path.name)

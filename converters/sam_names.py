@@ -104,8 +104,12 @@ def config_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
             "mlp_dim": shapes[f"{at}mask_decoder.transformer.layers.0.mlp.lin1.weight"][0],
         }
         channels = shapes[f"{at}prompt_encoder.mask_downscaling.3.weight"][0]
-    except (KeyError, StopIteration, IndexError) as error:
-        raise ConversionError(f"not a SAM checkpoint of Meta's: no tensor {error}") from None
+    except StopIteration:
+        raise ConversionError(
+            "not a SAM checkpoint of Meta's: it has no tensor 'image_encoder.pos_embed'"
+        ) from None
+    except (KeyError, IndexError, ValueError) as error:
+        raise ConversionError(f"not a SAM checkpoint of Meta's: {error}") from None
     return {
         "model_type": "sam",
         "vision_config": vision,

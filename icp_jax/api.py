@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
-from icp_jax import data
+from icp_jax import data, inputs
 from icp_jax.config import (
     CalibrationConfig,
     CompensateConfig,
@@ -19,11 +19,13 @@ from icp_jax.config import (
     RunConfig,
     check,
 )
-from icp_jax.errors import InputError
 from icp_jax.evaluation.perplexity import Perplexity, perplexity
 from icp_jax.export import save
-from icp_jax.pipeline import BlockReport, Progress, prune_blocks
+from icp_jax.pipeline import BlockReport, Progress, compute_dtype, prune_blocks
 from icp_jax.residency import FolderSource, Model, TreeSink, resolve
+
+if TYPE_CHECKING:
+    from icp_jax.evaluation.iou import Prompt, Segmentation
 
 __all__ = ["calibrate", "evaluate", "load", "prune", "save"]
 
@@ -52,11 +54,12 @@ def calibrate(
     seq_len: int | None = None,
     seed: int = 0,
 ) -> np.ndarray:
-    """Calibration tokens `[samples, T]`, by the model's tokenizer: see `CalibrationConfig.data`."""
+    """Calibration samples, see `CalibrationConfig.data`: tokens `[samples, T]`, by the model's
+    tokenizer, or pixels `[samples, 3, S, S]` of images. Raises InputError.
+    """
     config = CalibrationConfig(str(source), samples, seq_len, seed)
     check(RunConfig(calibration=config))
-    encode = data.Encoder(model.folder, data.vocabulary(model.config))
-    return data.calibration_tokens(config, model.family.context, encode)
+    return inputs.calibration(config, model)
 
 
 def prune(
@@ -72,7 +75,7 @@ def prune(
     progress: Progress = lambda block, phase, done, total, loss: None,
     **settings: Any,
 ) -> tuple[Model, list[BlockReport]]:
-    """Prune a model in memory on tokens `[N, T]`; the model given stays as it is.
+    """Prune a model in memory on tokens `[N, T]`, or pixels `[N, 3, S, S]`; it stays as it is.
 
     memory: where the two streams live, and in what precision.
     settings: fields of PruneConfig, such as `sparsity=0.5, method="wanda"`. Returns the pruned
@@ -83,7 +86,7 @@ def prune(
     quant = quant or QuantConfig()
     memory = memory or MemoryConfig()
     check(RunConfig(prune=config, quant=quant, compensate=compensation, memory=memory, seed=seed))
-    tokens = _checked(model, tokens)
+    tokens = inputs.checked(model, tokens)
     sink = TreeSink(model.params)
     reports = prune_blocks(
         model,
@@ -105,35 +108,39 @@ def evaluate(
     data_or_windows: str | Path | np.ndarray,
     *,
     seq_len: int | None = None,
+    prompt: Prompt = "point",
+    limit: int | None = None,
+    seed: int = 0,
     dtype: str = "auto",
     progress: Progress = lambda block, phase, done, total, loss: None,
-) -> Perplexity:
-    """Perplexity of a model in memory, a folder or a hub id.
+) -> Perplexity | Segmentation:
+    """Perplexity of a language model, IoU of SAM's masks; in memory, a folder, a file or a hub id.
 
-    data_or_windows: wikitext2, ptb, c4, a file or folder, or token windows `[W, T]`.
+    data_or_windows: wikitext2, ptb, c4, a file or folder, or token windows `[W, T]`; for SAM
+    sa1b:DIR or coco:DIR, and prompt, limit and seed are those of `segmentation`.
     """
     if isinstance(model, Model):
         source: Model | FolderSource = model
     else:
         source = FolderSource(resolve(str(model)))
+    if source.family.kind == "vision":
+        from icp_jax.evaluation.iou import segmentation
+
+        return segmentation(
+            source,
+            str(data_or_windows),
+            prompt=prompt,
+            limit=limit,
+            seed=seed,
+            dtype=compute_dtype(dtype),
+            progress=progress,
+        )
+    data.vocabulary(source.config)
     if isinstance(data_or_windows, np.ndarray):
-        windows = _checked(source, data_or_windows)
+        windows = inputs.checked(source, data_or_windows)
     else:
         encode = data.Encoder(source.folder, data.vocabulary(source.config))
         windows = data.evaluation_windows(
             str(data_or_windows), seq_len, source.family.context, encode
         )
     return perplexity(source, windows, dtype=dtype, progress=progress)
-
-
-def _checked(model: Model | FolderSource, tokens: np.ndarray) -> np.ndarray:
-    tokens = np.asarray(tokens)
-    if tokens.ndim != 2 or not tokens.size or not np.issubdtype(tokens.dtype, np.integer):
-        raise InputError(f"tokens must be integers [N, T], got {tokens.dtype}{list(tokens.shape)}")
-    if tokens.shape[1] > model.family.context:
-        raise InputError(
-            f"windows of {tokens.shape[1]} tokens: the model's context is {model.family.context}"
-        )
-    if not 0 <= tokens.min() <= tokens.max() < model.config["vocab_size"]:
-        raise InputError(f"token ids must lie in [0, {model.config['vocab_size']})")
-    return tokens.astype(np.int32)

@@ -144,10 +144,20 @@ def run(command: Any) -> None:
                 command.model,
                 command.data,
                 seq_len=command.seq_len,
+                prompt=command.prompt,
+                limit=command.limit,
+                seed=command.seed,
                 dtype=command.dtype,
                 progress=tick,
             )
-        _print(command.json, found._asdict(), lambda: console.perplexity(found))
+        _print(command.json, found._asdict(), lambda: console.evaluated(found))
+    elif isinstance(command, commands.Segment):
+        from icp_jax.vision.overlay import segment
+
+        record = segment(
+            command.model, command.image, command.out, command.point, command.box, command.dtype
+        )
+        _print(command.json, record, lambda: console.segmented(record))
     elif isinstance(command, commands.Verify):
         from icp_jax.inspection import verify
         from icp_jax.residency import resolve

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -36,16 +36,43 @@ class Prune(RunConfig):
 
 @dataclass(frozen=True)
 class Eval:
-    """Perplexity of a checkpoint, by the field's protocol."""
+    """Perplexity of a language model, IoU of SAM's masks, by the field's protocols."""
 
     model: tyro.conf.Positional[str]
-    """A Hugging Face folder or hub id."""
+    """A Hugging Face folder or hub id, or a .pth file of SAM's."""
     data: str
-    """wikitext2, ptb, c4, or a path: .txt, .jsonl[.gz], .npy of token ids, or an Arrow folder."""
+    """wikitext2, ptb, c4, or a path: .txt, .jsonl[.gz], .npy of token ids, or an Arrow folder.
+    For SAM sa1b:DIR or coco:DIR."""
     seq_len: int | None = None
     """Tokens a window. Unset: the model's context, at most 2048."""
+    prompt: Literal["point", "box"] = "point"
+    """SAM: what points at each object. Points: SA-1B's own; for COCO drawn inside the mask."""
+    limit: int | None = None
+    """SAM: at most so many images."""
+    seed: int = 0
+    """SAM: of the points that are drawn."""
     dtype: Dtype = "auto"
     """What blocks compute in; auto is bfloat16 on GPU and TPU, float32 on CPU."""
+    json: bool = False
+    """Print one JSON object on standard output, and nothing else there."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Segment one object of an image with SAM, and paint its mask over it."""
+
+    model: tyro.conf.Positional[str]
+    """A Hugging Face folder or hub id, or a .pth file of SAM's."""
+    image: tyro.conf.Positional[str]
+    """An image file."""
+    out: str
+    """The image to write; it must not exist."""
+    point: str | None = None
+    """x,y of a pixel of the object, from the top left corner."""
+    box: str | None = None
+    """x0,y0,x1,y1: the object's left, top, right and bottom."""
+    dtype: Dtype = "auto"
+    """What the encoder computes in; auto is bfloat16 on GPU and TPU, float32 on CPU."""
     json: bool = False
     """Print one JSON object on standard output, and nothing else there."""
 
@@ -78,6 +105,7 @@ COMMANDS: dict[str, type] = {
     "demo": Demo,
     "prune": Prune,
     "eval": Eval,
+    "segment": Segment,
     "convert": Convert,
     "verify": Verify,
 }
@@ -86,6 +114,7 @@ AnyCommand = (
     Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Prune, tyro.conf.subcommand("prune")]
     | Annotated[Eval, tyro.conf.subcommand("eval")]
+    | Annotated[Segment, tyro.conf.subcommand("segment")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
 )

@@ -24,9 +24,11 @@ class PruneConfig:
     pattern: str | None = None
     """n:m, such as 2:4: keep n of every m consecutive inputs. Replaces sparsity, alpha, beta."""
     alpha: float | None = None
-    """Last block's share of the mean sparsity; 1 is uniform. Unset: 0.691 for icp, else 1."""
+    """Last block's share of the mean sparsity; 1 is uniform. Unset: 0.691 for icp (SAM: 0.85),
+    else 1."""
     beta: float | None = None
-    """Share of their sparsity that layers give up to others. Unset: 0.2 for icp, else 0."""
+    """Share of their sparsity that layers give up to others. Unset: 0.2 for icp, else (and for
+    SAM) 0."""
     rearrange: str | None = None
     """Which layers give and which take, GIVES-TAKES. Unset: the family's own, qkv-f2 for OPT."""
     damping: float = 0.01
@@ -49,16 +51,17 @@ class CompensateConfig:
 
 @dataclass(frozen=True)
 class CalibrationConfig:
-    """The text that the statistics and the compensation see."""
+    """The text, or the images, that the statistics and the compensation see."""
 
     data: str = "c4"
-    """c4, wikitext2, ptb, or a path: .txt, .jsonl[.gz], .npy of token ids, or an Arrow folder."""
+    """c4, wikitext2, ptb, or a path: .txt, .jsonl[.gz], .npy of token ids, or an Arrow folder.
+    For SAM a folder of images, sa1b:DIR or coco:DIR."""
     samples: int = 128
-    """Windows drawn from it."""
+    """Windows, or images, drawn from it."""
     seq_len: int | None = None
     """Tokens a window. Unset: the model's context, at most 2048."""
     seed: int = 0
-    """Which windows are drawn."""
+    """Which windows or images are drawn."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ class RunConfig:
     """One pruning run."""
 
     model: str = ""
-    """A Hugging Face folder or hub id."""
+    """A Hugging Face folder or hub id, or a .pth file of SAM's."""
     out: str = ""
     """The folder to write; it must not exist."""
     prune: PruneConfig = field(default_factory=PruneConfig)

@@ -24,10 +24,13 @@ from converters.files import (
     Layout,
     Writer,
     copy_other_files,
+    lone_torch_file,
     open_checkpoint,
+    open_writer,
     plan_layout,
 )
 from converters.rules import check_shape, lookup
+from converters.sam_names import config_of
 from icp_jax.errors import InputError
 from icp_jax.export import Aside, copy_buffers, write_json
 from icp_jax.residency import FolderSource, read_config, resolve
@@ -44,8 +47,9 @@ def convert(src: str | Path, dst: str | Path) -> str:
     if (folder / SIDE / LAYOUT).is_file():
         with Aside(dst) as aside:
             _to_hugging_face(folder, aside.path)
+            lone = lone_torch_file(aside.path)
             aside.publish()
-        return "Hugging Face folder"
+        return "Hugging Face folder" if lone is None else f"folder with {lone.name}"
     source = FolderSource(resolve(str(src)))
     with Aside(dst) as aside:
         _to_orbax(source, aside.path)
@@ -86,8 +90,11 @@ def _save_buffers(source: FolderSource, folder: Path) -> None:
 
 def _to_hugging_face(folder: Path, out: Path) -> None:
     side = folder / SIDE
-    config = read_config(side)
     layout = read_layout(json.loads((side / LAYOUT).read_text()))
+    if layout.torch:
+        config = config_of({name: entry.shape for name, entry in layout.entries.items()})
+    else:
+        config = read_config(side)
     placed = table_for(str(config.get("model_type"))).place(config, list(layout.entries))
     try:
         with _checkpointer() as checkpointer:
@@ -101,7 +108,7 @@ def _to_hugging_face(folder: Path, out: Path) -> None:
     for path in sorted(side.iterdir()):
         if path.name not in (LAYOUT, BUFFERS):
             (out / path.name).write_bytes(path.read_bytes())
-    writer = Writer(out, layout)
+    writer = open_writer(out, layout)
     try:
         for rule in placed:
             tensor = rule.to_torch(np.asarray(lookup(tree, rule.path)))
@@ -124,6 +131,7 @@ def layout_record(layout: Layout) -> dict[str, Any]:
             for name, e in layout.entries.items()
         },
         "index": layout.index,
+        "torch": layout.torch,
     }
 
 
@@ -136,4 +144,5 @@ def read_layout(record: dict[str, Any]) -> Layout:
             for name, (shard, dtype, shape, start, nbytes) in record["entries"].items()
         },
         record["index"],
+        record.get("torch", False),
     )

@@ -10,6 +10,7 @@ from typing import Any
 from icp_jax.api import evaluate
 from icp_jax.config import CalibrationConfig, CompensateConfig, PruneConfig, RunConfig, check
 from icp_jax.errors import InputError
+from icp_jax.evaluation.perplexity import Perplexity
 from icp_jax.export import write_json
 from icp_jax.report import console
 from icp_jax.report.figures import error_growth
@@ -49,6 +50,7 @@ def demo(out: str | Path, sparsity: float) -> dict[str, Any]:
         with console.progress(f"{method}: ") as tick:
             done = prune_folder(demo_config(method, sparsity, out / method), tick)
             found = evaluate(done.out, heldout, progress=tick)
+            assert isinstance(found, Perplexity)
         errors[method] = [block.error for block in done.blocks]
         rows.append(
             {

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from converters.files import (
+    AnyWriter,
     Reader,
-    Writer,
     copy_other_files,
     open_checkpoint,
+    open_writer,
 )
 from converters.rules import Placed, lookup
 from icp_jax.errors import InputError
@@ -71,7 +72,7 @@ class FolderSink:
     def __init__(self, source: FolderSource, folder: Path):
         self.source, self.folder = source, folder
         copy_other_files(source.folder, folder)
-        self.writer = Writer(folder, source.reader.layout)
+        self.writer = open_writer(folder, source.reader.layout)
         for rule in source.placed:
             if rule.path[0] != "blocks":
                 self.writer.write(rule.name, source.reader.read(rule.name))
@@ -89,7 +90,7 @@ class FolderSink:
         self.writer.abandon()
 
 
-def copy_buffers(reader: Reader, placed: list[Placed], writer: Writer) -> None:
+def copy_buffers(reader: Reader, placed: list[Placed], writer: AnyWriter) -> None:
     """Copy what a checkpoint holds beside its weights: buffers that the table ignores."""
     weights = {rule.name for rule in placed}
     for name in reader.names():
@@ -112,7 +113,7 @@ def save(model: Model, out: str | Path) -> Path:
     placed = table_for(model.config["model_type"]).place(model.config, list(model.layout.entries))
     with Aside(out) as aside:
         copy_other_files(model.folder, aside.path)
-        writer = Writer(aside.path, model.layout)
+        writer = open_writer(aside.path, model.layout)
         try:
             for rule in placed:
                 leaf = np.asarray(lookup(model.params, rule.path))

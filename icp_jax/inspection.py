@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from converters.files import open_checkpoint
+from converters import table_for
+from converters.files import Reader, lone_torch_file, open_checkpoint
 from converters.rules import ConversionError, Placed
 from icp_jax.errors import InputError
-from icp_jax.packed import Unpacked
-from icp_jax.residency import FolderSource, read_config
+from icp_jax.models import FAMILIES, make_family
+from icp_jax.packed import Unpacked, is_pruned
+from icp_jax.residency import FolderSource, describe, read_config
 
 GROUPS = (4, 8)  # the sizes of groups in which a pattern is looked for
 
@@ -97,14 +100,17 @@ def _finite(tensor: np.ndarray) -> bool:
 def verify(folder: str | Path, source: str | Path | None = None) -> dict[str, Any]:
     """Facts about a folder, pruned here or anywhere, as plain values.
 
-    layers: for every weight of rank two in a block its size, zeros, sparsity, and the n:m
+    layers: for every linear that could be pruned (of a model of no known family: every weight of
+    rank two in a block) its size, zeros, sparsity, and the n:m
     patterns that hold in every group of 4 and of 8 inputs. not_finite: tensors with NaN or
     infinity. With `source`: changed, unchanged, missing and added tensors, and those whose
     shape or dtype is another.
     """
     folder = Path(folder)
-    read_config(folder, quantized=True)
+    if lone_torch_file(folder) is None:
+        read_config(folder, quantized=True)
     reader = open_checkpoint(folder)
+    prunable = _prunable(describe(folder, reader, quantized=True), reader)
     weights = Unpacked(reader, folder)
     other = None if source is None else open_checkpoint(source)
     layers: list[dict[str, Any]] = []
@@ -116,7 +122,7 @@ def verify(folder: str | Path, source: str | Path | None = None) -> dict[str, An
         tensor = weights.read(name)
         if not _finite(tensor):
             not_finite.append(name)
-        if tensor.ndim == 2 and name.endswith(".weight") and ".layers." in f".{name}":
+        if tensor.ndim == 2 and prunable(name):
             layers.append(_layer(name, tensor))
         if other is not None and name in other.names():
             old = other.read(name)
@@ -136,6 +142,17 @@ def verify(folder: str | Path, source: str | Path | None = None) -> dict[str, An
         other.close()
     reader.close()
     return facts
+
+
+def _prunable(config: dict[str, Any], reader: Reader) -> Callable[[str], bool]:
+    """Whether a name is that of a linear that is pruned: by the family's table where it fits."""
+    kind = str(config.get("model_type"))
+    if kind in FAMILIES and "quantization_config" not in config:
+        with contextlib.suppress(ConversionError, InputError):
+            linears = {spec.name for spec in make_family(config).linears}
+            placed = table_for(kind).place(config, reader.names())
+            return {r.name for r in placed if is_pruned(r, linears)}.__contains__
+    return lambda name: name.endswith(".weight") and ".layers." in f".{name}"
 
 
 def _layer(name: str, tensor: np.ndarray) -> dict[str, Any]:

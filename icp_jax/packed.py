@@ -141,7 +141,8 @@ class Unpacked:
 
     def __init__(self, reader: Reader, folder: Path):
         self.reader = reader
-        config = json.loads((folder / "config.json").read_text())
+        path = folder / "config.json"
+        config = json.loads(path.read_text()) if path.is_file() else {}
         groups = (config.get("quantization_config") or {}).get("config_groups", {})
         self.weights = next((g["weights"] for g in groups.values()), None)
 

@@ -87,7 +87,7 @@ def budgets(
     quant: QuantConfig | None = None,
 ) -> list[dict[str, int]]:
     """Zeros of every linear of every block. Raises InputError before any work is done."""
-    method, pattern = METHODS[config.method], parse_pattern(config.pattern)
+    pattern = parse_pattern(config.pattern)
     group = 1 if quant is None else quant.group or 1
     for name, (inputs, _) in ((k, v) for block in shapes for k, v in block.items()):
         if inputs % group:
@@ -100,8 +100,7 @@ def budgets(
             if inputs % m:
                 raise InputError(f"pattern {n}:{m}: {name} has {inputs} inputs, no multiple of {m}")
         return [{k: i * o * (m - n) // m for k, (i, o) in block.items()} for block in shapes]
-    alpha = method.alpha if config.alpha is None else config.alpha
-    beta = method.beta if config.beta is None else config.beta
+    alpha, beta = shares(family, config)
     arrangement = rearrangement(family, config.rearrange)
     sizes = [{k: i * o for k, (i, o) in block.items()} for block in shapes]
     zeros = allocate.across_blocks([sum(b.values()) for b in sizes], config.sparsity, alpha)
@@ -113,6 +112,17 @@ def budgets(
         )
         counts.append({k: by_role[roles[k]] for k in block})
     return counts
+
+
+def shares(family: Family, config: PruneConfig) -> tuple[float, float]:
+    """(alpha, beta): as set, or the family's own for a method that compensates, or the method's."""
+    method, given = METHODS[config.method], (config.alpha, config.beta)
+    own = (family.alpha, family.beta) if method.compensates else (None, None)
+    alpha, beta = (
+        next(v for v in found if v is not None)
+        for found in zip(given, own, (method.alpha, method.beta), strict=True)
+    )
+    return alpha, beta
 
 
 def rearrangement(family: Family, name: str | None) -> Rearrangement:

@@ -17,8 +17,9 @@ import jax
 import numpy as np
 
 from converters import table_for
-from converters.files import Layout, Reader, open_checkpoint
+from converters.files import TORCH_SUFFIXES, Layout, Reader, lone_torch_file, open_checkpoint
 from converters.rules import Placed, check_shape, insert
+from converters.sam_names import config_of
 from icp_jax.errors import InputError
 from icp_jax.models import Family, make_family
 
@@ -43,19 +44,30 @@ def read_config(folder: Path, quantized: bool = False) -> dict[str, Any]:
     return config
 
 
+def describe(path: Path, reader: Reader, quantized: bool = False) -> dict[str, Any]:
+    """The config of a checkpoint: its `config.json`, or what the shapes of a lone `.pth` tell."""
+    if lone_torch_file(path) is not None and not (path / "config.json").is_file():
+        return config_of({name: reader.shape(name) for name in reader.names()})
+    return read_config(path, quantized)
+
+
 def part_of(placed: Placed) -> tuple[str, ...]:
     """('embed',), ('head',) or ('blocks', t): what of the model a tensor belongs to."""
     return placed.path[:2] if placed.path[0] == "blocks" else placed.path[:1]
 
 
 class FolderSource:
-    """A Hugging Face folder, checked whole by name and shape, read part by part."""
+    """A Hugging Face folder, or Meta's `.pth` file, alone or in a folder: checked whole by name
+    and shape, read part by part.
+    """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self.config = read_config(self.folder)
-        self.family: Family = make_family(self.config)
+        if lone_torch_file(self.folder) is None or (self.folder / "config.json").is_file():
+            make_family(read_config(self.folder))  # says what is wrong before weights are opened
         self.reader: Reader = open_checkpoint(self.folder)
+        self.config = describe(self.folder, self.reader)
+        self.family: Family = make_family(self.config)
         table = table_for(self.config["model_type"])
         self.placed = table.place(self.config, self.reader.names())
         self._parts: dict[tuple[str, ...], list[Placed]] = defaultdict(list)
@@ -96,6 +108,13 @@ class FolderSource:
         others = {name: self._read((name,)) for name, *_ in self._parts if name != "blocks"}
         return {"embed": {}, "head": {}, **others, "blocks": blocks}
 
+    def weights(self) -> list[Path]:
+        """The files of the checkpoint that hold its weights."""
+        if self.folder.is_file():
+            return [self.folder]
+        suffixes = (".safetensors", ".bin", *TORCH_SUFFIXES)
+        return sorted(p for p in self.folder.iterdir() if p.suffix in suffixes)
+
     def close(self) -> None:
         self.reader.close()
 
@@ -126,13 +145,20 @@ class Model:
     def block(self, t: int) -> Params:
         return jax.tree.map(np.asarray, self.params["blocks"][str(t)])
 
+    def tree(self) -> Params:
+        """The whole param tree."""
+        return self.params
+
     def shapes(self, t: int) -> dict[str, tuple[int, int]]:
         """(inputs, outputs) of every prunable linear of block t."""
         block = self.params["blocks"][str(t)]
         return {spec.name: block[spec.name]["kernel"].shape for spec in self.family.linears}
 
     def logits(self, tokens: np.ndarray, params: Params | None = None) -> jax.Array:
-        """Logits `[b, t, V]` of tokens `[b, t]`: a pure function of `params`, fit for jit."""
+        """Logits `[b, t, V]` of tokens `[b, t]`: a pure function of `params`, fit for jit.
+
+        Of a vision family: the image embedding `[b, g, g, C]` of pixels `[b, 3, S, S]`.
+        """
         family, params = self.family, self.params if params is None else params
         x = family.embed.apply({"params": params["embed"]}, tokens)
         for t in range(family.n_blocks):
@@ -154,11 +180,11 @@ class TreeSink:
 
 
 def resolve(model: str) -> Path:
-    """A local folder as it is; a hub id downloaded through huggingface_hub."""
+    """A local folder or `.pth` file as it is; a hub id downloaded through huggingface_hub."""
     if not model:
         raise InputError("no model given: --model takes a Hugging Face folder or hub id")
     path = Path(model).expanduser()
-    if path.is_dir():
+    if path.is_dir() or lone_torch_file(path) is not None:
         return path
     if path.exists():
         raise InputError(f"{model} is a file: give the folder that holds config.json")

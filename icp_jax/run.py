@@ -14,13 +14,21 @@ import jax
 import numpy as np
 
 from converters.files import blocks_of_bytes
-from icp_jax import data
+from icp_jax import inputs
 from icp_jax.config import RunConfig, check
+from icp_jax.errors import InputError
 from icp_jax.export import Aside, FolderSink, check_free, write_json
 from icp_jax.inspection import Counted, verify_export
 from icp_jax.masks import parse_pattern
 from icp_jax.packed import PackedSink
-from icp_jax.pipeline import BlockReport, Progress, budgets, compute_dtype, prune_blocks
+from icp_jax.pipeline import (
+    BlockReport,
+    Progress,
+    budgets,
+    compute_dtype,
+    prune_blocks,
+    shares,
+)
 from icp_jax.pruners import METHODS
 from icp_jax.residency import FolderSource, resolve
 
@@ -45,32 +53,30 @@ class Plan:
     model: str
     method: str
     samples: int
-    seq_len: int
+    seq_len: int  # tokens of a window, or patches of an image
     layers: list[dict[str, Any]]  # block, layer, role, inputs, outputs, zeros, sparsity
     zeros: int
     size: int
     flops: float  # matrix products of the blocks, forward and backward
     stream_bytes: int  # both streams, on the host
     block_bytes: int  # the largest block's float32 params, on the device
+    kind: str = "text"  # what a sample is: text, or vision
 
 
 def resolved(config: RunConfig, source: FolderSource) -> RunConfig:
     """The config with every unset field filled in for this model."""
-    p, method, pattern = config.prune, METHODS[config.prune.method], config.prune.pattern
-    default = (1.0, 0.0) if pattern else (method.alpha, method.beta)
+    p = config.prune
+    alpha, beta = (1.0, 0.0) if p.pattern else shares(source.family, p)
     return dataclasses.replace(
         config,
         dtype=compute_dtype(config.dtype),
         prune=dataclasses.replace(
             p,
-            alpha=default[0] if p.alpha is None else p.alpha,
-            beta=default[1] if p.beta is None else p.beta,
+            alpha=alpha,
+            beta=beta,
             rearrange=p.rearrange or source.family.default_rearrangement,
         ),
-        calibration=dataclasses.replace(
-            config.calibration,
-            seq_len=data.window(config.calibration.seq_len, source.family.context),
-        ),
+        calibration=inputs.resolved(config.calibration, source),
     )
 
 
@@ -85,9 +91,9 @@ def plan(config: RunConfig) -> Plan:
     if config.out:
         check_free(config.out)
     source = FolderSource(resolve(config.model))
-    data.vocabulary(source.config)
     full, counts = resolved(config, source), _budgets(config, source)
-    family, n, t = source.family, full.calibration.samples, full.calibration.seq_len or 0
+    family, n = source.family, full.calibration.samples
+    t = family.positions(full.calibration.seq_len)
     roles = {spec.name: spec.role for spec in family.linears}
     layers: list[dict[str, Any]] = []
     flops = 0.0
@@ -97,7 +103,7 @@ def plan(config: RunConfig) -> Plan:
         shapes = source.shapes(b)
         size = sum(i * o for i, o in shapes.values())
         passes = 3 + (3 * epochs if b else 0)  # statistics, sparse, dense; forward is 1 of 3
-        attention = 2 * t * family.hidden_size  # causal: half of two T·T·D products
+        attention = 2 * family.keys_met(b, t) * family.hidden_size  # q·k, and weights times v
         moments = sum(w * w for w in family.tap_widths(shapes).values())
         flops += n * t * (2 * (size + attention) * passes + moments)
         for name, zeros in block.items():
@@ -126,6 +132,7 @@ def plan(config: RunConfig) -> Plan:
         flops=flops,
         stream_bytes=2 * n * t * family.hidden_size * 4,
         block_bytes=max(by_block),
+        kind=family.kind,
     )
 
 
@@ -141,9 +148,10 @@ def prune_folder(
     check(config)
     check_free(config.out)
     source = FolderSource(resolve(config.model))
-    encode = data.Encoder(source.folder, data.vocabulary(source.config))
     full, counts = resolved(config, source), _budgets(config, source)
-    tokens = data.calibration_tokens(full.calibration, source.family.context, encode)
+    if config.quant.packed and source.family.kind == "vision":
+        raise InputError("quant.packed is for language models: leave it out")
+    tokens = inputs.calibration(full.calibration, source)
     with Aside(config.out) as aside:
         sink: FolderSink | PackedSink
         if config.quant.packed:
@@ -191,15 +199,13 @@ def _record(
     counted: Counted,
     seconds: float,
 ) -> dict[str, Any]:
-    files = sorted(p for p in source.folder.iterdir() if p.suffix in (".safetensors", ".bin"))
     return {
         "config": dataclasses.asdict(config),
         "versions": versions(),
         "device": jax.devices()[0].device_kind,
         "inputs": {
-            "weights": {path.name: sha256(path) for path in files},
-            "calibration_tokens": hashlib.sha256(tokens.tobytes()).hexdigest(),
-            "calibration_shape": list(tokens.shape),
+            "weights": {path.name: sha256(path) for path in source.weights()},
+            **inputs.record(source, tokens),
         },
         "sparsity": counted.sparsity,
         "zeros": counted.zeros,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 
@@ -34,18 +34,31 @@ class Family:
     name: str
     n_blocks: int
     hidden_size: int
-    context: int  # the longest sequence, in tokens
+    context: int  # the longest sequence, in tokens; of images: the patches of one
     tied: bool
-    embed: nn.Module  # tokens [b, t] -> [b, t, D]
+    embed: nn.Module  # tokens [b, t] -> [b, t, D]; pixels [b, 3, S, S] -> [b, H, W, D]
     block: nn.Module  # [b, t, D] -> [b, t, D], sows 'taps'; see block_at
     head: nn.Module  # ([..., D], tied embedding or None) -> [..., V]
     linears: tuple[LinearSpec, ...]
     rearrangements: tuple[tuple[str, Rearrangement], ...]
     variants: tuple[tuple[int, nn.Module], ...] = ()  # blocks whose module is not `block`
+    kind: Literal["text", "vision"] = "text"  # what it reads: tokens, or images
+    side: int = 0  # of images: pixels a side
+    keys: tuple[int, ...] = ()  # keys a query meets, a block; unset: those before it
+    alpha: float | None = None  # what ICP defaults to where it is not the method's own
+    beta: float | None = None
 
     def block_at(self, t: int) -> nn.Module:
         """The module of block t: one object for all blocks that compute alike."""
         return dict(self.variants).get(t, self.block)
+
+    def positions(self, seq_len: int | None) -> int:
+        """Positions a sample has in the streams."""
+        return self.context if self.kind == "vision" else seq_len or 0
+
+    def keys_met(self, t: int, positions: int) -> float:
+        """How many keys a query of block t meets in the mean."""
+        return self.keys[t] if self.keys else positions / 2
 
     @property
     def default_rearrangement(self) -> str:

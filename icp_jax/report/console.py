@@ -24,19 +24,19 @@ def progress(label: str = "") -> Iterator[Tick]:
             yield lines
         return
     columns = (
-        TextColumn("{task.fields[label]}block {task.fields[block]}"),
+        TextColumn("{task.fields[label]}{task.fields[block]}"),
         TextColumn("{task.description:<11}"),
         BarColumn(bar_width=30),
         TextColumn("{task.percentage:>3.0f}% {task.fields[loss]:<13}"),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=err, transient=True) as bar:
-        task = bar.add_task("start", total=1, label=label, block=0, loss="")
+        task = bar.add_task("start", total=1, label=label, block="", loss="")
 
         def tick(block: int, phase: str, done: int, total: int, loss: float | None) -> None:
             shown = "" if loss is None else f"loss {loss:.3g}"
             bar.update(
-                task, description=phase, completed=done, total=total, block=block, loss=shown
+                task, description=phase, completed=done, total=total, block=_at(block), loss=shown
             )
 
         with interrupts.at_ticks(tick) as ticks:
@@ -47,9 +47,14 @@ def _lines(err: Console, label: str) -> Tick:
     def tick(block: int, phase: str, done: int, total: int, loss: float | None) -> None:
         if done == total:
             shown = "" if loss is None else f", loss {loss:.3g}"
-            err.print(f"{label}block {block} {phase}{shown}", highlight=False)
+            err.print(f"{label}{_at(block)}{phase}{shown}", highlight=False)
 
     return tick
+
+
+def _at(block: int) -> str:
+    """The block's name in a line; -1 is for what has no blocks."""
+    return "" if block < 0 else f"block {block} "
 
 
 def demo(result: dict[str, Any]) -> None:
@@ -74,11 +79,25 @@ def demo(result: dict[str, Any]) -> None:
     out.print(f"error growth:      {result['figure']}", highlight=False, soft_wrap=True)
 
 
-def perplexity(found: Any) -> None:
+def evaluated(found: Any) -> None:
+    """A perplexity, or the measures of masks, in a line or two."""
+    if hasattr(found, "iou"):
+        print(
+            f"IoU {found.iou:.4f} ({found.masks} masks, a {found.prompt} each, "
+            f"of {found.images} images)\n"
+            f"pixel accuracy {found.pixel_accuracy:.4f}, precision {found.precision:.4f}, "
+            f"recall {found.recall:.4f}, F1 {found.f1:.4f}"
+        )
+        return
     print(
         f"perplexity {found.perplexity:.4f} "
         f"(windows of {found.seq_len} tokens, {found.tokens} tokens)"
     )
+
+
+def segmented(record: dict[str, Any]) -> None:
+    """What `icp-jax segment` found."""
+    print(f"{record['out']}: {record['area']} pixels, predicted IoU {record['predicted_iou']:.4f}")
 
 
 def plan(found: Any) -> None:
@@ -100,7 +119,10 @@ def plan(found: Any) -> None:
     out.print(table)
     for line in (
         f"total: {found.zeros} of {found.size} weights, sparsity {found.zeros / found.size:.6f}",
-        f"calibration: {found.samples} windows of {found.seq_len} tokens",
+        f"calibration: {found.samples} "
+        + ("images of {} patches" if found.kind == "vision" else "windows of {} tokens").format(
+            found.seq_len
+        ),
         f"cost: {found.flops / 1e12:.3g} TFLOP of matrix products; streams "
         f"{found.stream_bytes / 2**20:.0f} MiB on the host; "
         f"a block's float32 linears {found.block_bytes / 2**20:.0f} MiB on the device",

@@ -73,13 +73,15 @@ class SamPredictor:
         boxes: Any = None,
         mask: Any = None,
         multimask: bool = True,
+        best: bool = False,
     ) -> Prediction:
         """Masks for a prompt, or for several at once, on the image that is set.
 
         points: `[n, 2]` or `[p, n, 2]`, (x, y) in pixels of the image; labels: `[n]` or `[p, n]`,
         1 foreground (unset: all), 0 background, -1 not a point. boxes: `[4]` or `[p, 4]`, (left,
         top, right, bottom). mask: logits `[s, s]` or `[p, s, s]` of the size of `low_res`.
-        multimask: three masks a prompt, else one. Raises InputError.
+        multimask: three masks a prompt, else one. best: only the one whose predicted IoU is
+        highest. Raises InputError.
         """
         if self.where is None or self.embedding is None:
             raise InputError("no image is set: call set_image first")
@@ -99,6 +101,10 @@ class SamPredictor:
             ready["labels"] = np.ones(ready["points"].shape[:2], np.float64)
         count = self._check(ready)
         low_res, scores = self._run(ready, count, multimask)
+        if best:
+            chosen = np.argmax(scores, axis=1, keepdims=True)
+            scores = np.take_along_axis(scores, chosen, axis=1)
+            low_res = np.take_along_axis(low_res, chosen[..., None, None], axis=1)
         masks = np.stack([binarise(postprocess(logits, self.where)) for logits in low_res])
         out = Prediction(masks, scores, low_res)
         return out if any(several.values()) else Prediction(*(a[0] for a in out))
@@ -149,7 +155,8 @@ class SamPredictor:
             "boxes": None if boxes is None else (boxes * np.tile(scale, 2)).astype(np.float32),
             "masks": None if masks is None else masks.astype(np.float32),
         }
-        size, found = min(count, PROMPTS), []
+        # a power of two, so that images with other counts find the decoder compiled
+        size, found = min(1 << (count - 1).bit_length(), PROMPTS), []
         for start in range(0, count, size):
             index = np.minimum(np.arange(start, start + size), count - 1)
             part = {k: None if a is None else a[None, index] for k, a in arrays.items()}

@@ -48,6 +48,8 @@ def load_image(image: Any) -> UInt8[np.ndarray, "h w 3"]:
         try:
             with Image.open(image) as opened:
                 return load_image(opened)
+        except InputError as error:
+            raise InputError(f"image {image}: {error}") from None
         except UnidentifiedImageError:
             raise InputError(f"{image} is not an image that PIL can read") from None
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:

@@ -42,4 +42,9 @@ def make(hf_config: Mapping[str, Any]) -> Family:
             "qkv-f2 qkv-f1 qkv-o qkv-of1 qkv-of2 qkv-of1f2 qkv-f1f2",
         ),
         variants=tuple((t, whole) for t in every if vision.window(t) == 0),
+        kind="vision",
+        side=vision.image_size,
+        keys=tuple((vision.window(t) or vision.grid) ** 2 for t in every),
+        alpha=0.85,
+        beta=0.0,
     )

@@ -1,0 +1,21 @@
+"""SAM ViT-L at 70 %, with the settings that the paper gives for ViT-B.
+
+    icp-jax prune --config sam_l --model sam_vit_l_0b3195.pth \\
+        --calibration.data sa1b:DIR --out sam-l-70
+    icp-jax eval sam-l-70 --data coco:DIR --prompt point
+
+128 images of 1024² from SA-1B; the model as Meta's `.pth` file, or facebook/sam-vit-large from the
+hub. Not yet run here: no machine of the project has held the weights, so there is no number of
+ours to expect; the paper gives its table for SAM-H, see sam_h. Add `--dry-run` for the cost.
+"""
+
+from icp_jax import CalibrationConfig, CompensateConfig, PruneConfig, RunConfig
+
+
+def get_config() -> RunConfig:
+    return RunConfig(
+        model="facebook/sam-vit-large",
+        prune=PruneConfig(method="icp", sparsity=0.7, alpha=0.85, beta=0.0),
+        compensate=CompensateConfig(epochs=8, lr=5e-4, gamma=0.9),
+        calibration=CalibrationConfig(data="sa1b:sa1b", samples=128),
+    )

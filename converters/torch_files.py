@@ -1,0 +1,144 @@
+"""torch's own files (torch is an extra: `pip install icp-jax[torch]`): `.bin` shards, `.pth`."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from converters.files import TORCH_SUFFIXES, Entry, Layout, check_tensor, plan_layout
+from converters.rules import ConversionError
+
+SAM2 = "image_encoder.trunk."  # how the names of SAM 2's encoder begin
+
+
+class TorchReader:
+    """`.bin` shards, or one `.pth` file, weights only and mapped where the format allows it.
+
+    Shards are laid out anew, as safetensors; a `.pth` file goes back out as one.
+    """
+
+    def __init__(self, folder: Path, shards: list[str], index: str | None):
+        try:
+            import torch
+        except ImportError:
+            raise ConversionError(
+                f"{folder / shards[0]} needs torch to be read: pip install 'icp-jax[torch]'"
+            ) from None
+        self._tensors: dict[str, Any] = {}
+        for shard in shards:
+            path = folder / shard
+            try:
+                state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except RuntimeError:  # files from before the zip format cannot be mapped
+                state = self._load_old(torch, path)
+            except Exception as error:  # unpickling runs into many kinds; all mean the same
+                raise ConversionError(f"{path} cannot be read: {_first_line(error)}") from None
+            for name, tensor in _tensors(torch, path, state).items():
+                if name in self._tensors:
+                    raise ConversionError(f"duplicate tensor {name!r} in {shard}")
+                self._tensors[name] = tensor
+        planned = {n: (self.dtype(n), self.shape(n)) for n in self._tensors}
+        if Path(shards[0]).suffix in TORCH_SUFFIXES:
+            self.layout = _file_layout(shards[0], planned)
+        else:
+            self.layout = plan_layout(planned, {"format": "pt"})
+
+    @staticmethod
+    def _load_old(torch, path: Path):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise ConversionError(f"{path} cannot be read: {_first_line(error)}") from None
+
+    def names(self) -> list[str]:
+        return list(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._tensors[name].shape)
+
+    def dtype(self, name: str) -> np.dtype:
+        dtype = str(self._tensors[name].dtype).removeprefix("torch.")
+        if dtype == "bfloat16":
+            return np.dtype(ml_dtypes.bfloat16)
+        return np.dtype("bool" if dtype == "bool" else dtype)
+
+    def read(self, name: str) -> np.ndarray:
+        import torch
+
+        tensor = self._tensors[name].contiguous()
+        if tensor.dtype == torch.bfloat16:
+            return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        return tensor.numpy()
+
+    def close(self) -> None:
+        self._tensors.clear()
+
+
+class TorchWriter:
+    """One `.pth` file: tensors are collected, and saved in the order of the layout at the end."""
+
+    def __init__(self, folder: str | Path, layout: Layout):
+        try:
+            import torch  # noqa: F401
+        except ImportError:
+            (name,) = layout.headers
+            raise ConversionError(
+                f"{name} needs torch to be written: pip install 'icp-jax[torch]'"
+            ) from None
+        self.folder, self.layout = Path(folder), layout
+        self._tensors: dict[str, np.ndarray] = {}
+
+    def write(self, name: str, tensor: np.ndarray) -> None:
+        """Take one tensor, in torch's order. Shape and dtype must be the layout's."""
+        check_tensor(self.layout.entries[name], name, tensor)
+        self._tensors[name] = np.array(tensor, order="C")
+
+    def close(self) -> None:
+        """Save; a full disk raises OSError."""
+        import torch
+
+        (shard,) = self.layout.headers
+        state = {name: _to_torch(torch, self._tensors[name]) for name in self.layout.entries}
+        try:
+            torch.save(state, self.folder / shard)
+        except RuntimeError as error:  # what torch makes of a write that fails
+            raise OSError(errno.ENOSPC, _first_line(error), str(self.folder / shard)) from None
+
+    def abandon(self) -> None:
+        """Forget everything; nothing was written yet."""
+        self._tensors.clear()
+
+
+def _to_torch(torch: Any, tensor: np.ndarray) -> Any:
+    if tensor.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(tensor.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(tensor)
+
+
+def _tensors(torch: Any, path: Path, state: Any) -> Mapping[str, Any]:
+    """The state dict itself. Raises ConversionError, by name for SAM 2, for anything else."""
+    inner = state.get("model", state) if isinstance(state, Mapping) else state
+    if isinstance(inner, Mapping) and any(str(name).startswith(SAM2) for name in inner):
+        raise ConversionError(
+            f"{path} is a SAM 2 checkpoint, which is not supported: SAM ViT-B, L and H are"
+        )
+    if not isinstance(state, Mapping) or not all(map(torch.is_tensor, state.values())):
+        raise ConversionError(f"{path} is not a flat dict of tensors: save the state dict alone")
+    return state
+
+
+def _file_layout(name: str, tensors: Mapping[str, tuple[np.dtype, tuple[int, ...]]]) -> Layout:
+    entries = {
+        k: Entry(name, dtype, shape, 0, int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
+        for k, (dtype, shape) in tensors.items()
+    }
+    return Layout({name: b""}, entries, torch=True)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,87 @@
+"""What a model is calibrated on, by the kind of its family: windows of tokens, or images."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import Any, Protocol
+
+import numpy as np
+
+from icp_jax import data
+from icp_jax.config import CalibrationConfig
+from icp_jax.errors import InputError
+from icp_jax.models import Family
+
+
+class Described(Protocol):
+    """A model with its config: in memory or in a folder."""
+
+    @property
+    def config(self) -> dict[str, Any]: ...
+    @property
+    def family(self) -> Family: ...
+    @property
+    def folder(self) -> Any: ...
+
+
+def resolved(config: CalibrationConfig, source: Described) -> CalibrationConfig:
+    """With every unset field filled in. Raises InputError for what the model cannot be fed."""
+    family = source.family
+    if family.kind == "vision":
+        if config.seq_len is not None:
+            raise InputError("calibration.seq_len is for text: this model reads images")
+        from icp_jax.vision import folders
+
+        if config.data in data.HUB:
+            raise InputError(f"this model reads images, not {config.data}: {folders.ADVICE}")
+        return config
+    data.vocabulary(source.config)
+    return dataclasses.replace(config, seq_len=data.window(config.seq_len, family.context))
+
+
+def calibration(config: CalibrationConfig, source: Described) -> np.ndarray:
+    """Tokens `[samples, T]` int32, or pixels `[samples, 3, S, S]` float32. Raises InputError."""
+    config = resolved(config, source)
+    if source.family.kind == "vision":
+        from icp_jax.vision import folders
+
+        return folders.calibration_pixels(config, source.family.side)
+    encode = data.Encoder(source.folder, data.vocabulary(source.config))
+    return data.calibration_tokens(config, source.family.context, encode)
+
+
+def checked(source: Described, samples: np.ndarray) -> np.ndarray:
+    """Samples of the user's own, in the dtype of `calibration`'s. Raises InputError."""
+    samples = np.asarray(samples)
+    return (_images if source.family.kind == "vision" else _tokens)(source, samples)
+
+
+def _images(source: Described, pixels: np.ndarray) -> np.ndarray:
+    side = source.family.side
+    if pixels.shape[1:] != (3, side, side) or not len(pixels) or pixels.dtype.kind != "f":
+        raise InputError(
+            f"images must be normalised floats [N, 3, {side}, {side}], "
+            f"got {pixels.dtype}{list(pixels.shape)}"
+        )
+    if not np.isfinite(pixels).all():
+        raise InputError("images must be finite numbers")
+    return pixels.astype(np.float32)
+
+
+def _tokens(source: Described, tokens: np.ndarray) -> np.ndarray:
+    vocabulary, context = data.vocabulary(source.config), source.family.context
+    if tokens.ndim != 2 or not tokens.size or not np.issubdtype(tokens.dtype, np.integer):
+        raise InputError(f"tokens must be integers [N, T], got {tokens.dtype}{list(tokens.shape)}")
+    if tokens.shape[1] > context:
+        raise InputError(f"windows of {tokens.shape[1]} tokens: the model's context is {context}")
+    if not 0 <= tokens.min() <= tokens.max() < vocabulary:
+        raise InputError(f"token ids must lie in [0, {vocabulary})")
+    return tokens.astype(np.int32)
+
+
+def record(source: Described, samples: np.ndarray) -> dict[str, Any]:
+    """What a result file says of the calibration samples."""
+    what = "images" if source.family.kind == "vision" else "tokens"
+    digest = hashlib.sha256(np.ascontiguousarray(samples).data).hexdigest()
+    return {f"calibration_{what}": digest, "calibration_shape": list(samples.shape)}

@@ -1,0 +1,200 @@
+"""Bad images, annotations and prompts: one line, status 2, nothing written."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from vision import small_sam
+
+from icp_jax.cli import main
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    pytest.importorskip("pycocotools", reason="needs pycocotools")
+    folder = tmp_path_factory.mktemp("bad")
+    small_sam.write_sam(folder / "model")
+    small_sam.write_sa1b(folder / "sa1b", 3)
+    small_sam.write_coco(folder / "coco", 3)
+    return folder
+
+
+@pytest.fixture
+def place(source, tmp_path):
+    shutil.copytree(source, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "work").mkdir()
+    return tmp_path
+
+
+def edit(name, change):
+    """A JSON file with `change` applied to its content."""
+
+    def spoil(place):
+        path = place / name
+        record = json.loads(path.read_text())
+        change(record)
+        path.write_text(json.dumps(record))
+
+    return spoil
+
+
+def save(name, image):
+    return lambda place: image.save(place / name)
+
+
+def write(name, text):
+    return lambda place: (place / name).write_text(text)
+
+
+def remove(*names):
+    return lambda place: [(place / name).unlink() for name in names]
+
+
+COCO = "coco/annotations/instances_val2017.json"
+DEEP = Image.fromarray(np.full((48, 60), 40000, np.uint16))
+NONE = lambda place: None  # noqa: E731
+PRUNE = ["prune", "--model", "model", "--out", "work/out", "--calibration.data", "sa1b:sa1b",
+         "--calibration.samples", "3", "--prune.sparsity", ".5"]  # fmt: skip
+EVAL = ["eval", "model", "--data"]
+SEGMENT = ["segment", "model", "sa1b/0.png", "--out", "work/out.png"]
+CASES = {
+    "prune: not an image": (write("sa1b/1.png", "text"), PRUNE, r"1\.png is not an image"),
+    "prune: a 16-bit image": (save("sa1b/1.png", DEEP), PRUNE, r"1\.png.*more than 8 bits"),
+    "prune: too few images": (
+        NONE, [*PRUNE, "--calibration.samples", "9"], "has 3 images, 9 are asked"),
+    "prune: no such folder": (
+        NONE, [*PRUNE, "--calibration.data", "coco:nowhere"], "no image folder 'nowhere'"),
+    "prune: a folder without images": (
+        NONE, [*PRUNE, "--calibration.data", "model"], "model holds no images"),
+    "prune: text for images": (
+        NONE, [*PRUNE, "--calibration.data", "wikitext2"], "reads images, not wikitext2"),
+    "prune: a window of tokens": (
+        NONE, [*PRUNE, "--calibration.seq-len", "8"], "seq_len is for text"),
+    "prune: packed": (
+        NONE, [*PRUNE, "--quant.bits", "4", "--quant.packed"], "packed is for language models"),
+    "prune: no COCO": (
+        NONE, [*PRUNE, "--calibration.data", "coco:sa1b"], "is no COCO directory"),
+    "eval: not an image": (write("sa1b/1.png", "text"), [*EVAL, "sa1b:sa1b"], "is not an image"),
+    "eval: a 16-bit image": (save("coco/val2017/1.png", DEEP), [*EVAL, "coco:coco"], "1.png.*8 bits"),
+    "eval: a missing image": (remove("coco/val2017/1.png"), [*EVAL, "coco:coco"], "1.png cannot be"),
+    "eval: no json beside": (remove("sa1b/2.json"), [*EVAL, "sa1b:sa1b"], "no 2.json beside it"),
+    "eval: json that is none": (write("sa1b/2.json", "{"), [*EVAL, "sa1b:sa1b"], "2.json is not JSON"),
+    "eval: json of another kind": (write("sa1b/2.json", "{}"), [*EVAL, "sa1b:sa1b"], "no list of anno"),
+    "eval: COCO of another kind": (write(COCO, '{"images": []}'), [*EVAL, "coco:coco"], "COCO's format"),
+    "eval: zero annotations, COCO": (
+        edit(COCO, lambda r: r["annotations"].clear()), [*EVAL, "coco:coco"], "has no annotations"),
+    "eval: zero annotations, SA-1B": (
+        lambda p: [edit(f"sa1b/{k}.json", lambda r: r["annotations"].clear())(p) for k in range(3)],
+        [*EVAL, "sa1b:sa1b"], "has no annotations"),
+    "eval: masks of another size": (
+        edit("sa1b/1.json", lambda r: r["annotations"][0]["segmentation"].update(size=[60, 48])),
+        [*EVAL, "sa1b:sa1b"], "1.png: annotation 10 has a mask of 48 by 60, the image is 60 by 48"),
+    "eval: an image of another size": (
+        save("coco/val2017/1.png", Image.new("RGB", (30, 20))), [*EVAL, "coco:coco"],
+        "1.png: annotation 10 has a mask of 60 by 48, the image is 30 by 20"),
+    "eval: a mask that is none": (
+        edit("sa1b/1.json", lambda r: r["annotations"][0].update(segmentation="circle")),
+        [*EVAL, "sa1b:sa1b"], "annotation 10 has a mask that cannot be read"),
+    "eval: a stored point outside": (
+        edit("sa1b/1.json", lambda r: r["annotations"][0].update(point_coords=[[61, 5]])),
+        [*EVAL, "sa1b:sa1b"], r"1\.png: point \(61, 5\) is outside the image of 60 by 48"),
+    "eval: no stored point": (
+        edit("sa1b/1.json", lambda r: r["annotations"][0].pop("point_coords")),
+        [*EVAL, "sa1b:sa1b"], "annotation 10 has no box or point"),
+    "eval: a box outside": (
+        edit(COCO, lambda r: r["annotations"][0].update(bbox=[70, 5, 9, 9])),
+        [*EVAL, "coco:coco", "--prompt", "box"], r"0\.png: box .* is empty or outside"),
+    "eval: limit of zero": (NONE, [*EVAL, "sa1b:sa1b", "--limit", "0"], "limit must be at least 1"),
+    "eval: another prompt": (NONE, [*EVAL, "sa1b:sa1b", "--prompt", "text"], "invalid choice 'text'"),
+    "eval: a plain folder": (NONE, [*EVAL, "coco/val2017"], "no .*json beside it"),
+    "segment: a point outside": (NONE, [*SEGMENT, "--point", "61,5"], "outside the image of 60 by 48"),
+    "segment: a box outside": (NONE, [*SEGMENT, "--box", "1,1,99,9"], "outside the image of 60 by 48"),
+    "segment: half a point": (NONE, [*SEGMENT, "--point", "61"], "--point takes x,y, got '61'"),
+    "segment: half a box": (NONE, [*SEGMENT, "--box", "1,2,3"], "--box takes x0,y0,x1,y1"),
+    "segment: no prompt": (NONE, SEGMENT, "give --point x,y or --box"),
+    "segment: no such image": (
+        NONE, ["segment", "model", "no.png", "--out", "work/o.png", "--point", "1,1"], "no.png cannot"),
+    "segment: a 16-bit image": (save("sa1b/0.png", DEEP), [*SEGMENT, "--point", "1,1"], "8 bits"),
+    "segment: output of no kind": (
+        NONE, [*SEGMENT, "--point", "1,1", "--out", "work/a.txt"], "no image format has the suffix"),
+    "segment: output exists": (write("work/out.png", ""), [*SEGMENT, "--point", "1,1"], "exists already"),
+    "segment: no folder": (NONE, [*SEGMENT, "--point", "1,1", "--out", "a/b.png"], "does not exist"),
+    "SAM 2 by its config": (
+        edit("model/config.json", lambda r: r.update(model_type="sam2_video")), PRUNE,
+        "'sam2_video' is not supported; supported: .*sam"),
+    "a file of another kind": (write("model.txt", ""), [*PRUNE, "--model", "model.txt"], "is a file"),
+}  # fmt: skip
+
+
+def run(place, capsys, monkeypatch, args, message):
+    monkeypatch.chdir(place)
+    before = sorted((place / "work").rglob("*"))
+    status = main(args)
+    out, err = capsys.readouterr()
+    lines = [line for line in err.splitlines() if line.startswith("icp-jax: ")]
+    others = [
+        line for line in err.splitlines() if not line.startswith(("icp-jax: ", "block ", "images"))
+    ]
+    assert (status, len(lines), others, out) == (2, 1, [], ""), err
+    assert re.search(message, lines[0]), lines[0]
+    assert sorted((place / "work").rglob("*")) == before
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input(place, capsys, monkeypatch, case):
+    spoil, args, message = CASES[case]
+    spoil(place)
+    run(place, capsys, monkeypatch, args, message)
+
+
+def test_a_cmyk_image_is_an_image(place):
+    """Converted as Pillow does it, and measured like any other."""
+    Image.open(place / "sa1b" / "0.png").convert("CMYK").save(place / "sa1b" / "0.tif")
+    (place / "sa1b" / "0.png").unlink()
+    assert main(["eval", str(place / "model"), "--data", f"sa1b:{place}/sa1b"]) == 0
+
+
+@pytest.mark.needs_torch
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"model": {"image_encoder.trunk.pos_embed": 0}}, "is a SAM 2 checkpoint"),
+        ({"image_encoder.trunk.pos_embed": 0}, "is a SAM 2 checkpoint"),
+        ({"model": {"image_encoder.pos_embed": 0}, "epoch": 3}, "is not a flat dict of tensors"),
+        ({"fc.weight": 0}, "not a SAM checkpoint of Meta's"),
+        (None, "cannot be read"),
+    ],
+)
+def test_other_pth_files(place, capsys, monkeypatch, state, message):
+    torch = pytest.importorskip("torch")
+
+    def filled(node):
+        if isinstance(node, dict):
+            return {k: v if k == "epoch" else filled(v) for k, v in node.items()}
+        return torch.zeros(1, 4, 4, 8)
+
+    path = place / "other.pth"
+    path.write_bytes(b"nothing") if state is None else torch.save(filled(state), path)
+    run(place, capsys, monkeypatch, [*PRUNE, "--model", "other.pth"], message)
+
+
+@pytest.mark.needs_torch
+def test_a_pth_file_that_lacks_a_tensor(place, capsys, monkeypatch):
+    torch = pytest.importorskip("torch")
+    path = small_sam.write_meta(place / "sam.pth")
+    state = torch.load(path, weights_only=True)
+    del state["image_encoder.blocks.1.mlp.lin2.bias"]
+    torch.save(state, path)
+    run(place, capsys, monkeypatch, [*PRUNE, "--model", "sam.pth"], r"missing.*1\.mlp\.lin2\.bias")
+
+
+def test_without_torch_a_pth_file_says_so(place, capsys, monkeypatch):
+    import sys
+
+    (place / "sam.pth").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    message = r"sam\.pth needs torch to be read: pip install 'icp-jax\[torch\]'"
+    run(place, capsys, monkeypatch, [*PRUNE, "--model", "sam.pth"], message)
