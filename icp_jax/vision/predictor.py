@@ -36,6 +36,10 @@ def _apply(module, params, x):
     return module.apply({"params": params}, x)
 
 
+def _float32(tree):
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), tree)
+
+
 _decode = jax.jit(predict_masks, static_argnums=0, static_argnames="multimask_output")
 
 
@@ -50,7 +54,8 @@ class SamPredictor:
         self, config: Mapping[str, Any], params: Mapping[str, Any], dtype: str = "float32"
     ):
         self.family, self.config = make(config), SamConfig.from_hf(config)
-        self.params, self.dtype = jax.device_put(dict(params)), dtype
+        prompted = {k: _float32(params[k]) for k in ("prompt", "decoder", "positions")}
+        self.params, self.dtype = jax.device_put({**params, **prompted}), dtype
         self.where: Frame | None = None
         self.embedding: Float[Array, "1 g g c"] | None = None
 
