@@ -13,7 +13,7 @@ import mmap
 import os
 import shutil
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -69,6 +69,8 @@ class Reader(Protocol):
     def shape(self, name: str) -> tuple[int, ...]: ...
     def dtype(self, name: str) -> np.dtype: ...
     def read(self, name: str) -> np.ndarray: ...
+    def fetch(self, names: Iterable[str]) -> None: ...
+    def forget(self) -> None: ...
     def close(self) -> None: ...
 
 
@@ -175,6 +177,20 @@ class SafetensorsReader:
         count = int(np.prod(e.shape, dtype=np.int64))
         flat = np.frombuffer(self._maps[e.shard], e.dtype, count, e.start)
         return flat.reshape(e.shape)
+
+    def fetch(self, names: Iterable[str]) -> None:
+        """Ask the system to read these tensors ahead; returns at once."""
+        for name in names:
+            e = self.layout.entries[name]
+            start = e.start // mmap.PAGESIZE * mmap.PAGESIZE
+            if e.nbytes and hasattr(mmap, "MADV_WILLNEED"):
+                self._maps[e.shard].madvise(mmap.MADV_WILLNEED, start, e.start + e.nbytes - start)
+
+    def forget(self) -> None:
+        """Give back the memory of what was read; views stay good, and are read again if used."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            for pages in self._maps.values():
+                pages.madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
         """Forget the maps; the system unmaps each when its last view is gone."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,12 @@ class TorchReader:
         if tensor.dtype == torch.bfloat16:
             return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
         return tensor.numpy()
+
+    def fetch(self, names: Iterable[str]) -> None:
+        """Nothing: the tensors are in memory."""
+
+    def forget(self) -> None:
+        """Nothing, for the same reason."""
 
     def close(self) -> None:
         self._tensors.clear()

@@ -10,8 +10,6 @@ import os
 import platform
 from pathlib import Path
 
-MAX_BYTES = 1 << 28  # the least used entries go first
-
 
 def use() -> None:
     """Point JAX at the user's cache folder. To be called before JAX is imported."""
@@ -27,7 +25,6 @@ def use() -> None:
         return
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     for name, value in (
-        ("JAX_COMPILATION_CACHE_MAX_SIZE", MAX_BYTES),
         ("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", 0),
         ("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", -1),
     ):

@@ -136,6 +136,11 @@ def run(command: Any) -> None:
         _print(command.json, result, lambda: console.demo(result))
     elif isinstance(command, commands.Prune):
         _prune(command)
+    elif isinstance(command, commands.Plan):
+        from icp_jax.plan import plan
+
+        planned = plan(_run_config(command), command.device_memory, command.host_memory)
+        _print(command.json, planned.record(), lambda: console.planned(planned))
     elif isinstance(command, commands.Eval):
         from icp_jax.api import evaluate
 
@@ -175,13 +180,19 @@ def run(command: Any) -> None:
         _print(command.json, record, lambda: print(f"{command.dst}: {kind}"))
 
 
+def _run_config(command: Any) -> Any:
+    """The part of a command that describes a run."""
+    from icp_jax.config import RunConfig
+
+    fields = dataclasses.fields(RunConfig)
+    return RunConfig(**{field.name: getattr(command, field.name) for field in fields})
+
+
 def _prune(command: Any) -> None:
-    from icp_jax import config as configs
     from icp_jax.report import console
     from icp_jax.run import plan, prune_folder
 
-    names = [f.name for f in dataclasses.fields(configs.RunConfig)]
-    config = configs.RunConfig(**{name: getattr(command, name) for name in names})
+    config = _run_config(command)
     if command.dry_run:
         found = plan(config)
         _print(command.json, dataclasses.asdict(found), lambda: console.plan(found))

@@ -35,6 +35,20 @@ class Prune(RunConfig):
 
 
 @dataclass(frozen=True)
+class Plan(RunConfig):
+    """Memory by phase, FLOPs, bytes moved and the least time of a prune, and settings that fit."""
+
+    config: str = ""
+    """Start from a config: a Python file with get_config(), or the name of one that comes along."""
+    device_memory: str = ""
+    """What the run may take of the device's memory, such as 8GiB. Unset: what is free there."""
+    host_memory: str = ""
+    """What it may take of the host's memory. Unset: what is free."""
+    json: bool = False
+    """Print one JSON object on standard output, and nothing else there."""
+
+
+@dataclass(frozen=True)
 class Eval:
     """Perplexity of a language model, IoU of SAM's masks, by the field's protocols."""
 
@@ -104,6 +118,7 @@ class Verify:
 COMMANDS: dict[str, type] = {
     "demo": Demo,
     "prune": Prune,
+    "plan": Plan,
     "eval": Eval,
     "segment": Segment,
     "convert": Convert,
@@ -113,6 +128,7 @@ COMMANDS: dict[str, type] = {
 AnyCommand = (
     Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Prune, tyro.conf.subcommand("prune")]
+    | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[Eval, tyro.conf.subcommand("eval")]
     | Annotated[Segment, tyro.conf.subcommand("segment")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]

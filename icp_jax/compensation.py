@@ -93,7 +93,8 @@ def compensate(
     if len(inputs) != len(targets) or len(inputs) == 0:
         raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets: need as many, above 0")
     inputs, targets = (a if isinstance(a, Samples) else np.asarray(a) for a in (inputs, targets))
-    size, total = streams.gather_size(inputs), epochs * len(inputs)
+    nbytes = int(np.prod(inputs.shape[1:])) * inputs.dtype.itemsize
+    size, total = streams.gather_size(len(inputs), nbytes), epochs * len(inputs)
     few = np.arange(min(size, 8, max(1, len(inputs) // 16)))
     ((_, probe, valid),) = streams.batches((inputs, targets), size, few)
     if not donate:  # the steps use theirs up

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -91,6 +92,11 @@ class MemoryConfig:
     batch_tokens: int | None = None
     """Tokens sent through a block at once, where that is free to choose. Unset: 1024 on the
     CPU, else 4096."""
+    device: str = ""
+    """What the run may take of the device's memory, such as 8GiB: place and batch are chosen to
+    fit. Unset: on an accelerator what is free there, on the CPU no limit."""
+    host: str = ""
+    """The same for the host's memory. Unset: no limit."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,8 @@ def check(config: RunConfig) -> None:
         raise InputError(f"sparsity must be in [0, 1), got {p.sparsity:g}")
     if p.pattern is not None and (p.alpha is not None or p.beta is not None):
         raise InputError("alpha and beta apply to unstructured pruning only: drop them or pattern")
+    parse_bytes("memory.device", m.device)
+    parse_bytes("memory.host", m.host)
     for name, value, least in (
         ("prune.block_size", p.block_size, 1),
         ("compensate.epochs", c.epochs, 0),
@@ -144,6 +152,21 @@ def check(config: RunConfig) -> None:
     ):
         if not 0 < rate < float("inf"):
             raise InputError(f"{name} must be a positive number, got {rate:g}")
+
+
+UNITS = {"": 1, "b": 1}
+UNITS |= {f"{p}ib": 1024**k for k, p in enumerate("kmgt", 1)}
+UNITS |= {f"{p}b": 1000**k for k, p in enumerate("kmgt", 1)}
+
+
+def parse_bytes(name: str, text: str) -> int | None:
+    """`8GiB` as a number of bytes, and nothing as None. Raises InputError."""
+    if not text:
+        return None
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([kmgt]?i?b?)", text.strip().lower())
+    if found is None or found[2] not in UNITS or not float(found[1]):
+        raise InputError(f"{name} must be a size such as 8GiB or 500MB, got {text!r}")
+    return int(float(found[1]) * UNITS[found[2]])
 
 
 def folder() -> Path:

@@ -57,6 +57,8 @@ def verify_export(
     names = weights.names()
     for k, name in enumerate(names):
         tick(k, len(names))
+        reader.forget()
+        source.reader.forget()
         tensor, rule = weights.read(name), by_name.get(name)
         budget = None if rule is None else _budget(rule, budgets)
         if budget is None:
@@ -119,6 +121,7 @@ def verify(folder: str | Path, source: str | Path | None = None) -> dict[str, An
     unchanged: list[str] = []
     reshaped: list[str] = []
     for name in weights.names():
+        reader.forget()
         tensor = weights.read(name)
         if not _finite(tensor):
             not_finite.append(name)

@@ -223,10 +223,9 @@ def compute_dtype(name: str) -> Literal["float32", "bfloat16"]:
     raise InputError(f"dtype must be auto, float32 or bfloat16, got {name!r}")
 
 
-def stream_shape(family: Family, embed: Params, tokens: np.ndarray) -> tuple[int, ...]:
-    """Of the hidden states: `[N, T, D]`, or `[N, H, W, D]` of images."""
-    one = jax.eval_shape(partial(_embed, family.embed, "float32"), embed, tokens[:1])[0]
-    return (len(tokens), *one.shape[1:])
+def hidden(family: Family, embed: Params, sample: Any, dtype: str) -> jax.ShapeDtypeStruct:
+    """The hidden states of samples, `[N, T, D]` or `[N, H, W, D]`, without computing them."""
+    return jax.eval_shape(partial(_embed, family.embed, dtype), embed, sample)[0]
 
 
 def to_device(params: Params) -> Params:
@@ -329,7 +328,8 @@ def prune_blocks(
     applies = [Apply(family.block_at(t), compute_dtype(dtype)) for t in range(n_blocks)]
     embed = source.embed()
     memory = memory or MemoryConfig()
-    shape = stream_shape(family, embed, tokens)
+    one = hidden(family, embed, tokens[:1], memory.stream_dtype)
+    shape = (len(tokens), *one.shape[1:])
     both = 2 * int(np.prod(shape)) * np.dtype(memory.stream_dtype).itemsize
     half = places.host_free() // 2
     place = places.choose(memory.streams, both, places.device_free() // 2, half)

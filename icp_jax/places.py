@@ -89,7 +89,7 @@ def choose(wanted: str, both: int, device_room: int, host_room: int) -> Place:
 
 def host_free() -> int:
     """Bytes of memory that this process may still take: of the machine, or of its cgroup."""
-    free = [_meminfo("MemAvailable")]
+    free = [proc("meminfo", "MemAvailable")]
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
         used = int(Path("/sys/fs/cgroup/memory.current").read_text())
@@ -106,9 +106,10 @@ def device_free() -> int:
     return stats["bytes_limit"] - stats["bytes_in_use"] if stats else host_free()
 
 
-def _meminfo(field: str) -> int:
+def proc(file: str, field: str) -> int:
+    """What a file of /proc says, in bytes; where there is none, more than any machine has."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc", file).read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
     except (OSError, StopIteration):
-        return sys.maxsize  # not Linux: let the system say no
+        return sys.maxsize

@@ -91,7 +91,11 @@ class FolderSource:
         return self._read(("head",))
 
     def block(self, t: int) -> Params:
-        return self._read(("blocks", str(t)))
+        """Block t; the memory of the one before it is given back, and the next is read ahead."""
+        self.reader.forget()
+        params = self._read(("blocks", str(t)))
+        self.reader.fetch(rule.name for rule in self._parts.get(("blocks", str(t + 1)), ()))
+        return params
 
     def shapes(self, t: int) -> dict[str, tuple[int, int]]:
         """(inputs, outputs) of every prunable linear of block t."""
@@ -101,6 +105,10 @@ class FolderSource:
             for rule in self._parts[("blocks", str(t))]
             if rule.path[2] in linears and rule.path[3] == "kernel"
         }
+
+    def dtype(self, name: str) -> np.dtype:
+        """What a tensor is stored in."""
+        return self.reader.dtype(name)
 
     def tree(self) -> Params:
         """The whole param tree."""

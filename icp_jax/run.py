@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from converters.files import blocks_of_bytes
-from icp_jax import inputs
+from icp_jax import cost, inputs
 from icp_jax.config import RunConfig, check
 from icp_jax.errors import InputError
 from icp_jax.export import Aside, FolderSink, check_free, write_json
@@ -25,12 +25,11 @@ from icp_jax.pipeline import (
     BlockReport,
     Progress,
     budgets,
-    compute_dtype,
     prune_blocks,
-    shares,
 )
-from icp_jax.pruners import METHODS
+from icp_jax.plan import settle
 from icp_jax.residency import FolderSource, resolve
+from icp_jax.workload import resolved
 
 RECORD = "icp_run.json"
 PACKAGES = ("icp-jax", "jax", "jaxlib", "flax", "optax", "transformers", "safetensors", "numpy")
@@ -57,27 +56,10 @@ class Plan:
     layers: list[dict[str, Any]]  # block, layer, role, inputs, outputs, zeros, sparsity
     zeros: int
     size: int
-    flops: float  # matrix products of the blocks, forward and backward
+    flops: float  # matrix products
     stream_bytes: int  # both streams, on the host
     block_bytes: int  # the largest block's float32 params, on the device
     kind: str = "text"  # what a sample is: text, or vision
-
-
-def resolved(config: RunConfig, source: FolderSource) -> RunConfig:
-    """The config with every unset field filled in for this model."""
-    p = config.prune
-    alpha, beta = (1.0, 0.0) if p.pattern else shares(source.family, p)
-    return dataclasses.replace(
-        config,
-        dtype=compute_dtype(config.dtype),
-        prune=dataclasses.replace(
-            p,
-            alpha=alpha,
-            beta=beta,
-            rearrange=p.rearrange or source.family.default_rearrangement,
-        ),
-        calibration=inputs.resolved(config.calibration, source),
-    )
 
 
 def _budgets(config: RunConfig, source: FolderSource) -> list[dict[str, int]]:
@@ -96,16 +78,8 @@ def plan(config: RunConfig) -> Plan:
     t = family.positions(full.calibration.seq_len)
     roles = {spec.name: spec.role for spec in family.linears}
     layers: list[dict[str, Any]] = []
-    flops = 0.0
-    method = METHODS[full.prune.method]
-    epochs = full.compensate.epochs if method.compensates else 0
-    for b, block in enumerate(counts):
-        shapes = source.shapes(b)
-        size = sum(i * o for i, o in shapes.values())
-        passes = 3 + (3 * epochs if b else 0)  # statistics, sparse, dense; forward is 1 of 3
-        attention = 2 * family.keys_met(b, t) * family.hidden_size  # q·k, and weights times v
-        moments = sum(w * w for w in family.tap_widths(shapes).values())
-        flops += n * t * (2 * (size + attention) * passes + moments)
+    all_shapes = [source.shapes(b) for b in range(len(counts))]
+    for b, (shapes, block) in enumerate(zip(all_shapes, counts, strict=True)):
         for name, zeros in block.items():
             i, o = shapes[name]
             layers.append(
@@ -119,7 +93,7 @@ def plan(config: RunConfig) -> Plan:
                     "sparsity": zeros / (i * o),
                 }
             )
-    by_block = [sum(4 * i * o for i, o in source.shapes(b).values()) for b in range(len(counts))]
+    by_block = [sum(4 * i * o for i, o in shapes.values()) for shapes in all_shapes]
     source.close()
     return Plan(
         model=config.model,
@@ -129,7 +103,7 @@ def plan(config: RunConfig) -> Plan:
         layers=layers,
         zeros=sum(row["zeros"] for row in layers),
         size=sum(row["inputs"] * row["outputs"] for row in layers),
-        flops=flops,
+        flops=sum(cost.flops(family, all_shapes, full, t).values()),
         stream_bytes=2 * n * t * family.hidden_size * 4,
         block_bytes=max(by_block),
         kind=family.kind,
@@ -152,6 +126,7 @@ def prune_folder(
     if config.quant.packed and source.family.kind == "vision":
         raise InputError("quant.packed is for language models: leave it out")
     tokens = inputs.calibration(full.calibration, source)
+    full = settle(source, full)
     with Aside(config.out) as aside:
         sink: FolderSink | PackedSink
         if config.quant.packed:

@@ -30,10 +30,9 @@ def batch_size(samples: int, positions: int, tokens: int | None = None) -> int:
     return max(1, min(samples, tokens // positions))
 
 
-def gather_size(stream: Stream) -> int:
-    """Samples a transfer where one sample at a time is used."""
-    sample = int(np.prod(stream.shape[1:])) * stream.dtype.itemsize
-    return int(max(1, min(len(stream), 64, GATHER_BYTES // max(sample, 1))))
+def gather_size(samples: int, nbytes: int) -> int:
+    """Samples a transfer where one of `nbytes` at a time is used."""
+    return max(1, min(samples, 64, GATHER_BYTES // max(nbytes, 1)))
 
 
 def _padded(part, size: int):

@@ -131,6 +131,39 @@ def plan(found: Any) -> None:
         out.print(line, highlight=False, soft_wrap=True)
 
 
+def planned(found: Any) -> None:
+    """What `icp-jax plan` found, a line a phase."""
+    need, seconds = found.need, found.seconds
+    table = Table("phase", title=f"{found.model} on {found.device_kind}")
+    for name in ("device MiB", "host MiB", "TFLOP", "moved GiB", "at least s"):
+        table.add_column(name, justify="right")
+    for phase in need.phases:
+        table.add_row(
+            phase.name,
+            f"{phase.device / 2**20:.0f}",
+            f"{phase.host / 2**20:.0f}",
+            f"{phase.flops / 1e12:.3g}",
+            f"{phase.moved / 2**30:.2f}",
+            f"{seconds[phase.name]:.1f}",
+        )
+    out = Console()
+    out.print(table)
+    for where in ("device", "host"):
+        limit = found.limits[where]
+        of = f" of {limit / 2**30:.2f}" if limit else ""
+        out.print(f"{where}: {getattr(need, where) / 2**30:.2f}{of} GiB", highlight=False)
+    memory, rates = need.memory, found.rates
+    batch = memory.batch_tokens or "the default number of"
+    for line in (
+        f"disk: {need.disk / 2**30:.2f} GiB",
+        f"settings: --memory.streams {memory.streams} --memory.stream-dtype {memory.stream_dtype},"
+        f" {batch} tokens a batch; streams {need.streams / 2**30:.2f} GiB",
+        f"time: at least {sum(seconds.values()):.0f} s, at {rates.float32 / 1e9:.0f} GFLOP/s in "
+        f"float32, {rates.compute / 1e9:.0f} in the blocks, {rates.bandwidth / 1e9:.1f} GB/s moved",
+    ):
+        out.print(line, highlight=False, soft_wrap=True)
+
+
 def _folded(layers: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
     """Layers by name, with runs of blocks that have the same counts as `0-4`."""
     runs: list[tuple[list[int], dict[str, Any]]] = []

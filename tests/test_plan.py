@@ -1,0 +1,138 @@
+"""The plan: its peaks beside measured ones, the settings it picks, what it says where none fit."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import write_opt
+
+from icp_jax.cli import main
+from icp_jax.config import parse_bytes
+
+MEASURED = (
+    "import json, resource, sys\n"
+    "from icp_jax.cli import main\n"
+    "status = main(sys.argv[1:])\n"
+    "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)\n"
+    "sys.exit(status)"
+)
+SHAPES = {  # blocks of OPT, samples, tokens, further options
+    "small": (dict(hidden_size=256, ffn_dim=1024, num_hidden_layers=3), 32, 256, []),
+    "wide blocks": (
+        dict(hidden_size=768, ffn_dim=3072, num_attention_heads=12, num_hidden_layers=2),
+        4,
+        128,
+        ["--prune.beta", "0.1"],
+    ),
+    "long streams": (
+        dict(hidden_size=256, ffn_dim=512, num_hidden_layers=2),
+        256,
+        512,
+        ["--prune.method", "sparsegpt"],
+    ),
+}
+
+
+def model(folder, changes, tokens):
+    hidden = changes["hidden_size"]
+    changes = {**changes, "word_embed_proj_dim": hidden, "max_position_embeddings": tokens}
+    return write_opt(folder, np.float32, **changes)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_planned_and_measured_peaks_agree(tmp_path, shape):
+    changes, samples, length, more = SHAPES[shape]
+    model(tmp_path / "model", changes, length)
+    ids = np.random.default_rng(0).integers(3, 2000, 2 * samples * length)
+    np.save(tmp_path / "ids.npy", ids.astype(np.int32))
+    args = ["--model", "model", "--calibration.data", "ids.npy", *more, "--json"]
+    args += ["--calibration.samples", str(samples), "--calibration.seq-len", str(length)]
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    environment["XDG_CACHE_HOME"] = str(tmp_path / "cache")
+
+    def run(command, *options):
+        code = [sys.executable, "-c", MEASURED, command, *args, *options]
+        done = subprocess.run(
+            code, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        )
+        *_, record, peak = done.stdout.splitlines()
+        return json.loads(record), int(peak)
+
+    planned, _ = run("plan")
+    _, measured = run("prune", "--out", "out")
+    assert planned["peak"]["host"] == pytest.approx(measured, rel=0.15)
+
+
+@pytest.fixture
+def few(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    changes = dict(hidden_size=64, ffn_dim=256, num_hidden_layers=2)
+    folder = model(tmp_path / "model", changes, 64)
+    np.save("ids.npy", np.random.default_rng(0).integers(3, 2000, 40_000).astype(np.int32))
+    sizes = ["--calibration.samples", "256", "--calibration.seq-len", "64"]
+    return ["--model", str(folder), "--calibration.data", "ids.npy", "--prune.beta", "0", *sizes]
+
+
+def plan(capsys, *args):
+    assert main(["plan", *args, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_small_host_gets_its_streams_on_disk(few, capsys):
+    few = [*few, "--calibration.samples", "20000"]  # only planned
+    roomy = plan(capsys, *few)
+    assert roomy["memory"]["streams"] == "host" and roomy["memory"]["batch_tokens"] is None
+    tight = roomy["peak"]["host"] - roomy["stream_bytes"] // 2
+    found = plan(capsys, *few, "--host-memory", str(tight))
+    assert found["memory"]["streams"] == "disk" and found["peak"]["host"] <= tight
+    assert found["peak"]["disk"] == roomy["peak"]["disk"] + roomy["stream_bytes"]
+
+
+def test_what_is_set_stays_and_bfloat16_halves_the_streams(few, capsys):
+    roomy = plan(capsys, *few)
+    found = plan(capsys, *few, "--memory.streams", "disk", "--memory.stream-dtype", "bfloat16")
+    assert found["memory"]["streams"] == "disk"
+    assert found["stream_bytes"] == roomy["stream_bytes"] // 2
+
+
+def test_nothing_fits(few, capsys):
+    assert main(["plan", *few, "--host-memory", "1MiB"]) == 2
+    assert "too little by 0." in capsys.readouterr().err
+
+
+def test_prune_uses_the_same_plan(few, capsys, tmp_path):
+    assert main(["prune", *few, "--out", "none", "--memory.host", "1MiB"]) == 2
+    assert "host memory for" in capsys.readouterr().err and not (tmp_path / "none").exists()
+    tight = 2 * plan(capsys, *few)["peak"]["host"]
+    options = ["--compensate.epochs", "0", "--memory.host", str(tight), "--json"]
+    assert main(["prune", *few, "--out", "out", *options]) == 0
+    record = json.loads((tmp_path / "out" / "icp_run.json").read_text())
+    assert record["config"]["memory"]["streams"] == "host"
+
+
+def test_a_config_is_enough(few, capsys, tmp_path):
+    full = plan(capsys, *few)
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "model" / "config.json").rename(tmp_path / "bare" / "config.json")
+    for name in ("bare", "bare/config.json"):
+        found = plan(capsys, "--model", str(tmp_path / name), *few[2:])
+        # no weights to say in what dtype they are stored: the config does, or float32
+        assert [p["device"] for p in found["phases"]] == [p["device"] for p in full["phases"]]
+        assert found["peak"]["disk"] == pytest.approx(full["peak"]["disk"], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "text,count",
+    [("8GiB", 8 << 30), ("1.5 MB", 1_500_000), ("4096", 4096), ("2gib", 2 << 30), ("", None)],
+)
+def test_sizes(text, count):
+    assert parse_bytes("x", text) == count
+
+
+@pytest.mark.parametrize("text", ["8 apples", "-1GiB", "0", "GiB"])
+def test_no_size(text, capsys):
+    assert main(["plan", "--model", "m", "--memory.device", text]) == 2
+    assert "must be a size such as 8GiB" in capsys.readouterr().err
