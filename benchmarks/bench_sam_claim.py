@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--sparsities", type=float, nargs="*", default=[0.5, 0.7, 0.9])
     parser.add_argument("--methods", nargs="*", default=list(METHODS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--scenes", type=int, default=150, help="held-out scenes")
+    parser.add_argument("--scenes", type=int, default=300, help="held-out scenes")
     parser.add_argument("--coco", type=Path, help="a COCO directory")
     parser.add_argument("--images", type=int, default=40, help="of COCO")
     parser.add_argument("--epochs", type=int, default=8)
