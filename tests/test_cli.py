@@ -12,7 +12,7 @@ import pytest
 from icp_jax.cli import main
 
 
-@pytest.mark.parametrize("command", [[], ["prune"], ["eval"], ["convert"], ["demo"]])
+@pytest.mark.parametrize("command", [[], ["prune"], ["eval"], ["segment"], ["convert"], ["demo"]])
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])

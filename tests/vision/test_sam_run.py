@@ -161,16 +161,12 @@ def test_the_plan_and_its_defaults(place):
     moved = plan(config_for(place / "model", "", place / "images", beta=0.2)).layers
     qkv, f2 = (next(r["sparsity"] for r in moved if r["role"] == role) for role in ("qkv", "f2"))
     assert qkv < 0.5 < f2
-    # 8 × 8 patches in windows of 3 × 3, block 1 whole: q·k and the weighted sum, 2 flops each
-    linear = (
-        2
-        * 64
-        * sum(r["size"] for r in (dict(size=x["inputs"] * x["outputs"]) for x in found.layers))
-    )
     uniform = plan(config_for(place / "model", "", place / "images", method="wanda", sparsity=0.6))
-    keys = 9 + 64 + 9
+    # 8 × 8 patches in windows of 3 × 3, block 1 whole: q·k and the weighted sum, 2 flops each
+    forward = 2 * 64 * (found.size + 2 * (9 + 64 + 9) * 16)
     moments = 64 * 3 * (3 * 16**2 + 32**2)
-    assert uniform.flops == 4 * (3 * (linear + 2 * 64 * 2 * keys * 16) + moments)
+    errors = 4 * 3 * (16**2 * (48 + 16 + 32) + 32**2 * 16)  # of the layers, as they are reported
+    assert uniform.flops == 4 * (3 * forward + moments) + errors
 
 
 def test_calibration_from_every_kind_of_folder(place, tmp_path):
