@@ -116,6 +116,10 @@ def main(argv: list[str] | None = None) -> int:
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             return _fail(f"cannot write {error.filename}: {error.strerror}")
         raise
+    except (MemoryError, RuntimeError) as error:  # XLA's errors are RuntimeErrors
+        if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+            return _fail("out of memory: see what fits with icp-jax plan, then set --memory.*")
+        raise
     return 0
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import platform
+import resource
+import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -186,8 +188,15 @@ def _record(
         "zeros": counted.zeros,
         "size": counted.size,
         "seconds": round(seconds, 3),
+        "peak_host_mib": round(_peak_mib()),
         "blocks": [block_record(block) for block in blocks],
     }
+
+
+def _peak_mib() -> float:
+    """The most memory that this process has had."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def block_record(block: BlockReport) -> dict[str, Any]:

@@ -1,0 +1,173 @@
+"""Peak host memory of `icp-jax prune`: flat in the number of blocks, and under a hard limit.
+
+    python benchmarks/bench_memory.py flat limit opt-6.7b --out memory.json
+
+flat      one shape with 4, 8, 16 and 32 blocks: the peak of the whole process (ru_maxrss).
+limit     a checkpoint four times the size of the memory allowed, by a memory cgroup of its own
+          (needs a writable /sys/fs/cgroup, as root has): all of the process and its part of the
+          page cache count, and going over it kills. The plan is given the same limit.
+opt-6.7b  two blocks of OPT-6.7B's size (4096, 16384), float16, few samples.
+
+On the CPU the device's arrays are in the same memory, and in the peak. Weights are random; what
+is pruned is checked by the command itself, as always.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import common
+import numpy as np
+
+from converters import table_for
+from converters.files import Writer, plan_layout
+
+PRUNE = """
+import os, sys
+if sys.argv[1]:
+    open(f"{sys.argv[1]}/cgroup.procs", "w").write(str(os.getpid()))
+from icp_jax.cli import main
+sys.exit(main(sys.argv[2:]))
+"""
+FLAT = (4, 8, 16, 32)
+
+
+def checkpoint(folder: Path, hidden: int, ffn: int, blocks: int, dtype: str) -> int:
+    """A random OPT in `folder`, a tensor at a time; returns its bytes."""
+    config = {
+        "architectures": ["OPTForCausalLM"],
+        "model_type": "opt",
+        "vocab_size": 512,
+        "hidden_size": hidden,
+        "word_embed_proj_dim": hidden,
+        "ffn_dim": ffn,
+        "num_attention_heads": hidden // 64,
+        "num_hidden_layers": blocks,
+        "max_position_embeddings": 512,
+    }
+    placed = [p for p in table_for("opt").place(config) if p.name != "lm_head.weight"]
+    folder.mkdir()
+    kind, rng = np.dtype(dtype), np.random.default_rng(0)
+    layout = plan_layout({p.name: (kind, p.shape) for p in placed}, {"format": "pt"})
+    writer = Writer(folder, layout)
+    for p in placed:
+        scale = p.shape[-1] ** -0.5 if len(p.shape) > 1 else 0.02
+        tensor = rng.standard_normal(p.shape, np.float32) * np.float32(scale)
+        writer.write(p.name, (tensor + (1 if "norm.weight" in p.name else 0)).astype(kind))
+    writer.close()
+    (folder / "config.json").write_text(json.dumps(config))
+    return sum(e.nbytes for e in layout.entries.values())
+
+
+def prune(folder: Path, samples: int, length: int, *options: str, group: str = "") -> dict:
+    """Peak MiB and seconds of a run in its own process, and in a cgroup where one is given."""
+    ids = np.random.default_rng(1).integers(3, 512, 2 * samples * length).astype(np.int32)
+    np.save(folder.parent / "ids.npy", ids)
+    sizes = ["--calibration.samples", str(samples), "--calibration.seq-len", str(length)]
+    args = ["--model", str(folder), "--calibration.data", str(folder.parent / "ids.npy"), *sizes]
+    out = folder.parent / f"{folder.name}-pruned"
+
+    code = [sys.executable, "-c", PRUNE, group, "prune", *args, *options]
+    started = time.perf_counter()
+    done = subprocess.run([*code, "--out", str(out), "--json"], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(args)}: {done.stderr[-2000:]}")
+    record = json.loads((out / "icp_run.json").read_text())
+    found = {
+        "peak_mib": record["peak_host_mib"],
+        "seconds": time.perf_counter() - started,
+        "sparsity": json.loads(done.stdout)["sparsity"],
+        "memory": record["config"]["memory"],
+    }
+    subprocess.run(["rm", "-r", str(out)], check=True)
+    return found
+
+
+@contextlib.contextmanager
+def cgroup(limit: int) -> Iterator[Path]:
+    """A memory cgroup of either version, with a limit in bytes and no swap."""
+    root, name, swap = Path("/sys/fs/cgroup"), "memory.max", "memory.swap.max"
+    if not (root / "cgroup.controllers").exists():
+        root, name, swap = root / "memory", "memory.limit_in_bytes", "memory.swappiness"
+    folder = root / "icp-jax-bench"
+    folder.mkdir(exist_ok=True)
+    try:
+        (folder / name).write_text(str(limit))
+        if (folder / swap).exists():
+            (folder / swap).write_text("0")
+        yield folder
+    finally:
+        folder.rmdir()
+
+
+def flat(scratch: Path) -> dict:
+    """Peaks over the number of blocks."""
+    rows = {}
+    for blocks in FLAT:
+        folder = scratch / f"flat-{blocks}"
+        nbytes = checkpoint(folder, 512, 2048, blocks, "float32")
+        prune(folder, 16, 256)  # compiles
+        rows[blocks] = {"checkpoint_mib": nbytes / 2**20, **prune(folder, 16, 256)}
+        print(f"{blocks:3} blocks of {nbytes / 2**20:6.0f} MiB: {rows[blocks]['peak_mib']:.0f} MiB")
+        subprocess.run(["rm", "-r", str(folder)], check=True)
+    peaks = [row["peak_mib"] for row in rows.values()]
+    print(f"largest over smallest: {max(peaks) / min(peaks):.3f}")
+    return {"rows": rows, "largest_over_smallest": max(peaks) / min(peaks)}
+
+
+def limited(scratch: Path, limit: int) -> dict:
+    """A checkpoint of four times the limit, under the limit."""
+    folder, shape = scratch / "large", (768, 3072)
+    block = 4 * (4 * shape[0] ** 2 + 2 * shape[0] * shape[1])
+    nbytes = checkpoint(folder, *shape, -(-4 * limit // block), "float32")
+    with cgroup(limit) as group:
+        found = prune(folder, 4, 64, "--memory.host", str(limit), group=str(group))
+    print(
+        f"checkpoint {nbytes / 2**20:.0f} MiB, limit {limit / 2**20:.0f} MiB: "
+        f"peak {found['peak_mib']:.0f} MiB, {found['seconds']:.0f} s"
+    )
+    return {"checkpoint_mib": nbytes / 2**20, "limit_mib": limit / 2**20, **found}
+
+
+def large_blocks(scratch: Path) -> dict:
+    """Two blocks of OPT-6.7B's size."""
+    folder = scratch / "opt-6.7b"
+    nbytes = checkpoint(folder, 4096, 16384, 2, "float16")
+    found = prune(folder, 2, 256, "--prune.beta", "0")
+    print(f"two OPT-6.7B blocks: {found['peak_mib']:.0f} MiB, {found['seconds']:.0f} s")
+    return {"checkpoint_mib": nbytes / 2**20, **found}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="+", choices=("flat", "limit", "opt-6.7b"))
+    parser.add_argument("--limit-mib", type=int, default=768)
+    parser.add_argument("--out", help="a name under results/; without it nothing is written")
+    args = parser.parse_args()
+    os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    record = common.provenance()
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        os.environ["XDG_CACHE_HOME"] = name
+        os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+        if "flat" in args.parts:
+            record["flat"] = flat(scratch)
+        if "limit" in args.parts:
+            record["limit"] = limited(scratch, args.limit_mib << 20)
+        if "opt-6.7b" in args.parts:
+            record["opt-6.7b"] = large_blocks(scratch)
+    if args.out:
+        print(common.write(args.out, record))
+
+
+if __name__ == "__main__":
+    main()
