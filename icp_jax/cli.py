@@ -107,14 +107,16 @@ def main(argv: list[str] | None = None) -> int:
     try:
         run(parse(args))
     except (InputError, ConversionError) as error:
-        return _fail(str(error))
-    except KeyboardInterrupt:
-        return _fail("interrupted; nothing was written", 130)
+        return _fail(f"{error}{_kept(error, '; stopped ')}")
+    except KeyboardInterrupt as error:
+        return _fail(f"interrupted{_kept(error) or '; nothing was written'}", 130)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return _fail("the disk is full; nothing was kept: free space, or write elsewhere")
+            nothing = "; nothing was kept: free space, or write elsewhere"
+            return _fail(f"the disk is full{_kept(error) or nothing}")
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            return _fail(f"cannot write {error.filename}: {error.strerror}")
+            why = f"{error.filename}: {error.strerror}{_kept(error, '; stopped ')}"
+            return _fail(f"cannot write {why}")
         raise
     except (MemoryError, RuntimeError) as error:  # XLA's errors are RuntimeErrors
         if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
@@ -123,9 +125,18 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def _kept(error: BaseException, lead: str = " ") -> str:
+    """Where the run can be taken up again, as `Work` notes it on what ended a run; or nothing."""
+    return "".join(lead + note for note in getattr(error, "__notes__", []))
+
+
 def _fail(message: str, status: int = 2) -> int:
-    print(f"{PROG}: {' '.join(message.split())}", file=sys.stderr)
+    _say(message)
     return status
+
+
+def _say(message: str) -> None:
+    print(f"{PROG}: {' '.join(message.split())}", file=sys.stderr)
 
 
 def run(command: Any) -> None:
@@ -202,7 +213,7 @@ def _prune(command: Any) -> None:
         _print(command.json, dataclasses.asdict(found), lambda: console.plan(found))
         return
     with console.progress() as tick:
-        done = prune_folder(config, tick)
+        done = prune_folder(config, tick, resume=command.resume, say=_say)
     record = {"out": str(done.out), "sparsity": done.sparsity, "seconds": round(done.seconds, 3)}
     _print(command.json, record, lambda: console.pruned(done))
 

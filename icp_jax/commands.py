@@ -28,6 +28,8 @@ class Prune(RunConfig):
 
     config: str = ""
     """Start from a config: a Python file with get_config(), or the name of one that comes along."""
+    resume: bool = False
+    """Go on after the last block that an interrupted run into the same folder finished."""
     dry_run: bool = False
     """Print targets, counts and cost, and touch nothing."""
     json: bool = False

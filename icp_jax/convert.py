@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import base64
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from converters import table_for
@@ -34,6 +32,7 @@ from converters.sam_names import config_of
 from icp_jax.errors import InputError
 from icp_jax.export import Aside, copy_buffers, write_json
 from icp_jax.residency import FolderSource, read_config, resolve
+from icp_jax.trees import read_tree, save_tree
 
 PARAMS, SIDE, LAYOUT, BUFFERS = "params", "hf", "layout.json", "buffers"
 
@@ -58,21 +57,13 @@ def convert(src: str | Path, dst: str | Path) -> str:
     return "Orbax checkpoint"
 
 
-def _checkpointer() -> Any:
-    import orbax.checkpoint as ocp
-
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    return ocp.StandardCheckpointer()
-
-
 def _to_orbax(source: FolderSource, folder: Path) -> None:
     side = folder / SIDE
     side.mkdir()
     copy_other_files(source.folder, side)
     write_json(side / LAYOUT, layout_record(source.reader.layout))
     _save_buffers(source, side / BUFFERS)
-    with _checkpointer() as checkpointer:
-        checkpointer.save(folder.absolute() / PARAMS, source.tree())
+    save_tree(folder / PARAMS, source.tree())
 
 
 def _save_buffers(source: FolderSource, folder: Path) -> None:
@@ -97,11 +88,7 @@ def _to_hugging_face(folder: Path, out: Path) -> None:
         config = read_config(side)
     placed = table_for(str(config.get("model_type"))).place(config, list(layout.entries))
     try:
-        with _checkpointer() as checkpointer:
-            path = folder.absolute() / PARAMS
-            shapes = checkpointer.metadata(path).item_metadata.tree
-            hosts = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
-            tree = checkpointer.restore(path, hosts)
+        tree = read_tree(folder / PARAMS)
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"{folder} holds no Orbax checkpoint that can be read: {reason}") from None

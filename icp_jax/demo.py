@@ -48,7 +48,7 @@ def demo(out: str | Path, sparsity: float) -> dict[str, Any]:
     rows, errors = [], {}
     for method in METHODS:
         with console.progress(f"{method}: ") as tick:
-            done = prune_folder(demo_config(method, sparsity, out / method), tick)
+            done = prune_folder(demo_config(method, sparsity, out / method), tick, keep=False)
             found = evaluate(done.out, heldout, progress=tick)
             assert isinstance(found, Perplexity)
         errors[method] = [block.error for block in done.blocks]

@@ -98,6 +98,20 @@ def copy_buffers(reader: Reader, placed: list[Placed], writer: AnyWriter) -> Non
             writer.write(name, reader.read(name))
 
 
+def sync(path: Path, deep: bool = True) -> None:
+    """Have the system put a file, or a folder with all that is in it, on the disk for good.
+
+    deep: without it only the folder's own list of names.
+    """
+    inside = path.rglob("*") if deep and path.is_dir() else ()
+    for each in (*inside, path):
+        number = os.open(each, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
 def write_json(path: Path, record: dict[str, Any]) -> None:
     """A small file, with a final newline."""
     path.write_text(json.dumps(record, indent=2) + "\n")

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import platform
 import resource
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from converters.files import blocks_of_bytes
 from icp_jax import cost, inputs
+from icp_jax.checkpoint import Say, Work, log
 from icp_jax.config import RunConfig, check
 from icp_jax.errors import InputError
-from icp_jax.export import Aside, FolderSink, check_free, write_json
+from icp_jax.export import FolderSink, check_free, write_json
+from icp_jax.fingerprint import Weights, fingerprint
 from icp_jax.inspection import Counted, verify_export
 from icp_jax.masks import parse_pattern
 from icp_jax.packed import PackedSink
@@ -30,11 +27,11 @@ from icp_jax.pipeline import (
     prune_blocks,
 )
 from icp_jax.plan import settle
+from icp_jax.records import block_record, versions
 from icp_jax.residency import FolderSource, resolve
 from icp_jax.workload import resolved
 
 RECORD = "icp_run.json"
-PACKAGES = ("icp-jax", "jax", "jaxlib", "flax", "optax", "transformers", "safetensors", "numpy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,65 +110,101 @@ def plan(config: RunConfig) -> Plan:
 
 
 def prune_folder(
-    config: RunConfig, progress: Progress = lambda block, phase, done, total, loss: None
+    config: RunConfig,
+    progress: Progress = lambda block, phase, done, total, loss: None,
+    *,
+    resume: bool = False,
+    keep: bool = True,
+    say: Say = log.warning,
 ) -> Pruned:
     """Prune config.model into the folder config.out, which appears whole or not at all.
 
+    resume: go on from the last whole block of a run that died, with the result it would have had;
+    start from the beginning where there is none. keep: leave finished blocks in the work folder
+    when the run is cut off. say: told in one line what a resumed run found.
     Raises InputError or ConversionError for bad input, before anything is written where that can
-    be known.
+    be known; Kept where a work folder is there that does not fit the request.
     """
     started = time.perf_counter()
     check(config)
-    check_free(config.out)
-    source = FolderSource(resolve(config.model))
-    full, counts = resolved(config, source), _budgets(config, source)
-    if config.quant.packed and source.family.kind == "vision":
-        raise InputError("quant.packed is for language models: leave it out")
-    tokens = inputs.calibration(full.calibration, source)
-    full = settle(source, full)
-    with Aside(config.out) as aside:
-        sink: FolderSink | PackedSink
-        if config.quant.packed:
-            sink = PackedSink(source, aside.path, config.quant)
-        else:
-            sink = FolderSink(source, aside.path)
-        try:
-            blocks = prune_blocks(
-                source,
-                sink,
-                tokens,
-                config.prune,
-                config.compensate,
-                config.quant,
-                dtype=full.dtype,
-                seed=full.seed,
-                memory=full.memory,
-                scratch=aside.path.parent,
-                progress=progress,
-            )
-            sink.close()
-        except BaseException:
-            sink.abandon()
-            raise
-        tuned = any(block.compensation for block in blocks)
-        pattern = parse_pattern(config.prune.pattern)
+    with Work(config.out, resume, keep, say) as work:
+        source = FolderSource(resolve(config.model))
+        full, counts = resolved(config, source), _budgets(config, source)
+        if config.quant.packed and source.family.kind == "vision":
+            raise InputError("quant.packed is for language models: leave it out")
+        tokens = inputs.calibration(full.calibration, source)
+        full = settle(source, work.as_begun(full))
+        weights = Weights(source)
+        samples = inputs.record(source, tokens)
+        finished = work.open(fingerprint(full, weights, samples))
 
-        def checked(done: int, total: int) -> None:
-            progress(source.family.n_blocks - 1, "check", done, total, None)
+        def seal(report: BlockReport) -> None:
+            weights.check()
+            work.seal(report)
 
-        counted = verify_export(source, aside.path, counts, pattern, tuned, checked)
+        blocks = prune_blocks(
+            source,
+            work,
+            tokens,
+            config.prune,
+            config.compensate,
+            config.quant,
+            dtype=full.dtype,
+            seed=full.seed,
+            memory=full.memory,
+            scratch=work.path,
+            progress=progress,
+            finished=finished,
+            seal=seal,
+        )
+        counted = _export(work, source, config, counts, blocks, progress)
+        weights.check()
         seconds = time.perf_counter() - started
-        record = _record(full, source, tokens, blocks, counted, seconds)
-        write_json(aside.path / RECORD, record)
-        aside.publish()
-    source.close()
-    return Pruned(aside.out, counted.sparsity, seconds, blocks)
+        seconds += sum(sum(block.report.seconds.values()) for block in finished)
+        record = _record(full, weights, samples, blocks, counted, seconds)
+        write_json(work.export / RECORD, record)
+        source.close()
+        work.publish()
+    return Pruned(work.out, counted.sparsity, seconds, blocks)
+
+
+def _export(
+    work: Work,
+    source: FolderSource,
+    config: RunConfig,
+    counts: list[dict[str, int]],
+    blocks: list[BlockReport],
+    progress: Progress,
+) -> Counted:
+    """Fill the output folder from the finished blocks, and check what it holds."""
+    last = len(blocks) - 1
+    work.export.mkdir()
+    sink: FolderSink | PackedSink
+    if config.quant.packed:
+        sink = PackedSink(source, work.export, config.quant)
+    else:
+        sink = FolderSink(source, work.export)
+    try:
+        for t in range(last + 1):
+            sink.write(t, *work.read(t))
+            progress(last, "export", t + 1, last + 1, None)
+        sink.close()
+    except BaseException:
+        sink.abandon()
+        raise
+    tuned = any(block.compensation for block in blocks)
+    pattern = parse_pattern(config.prune.pattern)
+
+    def checked(done: int, total: int) -> None:
+        progress(last, "check", done, total, None)
+
+    return verify_export(source, work.export, counts, pattern, tuned, checked)
 
 
 def _record(
     config: RunConfig,
-    source: FolderSource,
-    tokens: np.ndarray,
+    weights: Weights,
+    samples: dict[str, Any],
     blocks: list[BlockReport],
     counted: Counted,
     seconds: float,
@@ -181,8 +214,8 @@ def _record(
         "versions": versions(),
         "device": jax.devices()[0].device_kind,
         "inputs": {
-            "weights": {path.name: sha256(path) for path in source.weights()},
-            **inputs.record(source, tokens),
+            "weights": {k: v for k, v in weights.digests.items() if k != "config.json"},
+            **samples,
         },
         "sparsity": counted.sparsity,
         "zeros": counted.zeros,
@@ -197,33 +230,3 @@ def _peak_mib() -> float:
     """The most memory that this process has had."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
-
-
-def block_record(block: BlockReport) -> dict[str, Any]:
-    """A block's report as plain values, for JSON."""
-    record = dataclasses.asdict(block)
-    if block.compensation is not None:
-        record["compensation"] = block.compensation._asdict()
-    record["seconds"] = {phase: round(s, 3) for phase, s in block.seconds.items()}
-    for layer in record["layers"]:
-        layer["sparsity"] = layer["zeros"] / layer["size"]
-    return record
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a result depends on."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def sha256(path: Path) -> str:
-    """A file's digest, in hexadecimal."""
-    digest = hashlib.sha256()
-    for part in blocks_of_bytes(path):
-        digest.update(part)
-    return digest.hexdigest()

@@ -1,0 +1,239 @@
+"""What a run has finished, block by block, so that a run that died can go on.
+
+Beside the output folder OUT lies `.OUT.partial` for as long as there is something to go on with:
+
+    lock               held by the run at work; the system lets go of it when the run dies
+    fingerprint.json   what the result hangs on: settings, source, tokens, versions
+    block-00003/       an Orbax checkpoint of pruned block 3, and its grids
+    block-00003.json   its report, and a checksum over both; written last: it makes the block whole
+    export/            the output while it is being written; renamed to OUT at the end
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from converters.rules import ConversionError
+from icp_jax.config import RunConfig
+from icp_jax.errors import InputError, Kept
+from icp_jax.export import check_free, sync, write_json
+from icp_jax.pipeline import BlockReport, Finished, Params
+from icp_jax.quantize import Grid
+from icp_jax.records import block_record, canonical, read_block, sha256
+from icp_jax.trees import read_tree, save_tree
+
+LOCK, FINGERPRINT, EXPORT = "lock", "fingerprint.json", "export"
+Say = Callable[[str], None]
+log = logging.getLogger("icp_jax")
+
+
+class Work:
+    """The work folder of a run: a context manager, and a sink for pruned blocks.
+
+    Left with an error it stays, if whole blocks are in it and the error does not come of bad
+    input: the error then carries a note that says so. Else nothing is left.
+    resume: go on with what is there. keep: whether to leave anything after an error.
+    Entering raises InputError where `out` exists or another run is at work on it, and Kept where
+    blocks of a dead run lie there and `resume` was not asked for.
+    """
+
+    def __init__(
+        self, out: str | Path, resume: bool = False, keep: bool = True, say: Say = log.warning
+    ):
+        self.out = check_free(out)
+        self.path = self.out.parent / f".{self.out.name}.partial"
+        self.export = self.path / EXPORT
+        self.resume, self.keep, self.say = resume, keep, say
+        self.whole = 0  # blocks 0 .. whole-1 are finished
+        self._opened = self._published = False
+
+    def __enter__(self) -> Work:
+        self._lock = self._acquire()
+        self.whole = self._count()
+        if self.whole and not self.resume:
+            self._lock.release()
+            raise Kept(
+                f"{self.path} holds {self.whole} finished blocks of an interrupted run: "
+                "add --resume to go on, or delete that folder"
+            )
+        return self
+
+    def _acquire(self) -> filelock.BaseFileLock:
+        for _ in range(10):  # the run before may be removing the folder just now
+            self.path.mkdir(exist_ok=True)
+            lock = filelock.FileLock(self.path / LOCK, timeout=0)
+            try:
+                lock.acquire()
+            except filelock.Timeout:
+                break
+            except FileNotFoundError:
+                continue
+            return lock
+        raise InputError(f"another run is at work on {self.out}: choose another --out, or wait")
+
+    def _manifest(self, t: int) -> Path:
+        return self.path / f"block-{t:05d}.json"
+
+    def _block(self, t: int) -> Path:
+        return self.path / f"block-{t:05d}"
+
+    def _count(self) -> int:
+        t = 0
+        while (self.path / FINGERPRINT).is_file() and self._manifest(t).is_file():
+            t += 1
+        return t
+
+    # ------------------------------------------------------------ what an earlier run finished
+
+    def as_begun(self, config: RunConfig) -> RunConfig:
+        """`config`, with the batch that the run was begun with where it leaves that open.
+
+        It goes by the memory that is free, and sums depend on it.
+        """
+        tokens = config.memory.batch_tokens
+        if tokens is None and self.whole:
+            tokens = self._began().get("memory.batch_tokens")
+        memory = dataclasses.replace(config.memory, batch_tokens=tokens)
+        return dataclasses.replace(config, memory=memory)
+
+    def open(self, fingerprint: dict[str, Any]) -> Sequence[Finished]:
+        """The blocks to go on from, each with its checksum proven; what is broken is removed.
+
+        Raises Kept where the fingerprint is not that of the run that wrote them.
+        """
+        if self.whole:
+            self._compare(fingerprint)
+        elif self.resume:
+            self.say("nothing to resume: starting from the beginning")
+        self._opened = True
+        finished = []
+        for t in range(self.whole):
+            report = self._intact(t)
+            if report is None:
+                so = f"after block {t - 1}" if t else "from the beginning"
+                self.say(f"the checkpoint of block {t} is damaged: going on {so}")
+                break
+            finished.append(Finished(report, partial(self._params, t)))
+        self.whole = len(finished)
+        if finished:
+            self.say(f"going on after block {self.whole - 1}")
+        self._sweep()
+        if not finished:
+            self._write(self.path / FINGERPRINT, fingerprint)
+        return finished
+
+    def _compare(self, fingerprint: dict[str, Any]) -> None:
+        from icp_jax.fingerprint import differences
+
+        # through JSON, as the old one went
+        if said := differences(self._began(), json.loads(canonical(fingerprint))):
+            raise Kept(
+                f"cannot go on with {self.path}: {said}; give what the run was begun with, "
+                "or delete that folder"
+            )
+
+    def _began(self) -> dict[str, Any]:
+        """The fingerprint of the run that wrote the blocks; empty where it cannot be read."""
+        try:
+            found = json.loads((self.path / FINGERPRINT).read_text())
+        except ValueError:
+            found = {}
+        return found if isinstance(found, dict) else {}
+
+    def _intact(self, t: int) -> BlockReport | None:
+        try:
+            manifest = json.loads(self._manifest(t).read_text())
+            if manifest["sha256"] == self._checksum(t, manifest["report"]):
+                return read_block(manifest["report"])
+        except (ValueError, TypeError, KeyError, FileNotFoundError):
+            return None
+        return None
+
+    def _checksum(self, t: int, report: dict[str, Any]) -> str:
+        parts: list[bytes | Path] = []
+        for path in sorted(p for p in self._block(t).rglob("*") if p.is_file()):
+            name = path.relative_to(self.path)
+            parts += [f"{name} {path.stat().st_size}\n".encode(), path]
+        return sha256(*parts, canonical(report))
+
+    def _sweep(self) -> None:
+        """Remove all but whole blocks."""
+        names = {LOCK, FINGERPRINT} if self.whole else {LOCK}
+        for t in range(self.whole):
+            names |= {self._block(t).name, self._manifest(t).name}
+        # manifests first: without one a block is not whole
+        for path in sorted(self.path.iterdir(), key=lambda p: p.suffix != ".json"):
+            if path.name not in names:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def read(self, t: int) -> tuple[Params, dict[str, Grid]]:
+        """A finished block in the dtypes of the source, and its grids by linear."""
+        tree = read_tree(self._block(t))
+        return tree["params"], {name: Grid(**grid) for name, grid in tree["grids"].items()}
+
+    def _params(self, t: int) -> Params:
+        return self.read(t)[0]
+
+    # ------------------------------------------------------------ the sink
+
+    def write(self, t: int, params: Params, grids: Mapping[str, Grid]) -> None:
+        """Store a pruned block."""
+        by_name = {name: grid._asdict() for name, grid in grids.items()}
+        save_tree(self._block(t), {"params": params, "grids": by_name})
+
+    def seal(self, report: BlockReport) -> None:
+        """Make the block whole that was written last."""
+        record = block_record(report)
+        sync(self._block(report.block))
+        manifest = {"report": record, "sha256": self._checksum(report.block, record)}
+        self._write(self._manifest(report.block), manifest)
+        self.whole = report.block + 1
+
+    def _write(self, path: Path, record: dict[str, Any]) -> None:
+        """A JSON file that appears whole."""
+        aside = path.with_suffix(".new")
+        write_json(aside, record)
+        sync(aside)
+        os.replace(aside, path)
+        sync(self.path, deep=False)
+
+    # ------------------------------------------------------------ the end
+
+    def publish(self) -> None:
+        """Give `export` its name. Raises Kept where something has taken it meanwhile."""
+        sync(self.export)
+        if self.out.exists():
+            raise Kept(f"{self.out} has appeared meanwhile: move it away")
+        os.rename(self.export, self.out)
+        sync(self.out.parent, deep=False)
+        self._published = True
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        try:
+            if not self._stays(error):
+                # without its fingerprint a folder holds nothing, should this be cut off
+                (self.path / FINGERPRINT).unlink(missing_ok=True)
+                shutil.rmtree(self.path, ignore_errors=True)
+            elif self._opened and error is not None:
+                self._sweep()
+                error.add_note(f"after block {self.whole - 1}; go on with --resume")
+        finally:
+            self._lock.release()
+
+    def _stays(self, error: BaseException | None) -> bool:
+        if self._published or not self.whole:
+            return False
+        if not self._opened:  # another's work, which this run was not fit to go on with
+            return True
+        bad_input = isinstance(error, InputError | ConversionError) and not isinstance(error, Kept)
+        return self.keep and not bad_input

@@ -1,0 +1,73 @@
+"""What a result hangs on: settings, source weights, tokens, versions. And what of it changed."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from icp_jax.config import RunConfig
+from icp_jax.errors import Kept
+from icp_jax.records import sha256, versions
+from icp_jax.residency import FolderSource
+
+# Settings that may differ: where things lie. What lies there is compared by its digest.
+FREE = ("model", "out", "calibration.data", "memory.streams", "memory.device", "memory.host")
+SHOWN = 4  # differences in one line
+DIGEST = 64  # characters of a SHA-256: nothing to show
+
+
+class Weights:
+    """The files of a source that a result hangs on, watched for changes while a run reads them."""
+
+    def __init__(self, source: FolderSource):
+        config = source.folder / "config.json"
+        self.files = [*source.weights(), *([config] if config.is_file() else [])]
+        self._seen = self._look()
+        self.digests = {path.name: sha256(path) for path in self.files}
+
+    def _look(self) -> list[tuple[int, ...]]:
+        stats = [path.stat() for path in self.files]
+        return [(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in stats]
+
+    def check(self) -> None:
+        """Raises Kept where a file is not what it was when its digest was taken."""
+        try:
+            if (seen := self._look()) == self._seen:
+                return
+            changed = [p.name for p in self.files if sha256(p) != self.digests[p.name]]
+        except FileNotFoundError as error:
+            raise Kept(f"{error.filename} is gone: put it back as it was") from None
+        if changed:
+            raise Kept(f"{', '.join(changed)} changed under the run: put it back as it was")
+        self._seen = seen
+
+
+def fingerprint(config: RunConfig, weights: Weights, samples: dict[str, Any]) -> dict[str, Any]:
+    """Flat: name -> value. config: with every field resolved; samples: of the calibration."""
+    settings = _flat(dataclasses.asdict(config))
+    found = {name: value for name, value in settings.items() if name not in FREE}
+    found |= {f"source {name}": digest for name, digest in weights.digests.items()}
+    found |= samples | {"device": jax.devices()[0].device_kind}
+    return found | {f"version of {name}": value for name, value in versions().items()}
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """In one line what changed from `old` to `new`; empty where nothing did."""
+    said = []
+    for name in dict.fromkeys([*new, *old]):
+        was, now = old.get(name), new.get(name)
+        if was != now:
+            digest = isinstance(now or was, str) and len(now or was) == DIGEST
+            said.append(f"{name} changed" if digest else f"{name} was {was}, is {now}")
+    more = f" and {len(said) - SHOWN} more" if len(said) > SHOWN else ""
+    return "; ".join(said[:SHOWN]) + more
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name, value in tree.items():
+        inner = _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else None
+        out |= {prefix + name: value} if inner is None else inner
+    return out

@@ -1,0 +1,81 @@
+"""What a run puts on record as JSON: its blocks, what it was made from, and with which versions."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from converters.files import blocks_of_bytes
+from icp_jax.compensation import Compensation
+from icp_jax.pipeline import BlockReport, LayerReport
+
+PACKAGES = ("icp-jax", "jax", "jaxlib", "flax", "optax", "transformers", "safetensors", "numpy")
+
+
+def block_record(block: BlockReport) -> dict[str, Any]:
+    """A block's report as plain values; what is not finite becomes null, as JSON has it."""
+    record = dataclasses.asdict(block)
+    if block.compensation is not None:
+        record["compensation"] = block.compensation._asdict()
+    record["seconds"] = {phase: round(s, 3) for phase, s in block.seconds.items()}
+    for layer in record["layers"]:
+        layer["sparsity"] = layer["zeros"] / layer["size"]
+    return _finite(record)
+
+
+def read_block(record: dict[str, Any]) -> BlockReport:
+    """The inverse of `block_record`, null read as NaN."""
+    names = [field.name for field in dataclasses.fields(LayerReport)]
+    layers = [LayerReport(**_tuples({k: layer[k] for k in names})) for layer in record["layers"]]
+    tuned = record["compensation"]
+    if tuned is not None:
+        tuned = Compensation(**_tuples(tuned))
+    return BlockReport(**{**record, "layers": tuple(layers), "compensation": tuned})
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _tuples(record: dict[str, Any]) -> dict[str, Any]:
+    def read(value: Any) -> Any:
+        if isinstance(value, list):
+            return tuple(read(v) for v in value)
+        return math.nan if value is None else value
+
+    return {k: read(v) for k, v in record.items()}
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def sha256(*parts: Path | bytes) -> str:
+    """The digest of files and bytes, one after the other, in hexadecimal."""
+    digest = hashlib.sha256()
+    for part in parts:
+        for chunk in [part] if isinstance(part, bytes) else blocks_of_bytes(part):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def canonical(record: Any) -> bytes:
+    """A record as bytes that are the same for the same values."""
+    return json.dumps(record, sort_keys=True).encode()

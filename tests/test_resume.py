@@ -1,0 +1,246 @@
+"""Interrupted runs: what stays of them, and that going on gives what an uninterrupted run gives."""
+
+import dataclasses
+import json
+import shutil
+
+import filelock
+import numpy as np
+import pytest
+from conftest import write_opt
+
+from icp_jax import CalibrationConfig, CompensateConfig, PruneConfig, QuantConfig, RunConfig
+from icp_jax.cli import main
+from icp_jax.errors import InputError, Kept
+from icp_jax.run import prune_folder
+
+BLOCKS = 4
+
+
+@pytest.fixture
+def place(tmp_path, bundled):
+    """A model of four blocks, a text, and a folder for what is written."""
+    write_opt(tmp_path / "model", num_hidden_layers=BLOCKS, shard_bytes=90_000)
+    (tmp_path / "text.txt").write_text((bundled / "calibration.txt").read_text()[:6000])
+    (tmp_path / "work").mkdir()
+    return tmp_path
+
+
+def config_for(place, **changes):
+    return RunConfig(
+        model=str(place / "model"),
+        out=str(place / "work" / "out"),
+        prune=PruneConfig(sparsity=0.5),
+        compensate=CompensateConfig(epochs=2, lr=1e-3),
+        calibration=CalibrationConfig(str(place / "text.txt"), samples=6),
+        **changes,
+    )
+
+
+def contents(folder):
+    """Every file's bytes; of the record all but the times."""
+    found = {path.name: path.read_bytes() for path in folder.iterdir()}
+    record = json.loads(found.pop("icp_run.json"))
+    del record["seconds"], record["config"]["out"]
+    for block in record["blocks"]:
+        assert block.pop("seconds")
+    return found, record
+
+
+@pytest.fixture
+def whole(place):
+    """What an uninterrupted run gives."""
+    out = place / "work" / "whole"
+    prune_folder(dataclasses.replace(config_for(place), out=str(out)))
+    return contents(out)
+
+
+class Stop(Exception):
+    """Stands for anything that ends a run."""
+
+
+def stop_in(block, phase, error=Stop):
+    """A progress callback that ends the run in a phase of a block."""
+
+    def progress(now, now_phase, done, total, loss):
+        if (now, now_phase) == (block, phase):
+            raise error
+
+    return progress
+
+
+def cut_off(config, block, phase, **options):
+    with pytest.raises(Stop):
+        prune_folder(config, stop_in(block, phase), **options)
+
+
+class Ticks:
+    """Which phases of which blocks a run goes through."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, block, phase, done, total, loss):
+        if (block, phase) not in self.seen:
+            self.seen.append((block, phase))
+
+    def of(self, phase):
+        return [block for block, name in self.seen if name == phase]
+
+
+@pytest.mark.parametrize(
+    "quant", [QuantConfig(), QuantConfig(bits=4, group=32, packed=True)], ids=["plain", "packed"]
+)
+@pytest.mark.parametrize(
+    "block, phase, first", [(1, "statistics", 1), (2, "sparse", 2), (BLOCKS - 1, "check", BLOCKS)]
+)
+def test_going_on_gives_the_same_bytes(place, quant, block, phase, first):
+    config = config_for(place, quant=quant)
+    prune_folder(dataclasses.replace(config, out=str(place / "work" / "whole")))
+    cut_off(config, block, phase)
+    assert not (place / "work" / "out").exists()
+    said, ticks = [], Ticks()
+    prune_folder(config, ticks, resume=True, say=said.append)
+    assert said == [f"going on after block {first - 1}"]
+    assert ticks.of("statistics") == list(range(first, BLOCKS))  # none again for finished blocks
+    assert ticks.of("compensate") == list(range(first, BLOCKS))
+    assert contents(place / "work" / "out") == contents(place / "work" / "whole")
+    assert sorted(p.name for p in (place / "work").iterdir()) == ["out", "whole"]
+
+
+def test_cut_off_twice(place, whole):
+    cut_off(config_for(place), 1, "compensate")
+    cut_off(config_for(place), 3, "dense", resume=True)
+    prune_folder(config_for(place), resume=True)
+    assert contents(place / "work" / "out") == whole
+
+
+def test_nothing_to_resume_starts_from_the_beginning(place, whole):
+    said = []
+    prune_folder(config_for(place), resume=True, say=said.append)
+    assert said == ["nothing to resume: starting from the beginning"]
+    assert contents(place / "work" / "out") == whole
+
+
+def test_without_resume_finished_blocks_are_not_thrown_away(place):
+    cut_off(config_for(place), 2, "prune")
+    before = sorted((place / "work").rglob("*"))
+    with pytest.raises(Kept, match=r"\.out\.partial holds 2 finished blocks .*--resume .*delete"):
+        prune_folder(config_for(place))
+    assert sorted((place / "work").rglob("*")) == before
+
+
+@pytest.mark.parametrize("block, phase", [(0, "dense"), (0, "sparse")])
+def test_nothing_is_left_where_no_block_is_whole(place, block, phase):
+    cut_off(config_for(place), block, phase)
+    assert list((place / "work").iterdir()) == []
+
+
+def test_nothing_is_left_where_keep_is_off(place):
+    cut_off(config_for(place), 2, "prune", keep=False)
+    assert list((place / "work").iterdir()) == []
+
+
+def other_settings(place, config):
+    return dataclasses.replace(config, prune=PruneConfig(sparsity=0.6), seed=3)
+
+
+def other_weights(place, config):
+    shard = sorted((place / "model").glob("*.safetensors"))[1]
+    data = bytearray(shard.read_bytes())
+    data[-3] ^= 1
+    shard.write_bytes(data)
+    return config
+
+
+def other_tokens(place, config):
+    text = place / "text.txt"
+    text.write_text(text.read_text()[::-1])
+    return config
+
+
+CHANGES = {
+    "settings": (other_settings, "prune.sparsity was 0.5, is 0.6; seed was 0, is 3;"),
+    "source": (other_weights, "source model-00002-of-0000..safetensors changed;"),
+    "tokens": (other_tokens, "calibration_tokens changed;"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_is_refused_and_shown(place, change):
+    spoil, message = CHANGES[change]
+    cut_off(config_for(place), 2, "prune")
+    before = sorted((place / "work").rglob("*"))
+    with pytest.raises(Kept, match=message):
+        prune_folder(spoil(place, config_for(place)), resume=True)
+    assert sorted((place / "work").rglob("*")) == before
+
+
+def test_another_version_is_refused_and_shown(place, monkeypatch):
+    cut_off(config_for(place), 1, "prune")
+    monkeypatch.setattr("icp_jax.records.version", lambda package: "99")
+    with pytest.raises(Kept, match=r"version of icp-jax was .*, is 99"):
+        prune_folder(config_for(place), resume=True)
+
+
+def test_what_does_not_matter_may_change(place, whole):
+    """The same model and text at another place."""
+    cut_off(config_for(place), 1, "prune")
+    shutil.move(place / "model", place / "moved")
+    config = dataclasses.replace(config_for(place), model=str(place / "moved"))
+    prune_folder(config, resume=True)
+    found, record = contents(place / "work" / "out")
+    assert found == whole[0] and record["blocks"] == whole[1]["blocks"]
+
+
+def test_bad_input_does_not_cost_what_was_finished(place):
+    """A slip of the pen beside --resume."""
+    cut_off(config_for(place), 2, "prune")
+    before = sorted((place / "work").rglob("*"))
+    wrong = dataclasses.replace(config_for(place), model=str(place / "nowhere"))
+    with pytest.raises(InputError, match="no such folder"):
+        prune_folder(wrong, resume=True)
+    assert sorted((place / "work").rglob("*")) == before
+
+
+ARGUMENTS = ["prune", "--model", "model", "--out", "work/out", "--prune.sparsity", "0.5"]
+ARGUMENTS += ["--calibration.data", "text.txt", "--calibration.samples", "6"]
+ARGUMENTS += ["--compensate.epochs", "2", "--compensate.lr", "1e-3"]
+
+
+def test_the_second_run_is_told(place, capsys, monkeypatch):
+    monkeypatch.chdir(place)
+    work = place / "work" / ".out.partial"
+    work.mkdir()
+    with filelock.FileLock(work / "lock"):
+        assert main(ARGUMENTS) == 2
+        assert main([*ARGUMENTS, "--resume"]) == 2
+    err = capsys.readouterr().err.splitlines()
+    assert len(err) == 2 and all("another run is at work on" in line for line in err)
+    assert main(ARGUMENTS) == 0  # a lock that nobody holds is in nobody's way
+
+
+def test_an_interruption_says_how_to_go_on(place, whole, capsys, monkeypatch):
+    monkeypatch.chdir(place)
+    real = stop_in(2, "statistics", KeyboardInterrupt)
+    monkeypatch.setattr("icp_jax.report.console._lines", lambda err, label: real)
+    assert main(ARGUMENTS) == 130
+    line = "icp-jax: interrupted after block 1; go on with --resume\n"
+    assert capsys.readouterr().err == line
+    monkeypatch.undo()
+    monkeypatch.chdir(place)
+    assert main([*ARGUMENTS, "--resume"]) == 0
+    assert capsys.readouterr().err.splitlines()[0] == "icp-jax: going on after block 1"
+    assert contents(place / "work" / "out")[0] == whole[0]
+
+
+def test_the_record_counts_all_the_time_spent(place):
+    cut_off(config_for(place), 3, "prune")
+    manifests = sorted((place / "work" / ".out.partial").glob("block-*.json"))
+    first = [json.loads(path.read_text())["report"] for path in manifests]
+    spent = sum(sum(report["seconds"].values()) for report in first)
+    done = prune_folder(config_for(place), resume=True)
+    record = json.loads((done.out / "icp_run.json").read_text())
+    assert [b["seconds"] for b in record["blocks"][:3]] == [r["seconds"] for r in first]
+    last = sum(record["blocks"][3]["seconds"].values())
+    assert record["seconds"] >= np.round(spent + last, 3) - 0.01
