@@ -23,12 +23,18 @@ Params = Any
 Tick = Callable[[int, int, float], None]
 
 
+NOT_FINITE, ROSE, NO_GAIN = "loss not finite", "loss rose", "no gain"
+DIVERGED = (NOT_FINITE, ROSE)
+MATTERS = 1e-3  # a rise of the loss by so much of the targets' mean square is no rounding
+
+
 class Compensation(NamedTuple):
     """What a compensation did to its loss (mean squared error)."""
 
     before: float  # on the probe, before the first step
     after: float  # on the probe, after the last
     epochs: tuple[float, ...]  # mean of the losses met during each epoch
+    restored: str = ""  # why the params are those from before: NOT_FINITE, ROSE or NO_GAIN
 
 
 def _loss(apply, params, keep, x, y):
@@ -75,20 +81,23 @@ def compensate(
     gamma: float = 1.0,
     seed: int | Sequence[int] = 0,
     keep: Params | None = None,
-    donate: bool = False,
+    again: Callable[[], Params] | None = None,
     tick: Tick = lambda done, total, loss: None,
 ) -> tuple[Params, Compensation]:
     """Tune `params` so that apply(params, inputs) comes near `targets`.
 
     apply: a pure function, called with one sample `[1, ...]`; it is a static argument under jit,
     so pass the same (or an equal, hashable) one to reuse the compiled function.
-    params: a float32 tree; it is left as it is, or with `donate` used up. inputs, targets:
-    `[N, ...]`, NumPy arrays or `places.Samples`.
+    params: a float32 tree; it is left as it is, or used up where `again` can give it anew.
+    inputs, targets: `[N, ...]`, NumPy arrays or `places.Samples`.
     epochs: passes over the samples, shuffled anew by (seed, epoch). lr: Adam's first rate;
     gamma: its factor after each epoch. keep: masks of `params`, held by `jnp.where` inside the
     loss and in the result. tick: called with (steps done, steps in all, mean loss so far).
     Returns (params, Compensation); the losses before and after are on a sixteenth of the
-    samples, at most eight.
+    samples, at most eight. Where these say that the loss rose, all samples are asked, and their
+    losses reported; where it rose on them too, or was not finite at any step, the params come
+    back as they were and `restored` says why: NO_GAIN for a rise by less than MATTERS of the
+    targets' mean square, which a loss near the rounding of the stream may show.
     """
     if len(inputs) != len(targets) or len(inputs) == 0:
         raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets: need as many, above 0")
@@ -97,26 +106,51 @@ def compensate(
     size, total = streams.gather_size(len(inputs), nbytes), epochs * len(inputs)
     few = np.arange(min(size, 8, max(1, len(inputs) // 16)))
     ((_, probe, valid),) = streams.batches((inputs, targets), size, few)
-    if not donate:  # the steps use theirs up
+    given = params
+    if again is None:  # the steps use theirs up
         params = jax.tree.map(lambda p: jnp.array(p, copy=True), params)
-    before = _probe(apply, params, keep, *probe, valid)
+    before = after = float(_probe(apply, params, keep, *probe, valid))
     state, means, done = _adam.init(params), [], 0
     for epoch in range(epochs):
         order = np.random.default_rng((*_sequence(seed), epoch)).permutation(len(inputs))
         losses: list[jax.Array] = []
-        seen = 0
+        seen, mean = 0, 0.0
         rate = np.float32(lr * gamma**epoch)
         for where, sent, count in streams.batches((inputs, targets), size, order):
             params, state, loss = _steps(apply, params, state, keep, *sent, count, rate)
             if losses:  # one transfer late: the device is already at the next
-                tick(done + seen, total, float(np.sum(losses)) / seen)
+                mean = float(np.sum(losses)) / seen
+                tick(done + seen, total, mean)
             losses.append(loss)
             seen = where.stop
+            if not np.isfinite(mean):
+                break
         done += seen
         means.append(float(np.sum(jax.device_get(losses))) / seen)
         tick(done, total, means[-1])
-    after = _probe(apply, params, keep, *probe, valid) if epochs else before
-    return apply_keep(params, keep), Compensation(float(before), float(after), tuple(means))
+        if not np.isfinite(means[-1]):
+            break
+    if epochs:
+        after = float(_probe(apply, params, keep, *probe, valid))
+    restored = ""
+    if not np.all(np.isfinite([*means, after])):
+        restored = NOT_FINITE
+    elif after > before:
+        given, again = (given if again is None else again()), None
+        before, after = (_mean_loss(apply, p, keep, inputs, targets, size) for p in (given, params))
+        if after > before:
+            square = jnp.mean(jnp.square(probe[1][:valid].astype(jnp.float32)))
+            restored = ROSE if after - before > MATTERS * float(square) else NO_GAIN
+    if restored:
+        params = given if again is None else again()
+    return apply_keep(params, keep), Compensation(before, after, tuple(means), restored)
+
+
+def _mean_loss(apply, params, keep, inputs, targets, size) -> float:
+    """Over all samples."""
+    batches = streams.batches((inputs, targets), size)
+    sums = [np.float32(n) * _probe(apply, params, keep, *sent, n) for _, sent, n in batches]
+    return float(np.sum(jax.device_get(sums))) / len(inputs)
 
 
 def _sequence(seed: int | Sequence[int]) -> tuple[int, ...]:

@@ -26,10 +26,13 @@ from icp_jax.errors import InputError
 from icp_jax.masks import parse_pattern
 from icp_jax.models.spec import Family, Rearrangement, parse_rearrangement
 from icp_jax.pruners import METHODS
+from icp_jax.pruners.damping import climb
+from icp_jax.remedies import check_share
 
 Params = dict[str, Any]
 Shapes = Mapping[str, tuple[int, int]]  # linear -> (inputs, outputs)
 Progress = Callable[[int, str, int, int, float | None], None]
+ADVICE = "more calibration samples or a larger --prune.damping may help"
 
 
 class Source(Protocol):
@@ -50,12 +53,17 @@ class Sink(Protocol):
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One linear. error: ‖(W-Ŵ)ᵀx‖²/‖Wᵀx‖² on the inputs it was pruned with."""
+    """One linear. error: ‖(W-Ŵ)ᵀx‖²/‖Wᵀx‖² on the inputs it was pruned with.
+
+    rungs: dampings tried because the configured one left the Hessian not positive definite; the
+    last was used.
+    """
 
     name: str
     size: int
     zeros: int
     error: float
+    rungs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -242,19 +250,25 @@ def prune_block(
     quant: QuantConfig | None = None,
     dtypes: Mapping[str, str] | None = None,
     tick: Callable[[int, int], None] = lambda done, total: None,
+    where: str = "",
 ) -> tuple[Params, dict[str, quantize.Grid], list[LayerReport]]:
     """Prune every linear of a block to its budget; linears that read one tap share its factor.
 
     sums: of the inputs, by tap; emptied on the way, since they are as large as the block.
     quant: round the kept weights too, on grids whose scales fit `dtypes`, a dtype a linear.
+    Raises InputError for a Hessian that no damping helps, naming its layers, and `where`.
     """
     method, pattern = METHODS[config.method], parse_pattern(config.pattern)
     options: dict[str, Any] = {"block": config.block_size} if method.walks else {}
     grids: dict[str, quantize.Grid] = {}
-    pruned, found = dict(params), {}
+    pruned, found, rungs = dict(params), {}, {}
     for tap in dict.fromkeys(spec.tap for spec in family.linears):
         moments = stats.moments(sums.pop(tap))
-        prepared = method.prepare(moments, float(config.damping))
+        try:
+            prepared, rungs[tap] = climb(method.prepare, moments, config.damping)
+        except np.linalg.LinAlgError as failed:
+            readers = ", ".join(spec.name for spec in family.linears if spec.tap == tap)
+            raise InputError(f"layer {readers}{where}: {failed}; {ADVICE}") from None
         for spec in (s for s in family.linears if s.tap == tap):
             kernel, grid = params[spec.name]["kernel"], None
             if quant is not None and quant.bits is not None:
@@ -281,14 +295,11 @@ def prune_block(
         jax.block_until_ready(found)  # one tap's matrices at a time
     layers = []
     found = jax.device_get(found)
-    for name in (spec.name for spec in family.linears):
+    for name, tap in ((spec.name, spec.tap) for spec in family.linears):
         size, zeros, error = found[name]
         if not np.isfinite(error):
-            raise InputError(
-                f"layer {name}: the statistics of its inputs are singular or not finite; "
-                "more calibration samples or a larger --prune.damping may help"
-            )
-        layers.append(LayerReport(name, int(size), int(zeros), float(error)))
+            raise InputError(f"layer {name}{where}: its error is not finite; {ADVICE}")
+        layers.append(LayerReport(name, int(size), int(zeros), float(error), rungs[tap]))
     return pruned, grids, layers
 
 
@@ -315,8 +326,8 @@ def prune_blocks(
     finished: the first blocks, where an earlier run has pruned them: only the streams go through
     them again, and the rest comes out as if that run had never stopped. seal: called with the
     report of every other block, after the sink has it.
-    Raises InputError for budgets that cannot be met, and, naming the block, for a block whose
-    output is not finite.
+    Raises InputError for budgets that cannot be met, naming the block, for a block whose output
+    is not finite, and, with the list, where more than a tenth needed a remedy (`remedies`).
     """
     compensation = compensation or CompensateConfig()
     family, method = source.family, METHODS[config.method]
@@ -386,7 +397,7 @@ def prune_blocks(
                     lr=compensation.lr,
                     gamma=compensation.gamma,
                     seed=(seed, t),
-                    donate=True,
+                    again=partial(to_device, stored),
                     tick=ticker(t, "compensate"),
                 )
         with clock("statistics"):
@@ -400,7 +411,15 @@ def prune_blocks(
         with clock("prune"):
             stored_as = {s.name: stored[s.name]["kernel"].dtype.name for s in family.linears}
             params, grids, layers = prune_block(
-                family, params, sums, budget[t], config, quant, stored_as, ticker(t, "prune")
+                family,
+                params,
+                sums,
+                budget[t],
+                config,
+                quant,
+                stored_as,
+                ticker(t, "prune"),
+                where=f" of block {t}",
             )
             leaves, tree = jax.tree.flatten(params)
             dtypes = tuple(leaf.dtype for leaf in jax.tree.leaves(stored))
@@ -413,6 +432,7 @@ def prune_blocks(
         distance, energy = np.sum(np.asarray(energies, np.float64), axis=0)
         error = float(distance / max(energy, np.finfo(np.float64).tiny))
         reports.append(BlockReport(t, tuple(layers), error, tuned, clock.take()))
+        check_share(reports, {s.name: s.tap for s in family.linears}, n_blocks)
         seal(reports[-1])
     return reports
 

@@ -28,6 +28,7 @@ from icp_jax.pipeline import (
 )
 from icp_jax.plan import settle
 from icp_jax.records import block_record, versions
+from icp_jax.remedies import remedies
 from icp_jax.residency import FolderSource, resolve
 from icp_jax.workload import resolved
 
@@ -222,6 +223,7 @@ def _record(
         "size": counted.size,
         "seconds": round(seconds, 3),
         "peak_host_mib": round(_peak_mib()),
+        "remedies": [line for block in blocks for line in remedies(block)],
         "blocks": [block_record(block) for block in blocks],
     }
 

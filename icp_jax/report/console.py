@@ -182,7 +182,9 @@ def _folded(layers: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def pruned(done: Any) -> None:
-    """What a run did, a line a block."""
+    """What a run did, a line a block, and what it had to do about numbers that failed."""
+    from icp_jax.remedies import remedies
+
     table = Table("block")
     for name in ("sparsity", "error after", "loss before", "loss after", "seconds"):
         table.add_column(name, justify="right")
@@ -199,6 +201,8 @@ def pruned(done: Any) -> None:
         )
     out = Console()
     out.print(table)
+    for line in (line for block in done.blocks for line in remedies(block)):
+        out.print(line, highlight=False, soft_wrap=True)
     out.print(
         f"{done.out}: sparsity {done.sparsity:.6f}, {done.seconds:.1f} s",
         highlight=False,
