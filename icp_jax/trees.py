@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +27,28 @@ def save_tree(folder: Path, tree: Any) -> None:
 
     Raises OSError where the system refuses: Orbax hands its errors on as ValueErrors.
     """
+    hook = sys.unraisablehook
+    sys.unraisablehook = _without_late_writes(hook)
     try:
         with _checkpointer() as checkpointer:
             checkpointer.save(folder.absolute(), jax.tree.map(np.asarray, tree))
-    except ValueError as error:
+    except ValueError as error:  # the hook stays: other writes may still be under way
         number = re.search(r"os_error_code='(\d+)'", str(error))
         if number is None:
             raise
         code = int(number[1])
         raise OSError(code, os.strerror(code), str(folder)) from error
+    sys.unraisablehook = hook
+
+
+def _without_late_writes(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """`hook`, but for what Orbax's other writes print when they end after one that failed."""
+
+    def quiet(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    return quiet
 
 
 def read_tree(folder: Path) -> Any:
