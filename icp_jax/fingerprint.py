@@ -59,7 +59,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
     for name in dict.fromkeys([*new, *old]):
         was, now = old.get(name), new.get(name)
         if was != now:
-            digest = isinstance(now or was, str) and len(now or was) == DIGEST
+            digest = len(str(now or was)) == DIGEST
             said.append(f"{name} changed" if digest else f"{name} was {was}, is {now}")
     more = f" and {len(said) - SHOWN} more" if len(said) > SHOWN else ""
     return "; ".join(said[:SHOWN]) + more
