@@ -11,6 +11,7 @@ from conftest import write_opt
 
 from icp_jax import CalibrationConfig, CompensateConfig, PruneConfig, QuantConfig, RunConfig
 from icp_jax.cli import main
+from icp_jax.config import MemoryConfig
 from icp_jax.errors import InputError, Kept
 from icp_jax.run import prune_folder
 
@@ -38,10 +39,11 @@ def config_for(place, **changes):
 
 
 def contents(folder):
-    """Every file's bytes; of the record all but the times."""
+    """Every file's bytes; of the record all but times, and the memory that the process took."""
     found = {path.name: path.read_bytes() for path in folder.iterdir()}
     record = json.loads(found.pop("icp_run.json"))
     del record["seconds"], record["config"]["out"]
+    record.pop("peak_host_mib", None)
     for block in record["blocks"]:
         assert block.pop("seconds")
     return found, record
@@ -191,6 +193,15 @@ def test_what_does_not_matter_may_change(place, whole):
     prune_folder(config, resume=True)
     found, record = contents(place / "work" / "out")
     assert found == whole[0] and record["blocks"] == whole[1]["blocks"]
+
+
+def test_the_batch_that_was_begun_with_is_kept(place):
+    """Less memory may be free at the second try: what fits then must not change the sums."""
+    config = config_for(place, memory=MemoryConfig(batch_tokens=64))
+    prune_folder(dataclasses.replace(config, out=str(place / "work" / "whole")))
+    cut_off(config, 2, "prune")
+    prune_folder(config_for(place), resume=True)
+    assert contents(place / "work" / "out") == contents(place / "work" / "whole")
 
 
 def test_bad_input_does_not_cost_what_was_finished(place):
