@@ -120,7 +120,8 @@ def main(argv: list[str] | None = None) -> int:
         raise
     except (MemoryError, RuntimeError) as error:  # XLA's errors are RuntimeErrors
         if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-            return _fail("out of memory: see what fits with icp-jax plan, then set --memory.*")
+            advice = "see what fits with icp-jax plan, then set --memory.*"
+            return _fail(f"out of memory: {advice}{_kept(error, '; stopped ')}")
         raise
     return 0
 
