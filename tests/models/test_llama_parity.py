@@ -24,6 +24,7 @@ from icp_jax.residency import FolderSource
 
 torch_too = pytest.mark.needs_torch
 STORIES = Path(__file__).parents[2].parent / "shared" / "models" / "stories260K"
+TINY_STORIES = STORIES.parents[1] / "data" / "text" / "tinystories-slice.txt"
 LLAMA = {
     "model_type": "llama",
     "vocab_size": 97,
@@ -189,6 +190,26 @@ def test_a_trained_model():
     want = oracle.logits_of(AutoModelForCausalLM.from_pretrained(STORIES).eval(), tokens)
     got = icp_jax.load(STORIES).logits(tokens)
     np.testing.assert_allclose(got, want, atol=1e-4, rtol=0)
+
+
+@torch_too
+@pytest.mark.skipif(not TINY_STORIES.exists(), reason=f"{TINY_STORIES} is not there")
+def test_stories260k_has_the_perplexity_that_torch_finds():
+    import bench_stories
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    pieces, scores = bench_stories.read_vocabulary(STORIES / "tok512.bin")
+    stories = [s.strip() for s in TINY_STORIES.read_text().split("\n\n") if s.strip()][:8]
+    ids = [i for story in stories for i in bench_stories.encode(story, pieces, scores)]
+    windows = np.array(ids[: len(ids) // 256 * 256], np.int32).reshape(-1, 256)
+    model = AutoModelForCausalLM.from_pretrained(STORIES).eval()
+    with torch.no_grad():
+        ids = torch.from_numpy(windows).long()
+        loss = model(ids, labels=ids).loss.item()
+    found = icp_jax.evaluate(icp_jax.load(STORIES), windows)
+    assert found.perplexity == pytest.approx(np.exp(loss), rel=1e-4)
+    assert 5 < found.perplexity < 20  # a trained model's
 
 
 def test_blocks_that_compute_alike_share_a_module():
