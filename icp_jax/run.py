@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import resource
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,7 @@ from icp_jax.pipeline import (
     prune_blocks,
 )
 from icp_jax.plan import settle
-from icp_jax.records import block_record, versions
+from icp_jax.records import block_record, peak_mib, versions
 from icp_jax.remedies import remedies
 from icp_jax.residency import FolderSource, resolve
 from icp_jax.workload import resolved
@@ -222,13 +220,7 @@ def _record(
         "zeros": counted.zeros,
         "size": counted.size,
         "seconds": round(seconds, 3),
-        "peak_host_mib": round(_peak_mib()),
+        "peak_host_mib": round(peak_mib()),
         "remedies": [line for block in blocks for line in remedies(block)],
         "blocks": [block_record(block) for block in blocks],
     }
-
-
-def _peak_mib() -> float:
-    """The most memory that this process has had."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

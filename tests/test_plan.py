@@ -13,10 +13,11 @@ from icp_jax.cli import main
 from icp_jax.config import parse_bytes
 
 MEASURED = (
-    "import json, resource, sys\n"
+    "import sys\n"
     "from icp_jax.cli import main\n"
     "status = main(sys.argv[1:])\n"
-    "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)\n"
+    "from icp_jax.records import peak_mib\n"
+    "print(int(peak_mib() * 2**20))\n"
     "sys.exit(status)"
 )
 SHAPES = {  # blocks of OPT, samples, tokens, further options
