@@ -17,6 +17,11 @@ Path = tuple[str, ...]
 Dims = Mapping[str, int]
 
 
+def first_line(error: Exception) -> str:
+    """What an exception says, for a message of one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class ConversionError(ValueError):
     """A checkpoint that does not fit its table, in one line that names the tensor."""
 

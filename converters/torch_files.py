@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from converters.files import TORCH_SUFFIXES, Entry, Layout, check_tensor, plan_layout
-from converters.rules import ConversionError
+from converters.rules import ConversionError, first_line
 
 SAM2 = "image_encoder.trunk."  # how the names of SAM 2's encoder begin
 
@@ -37,7 +37,7 @@ class TorchReader:
             except RuntimeError:  # files from before the zip format cannot be mapped
                 state = self._load_old(torch, path)
             except Exception as error:  # unpickling runs into many kinds; all mean the same
-                raise ConversionError(f"{path} cannot be read: {_first_line(error)}") from None
+                raise ConversionError(f"{path} cannot be read: {first_line(error)}") from None
             for name, tensor in _tensors(torch, path, state).items():
                 if name in self._tensors:
                     raise ConversionError(f"duplicate tensor {name!r} in {shard}")
@@ -53,7 +53,7 @@ class TorchReader:
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
-            raise ConversionError(f"{path} cannot be read: {_first_line(error)}") from None
+            raise ConversionError(f"{path} cannot be read: {first_line(error)}") from None
 
     def names(self) -> list[str]:
         return list(self._tensors)
@@ -113,7 +113,7 @@ class TorchWriter:
         try:
             torch.save(state, self.folder / shard)
         except RuntimeError as error:  # what torch makes of a write that fails
-            raise OSError(errno.ENOSPC, _first_line(error), str(self.folder / shard)) from None
+            raise OSError(errno.ENOSPC, first_line(error), str(self.folder / shard)) from None
 
     def abandon(self) -> None:
         """Forget everything; nothing was written yet."""
@@ -144,7 +144,3 @@ def _file_layout(name: str, tensors: Mapping[str, tuple[np.dtype, tuple[int, ...
         for k, (dtype, shape) in tensors.items()
     }
     return Layout({name: b""}, entries, torch=True)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -27,7 +27,7 @@ from converters.files import (
     open_writer,
     plan_layout,
 )
-from converters.rules import check_shape, lookup
+from converters.rules import check_shape, first_line, lookup
 from converters.sam_names import config_of
 from icp_jax.errors import InputError
 from icp_jax.export import Aside, copy_buffers, write_json
@@ -90,7 +90,7 @@ def _to_hugging_face(folder: Path, out: Path) -> None:
     try:
         tree = read_tree(folder / PARAMS)
     except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise InputError(f"{folder} holds no Orbax checkpoint that can be read: {reason}") from None
     for path in sorted(side.iterdir()):
         if path.name not in (LAYOUT, BUFFERS):

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from converters.rules import first_line
 from icp_jax.config import CalibrationConfig
 from icp_jax.errors import InputError
 
@@ -61,7 +62,7 @@ def _from_hub(name: str, evaluation: bool) -> Corpus:
         return Corpus(name, rows["text"])
     except Exception as error:  # no network, a moved dataset: the library's errors share no base
         raise InputError(
-            f"dataset {name} could not be loaded ({_first_line(error)}); "
+            f"dataset {name} could not be loaded ({first_line(error)}); "
             "give a local .txt, .jsonl, .npy or Arrow folder instead"
         ) from None
 
@@ -91,7 +92,7 @@ def load_corpus(data: str, evaluation: bool = False) -> Corpus:
     except UnicodeDecodeError:
         raise InputError(f"{data} is not UTF-8 text") from None
     except (OSError, EOFError) as error:
-        raise InputError(f"{data} cannot be read: {_first_line(error)}") from None
+        raise InputError(f"{data} cannot be read: {first_line(error)}") from None
 
 
 def _read_arrow(path: Path) -> Corpus:
@@ -101,7 +102,7 @@ def _read_arrow(path: Path) -> Corpus:
         rows = datasets.load_from_disk(str(path))
     except Exception as error:  # pyarrow's and datasets' own kinds
         raise InputError(
-            f"{path} is not a folder that datasets saved: {_first_line(error)}"
+            f"{path} is not a folder that datasets saved: {first_line(error)}"
         ) from None
     if isinstance(rows, datasets.DatasetDict):
         rows = rows["train"] if "train" in rows else next(iter(rows.values()))
@@ -144,7 +145,7 @@ def _read_npy(path: Path) -> Corpus:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError as error:
-        raise InputError(f"{path} is not an array of token ids: {_first_line(error)}") from None
+        raise InputError(f"{path} is not an array of token ids: {first_line(error)}") from None
     rows = array[None] if array.ndim == 1 else array
     return Corpus(path.name, [_ids(row, path) for row in rows])
 
@@ -186,7 +187,7 @@ class Encoder:
         except Exception as error:  # the library's errors share no base
             raise InputError(
                 f"{self.folder} has no tokenizer that can be loaded "
-                f"({_first_line(error)}); give token ids (.npy, .jsonl) instead of text"
+                f"({first_line(error)}); give token ids (.npy, .jsonl) instead of text"
             ) from None
         return tokenizer
 
@@ -263,7 +264,3 @@ def evaluation_windows(
         )
     count = min(count, corpus.limit or count)
     return ids[: count * length].reshape(count, length)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

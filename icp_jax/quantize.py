@@ -76,11 +76,6 @@ def make_grid(
     return grid(jax.lax.fori_loop(0, SHRINKS + 1, better, start)[1])
 
 
-def minmax_grid(kernel: Float[Array, "i o"], bits: int | Int[Array, ""]) -> Grid:
-    """The asymmetric min-max grid of every output channel."""
-    return make_grid(kernel, bits)
-
-
 def to_level(w: Float[Array, "*s"], grid: Grid) -> Float[Array, "*s"]:
     """The nearest level; w and the grid's fields have shapes that broadcast."""
     level = jnp.round(w / grid.scale) + grid.zero

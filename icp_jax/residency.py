@@ -18,7 +18,7 @@ import numpy as np
 
 from converters import table_for
 from converters.files import TORCH_SUFFIXES, Layout, Reader, lone_torch_file, open_checkpoint
-from converters.rules import Placed, check_shape, insert
+from converters.rules import Placed, check_shape, first_line, insert
 from converters.sam_names import config_of
 from icp_jax.errors import InputError
 from icp_jax.models import Family, make_family
@@ -220,7 +220,10 @@ def _download(repo: str) -> Path:
             except OSError:
                 raise error from None
     except (OSError, HfHubHTTPError, HFValidationError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"{repo} is neither a folder here nor a model that the hub gave: {reason}"
-        ) from None
+        raise not_given(repo, error) from None
+
+
+def not_given(repo: str, error: Exception) -> InputError:
+    """What to say of a hub id that the hub gave nothing for."""
+    reason = first_line(error)
+    return InputError(f"{repo} is neither a folder here nor a model that the hub gave: {reason}")

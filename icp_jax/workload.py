@@ -14,9 +14,8 @@ from converters import table_for
 from converters.rules import Placed, insert
 from icp_jax import inputs, pipeline
 from icp_jax.config import RunConfig
-from icp_jax.errors import InputError
 from icp_jax.models import Family, make_family
-from icp_jax.residency import FolderSource, part_of, read_config, resolve
+from icp_jax.residency import FolderSource, not_given, part_of, read_config, resolve
 
 Params = dict[str, Any]
 
@@ -66,10 +65,7 @@ def describe(model: str) -> Described:
     try:
         return ConfigOnly(Path(hf_hub_download(model, "config.json")).parent)
     except (OSError, HfHubHTTPError, HFValidationError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"{model} is neither a folder here nor a model that the hub gave: {reason}"
-        ) from None
+        raise not_given(model, error) from None
 
 
 def resolved(config: RunConfig, source: inputs.Described) -> RunConfig:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from converters.rules import first_line
 from icp_jax.errors import InputError
 from icp_jax.vision.folders import image_files, kind_of, read_json, split_of
 from icp_jax.vision.process import load_image
@@ -135,7 +136,7 @@ def decode(coder: Any, path: Path, row: Annotation, size: tuple[int, ...]) -> np
             warnings.simplefilter("ignore", DeprecationWarning)
             return np.asarray(coder.decode(code)).astype(bool)
     except Exception as error:  # the extension's errors share no base
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise InputError(f"{where} has a mask that cannot be read: {reason}") from None
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from converters.rules import first_line
 from icp_jax.config import CalibrationConfig
 from icp_jax.errors import InputError
 from icp_jax.vision.process import preprocess
@@ -68,7 +69,7 @@ def read_json(path: Path) -> Mapping[str, Any]:
     try:
         record = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise InputError(f"{path} is not JSON that can be read: {reason}") from None
     if not isinstance(record, dict):
         raise InputError(f"{path} is not a JSON object")

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Shaped, UInt8
 
+from converters.rules import first_line
 from icp_jax.errors import InputError
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # of ImageNet, red green blue, in [0, 1]
@@ -53,7 +54,7 @@ def load_image(image: Any) -> UInt8[np.ndarray, "h w 3"]:
         except UnidentifiedImageError:
             raise InputError(f"{image} is not an image that PIL can read") from None
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise InputError(f"image {image} cannot be read: {reason}") from None
     if not isinstance(image, Image.Image):
         return load_image(_from_array(image, Image))

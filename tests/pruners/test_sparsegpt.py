@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from icp_jax import stats
 from icp_jax.pruners import factor, sparsegpt
-from icp_jax.quantize import minmax_grid
+from icp_jax.quantize import make_grid
 
 
 def problem(inputs, outputs, seed=0, tokens=None, dead=()):
@@ -25,7 +25,7 @@ def problem(inputs, outputs, seed=0, tokens=None, dead=()):
 def compare(kernel, x, sparsity=0.6, pattern=None, bits=None):
     moments = stats.from_inputs(x)
     budget = round(sparsity * kernel.size)
-    grid = minmax_grid(jnp.asarray(kernel), bits) if bits else None
+    grid = make_grid(jnp.asarray(kernel), bits) if bits else None
     new, keep = sparsegpt(kernel, factor(moments), budget, pattern=pattern, grid=grid)
     new, keep = np.asarray(new), np.asarray(keep)
     second = x.astype(np.float64).T @ x.astype(np.float64) / len(x)
