@@ -8,6 +8,7 @@ os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -55,6 +56,13 @@ def write_opt(folder: Path, dtype=np.float16, shard_bytes=10**9, seed=0, **chang
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((BUNDLED / name).read_bytes())
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_for_one_module():
+    """Programs are dropped after each module: hundreds of them take gigabytes."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
