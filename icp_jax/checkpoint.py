@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -223,7 +224,7 @@ class Work:
             if not self._stays(error):
                 # without its fingerprint a folder holds nothing, should this be cut off
                 (self.path / FINGERPRINT).unlink(missing_ok=True)
-                shutil.rmtree(self.path, ignore_errors=True)
+                _remove(self.path)
             elif self._opened and error is not None:
                 self._sweep()
                 error.add_note(f"after block {self.whole - 1}; go on with --resume")
@@ -237,3 +238,12 @@ class Work:
             return True
         bad_input = isinstance(error, InputError | ConversionError) and not isinstance(error, Kept)
         return self.keep and not bad_input
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, into which Orbax's other writes may still go after one that failed."""
+    for _ in range(50):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
