@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from icp_jax import data, inputs
+from icp_jax import data, inputs, mesh
 from icp_jax.config import (
     CalibrationConfig,
     CompensateConfig,
@@ -72,12 +72,13 @@ def prune(
     memory: MemoryConfig | None = None,
     dtype: str = "auto",
     seed: int = 0,
+    devices: int | None = None,
     progress: Progress = lambda block, phase, done, total, loss: None,
     **settings: Any,
 ) -> tuple[Model, list[BlockReport]]:
     """Prune a model in memory on tokens `[N, T]`, or pixels `[N, 3, S, S]`; it stays as it is.
 
-    memory: where the two streams live, and in what precision.
+    memory: where the two streams live, and in what precision. devices: how many share the work.
     settings: fields of PruneConfig, such as `sparsity=0.5, method="wanda"`. Returns the pruned
     model, with leaves in the dtypes of the given one, and a report of every block.
     """
@@ -85,7 +86,8 @@ def prune(
     compensation = compensation or CompensateConfig()
     quant = quant or QuantConfig()
     memory = memory or MemoryConfig()
-    check(RunConfig(prune=config, quant=quant, compensate=compensation, memory=memory, seed=seed))
+    run = RunConfig(prune=config, quant=quant, compensate=compensation, memory=memory, seed=seed)
+    check(dataclasses.replace(run, devices=devices))
     tokens = inputs.checked(model, tokens)
     sink = TreeSink(model.params)
     reports = prune_blocks(
@@ -99,6 +101,7 @@ def prune(
         seed=seed,
         memory=memory,
         progress=progress,
+        devices=mesh.choose(devices),
     )
     return dataclasses.replace(model, params=sink.params), reports
 

@@ -205,16 +205,22 @@ def _run_config(command: Any) -> Any:
 
 
 def _prune(command: Any) -> None:
+    from icp_jax.hosts import launch
     from icp_jax.report import console
-    from icp_jax.run import plan, prune_folder
+    from icp_jax.run import follow, plan, prune_folder
 
     config = _run_config(command)
     if command.dry_run:
         found = plan(config)
         _print(command.json, dataclasses.asdict(found), lambda: console.plan(found))
         return
-    with console.progress() as tick:
-        done = prune_folder(config, tick, resume=command.resume, say=_say)
+    hosts = command.hosts
+    with launch(hosts.coordinator, hosts.count, hosts.index) as leads:
+        if not leads:
+            follow(config)
+            return
+        with console.progress() as tick:
+            done = prune_folder(config, tick, resume=command.resume, say=_say)
     record = {"out": str(done.out), "sparsity": done.sparsity, "seconds": round(done.seconds, 3)}
     _print(command.json, record, lambda: console.pruned(done))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import tyro
@@ -23,6 +23,18 @@ class Demo:
 
 
 @dataclass(frozen=True)
+class Hosts:
+    """A run that several processes share, one a host: each is given the same command but index."""
+
+    coordinator: str = ""
+    """HOST:PORT on which process 0 listens; auto where Slurm, Open MPI or a TPU pod say it all."""
+    count: int | None = None
+    """How many processes there are."""
+    index: int | None = None
+    """Which of them this is, from 0. The first one writes the result."""
+
+
+@dataclass(frozen=True)
 class Prune(RunConfig):
     """Prune a Hugging Face checkpoint, block by block, into a new folder."""
 
@@ -30,6 +42,7 @@ class Prune(RunConfig):
     """Start from a config: a Python file with get_config(), or the name of one that comes along."""
     resume: bool = False
     """Go on after the last block that an interrupted run into the same folder finished."""
+    hosts: Hosts = field(default_factory=Hosts)
     dry_run: bool = False
     """Print targets, counts and cost, and touch nothing."""
     json: bool = False

@@ -90,8 +90,8 @@ class MemoryConfig:
     stream_dtype: Literal["float32", "bfloat16"] = "float32"
     """Their precision: bfloat16 halves them."""
     batch_tokens: int | None = None
-    """Tokens sent through a block at once, where that is free to choose. Unset: 1024 on the
-    CPU, else 4096."""
+    """Tokens sent through a block at once by each device, where that is free to choose. Unset:
+    1024 on the CPU, else 4096."""
     device: str = ""
     """What the run may take of the device's memory, such as 8GiB: place and batch are chosen to
     fit. Unset: on an accelerator what is free there, on the CPU no limit."""
@@ -116,6 +116,8 @@ class RunConfig:
     """What blocks compute in; auto is bfloat16 on GPU and TPU, float32 on CPU."""
     seed: int = 0
     """The order of the samples in compensation."""
+    devices: int | None = None
+    """Devices that share the samples and the solver's rows. Unset: one; with several hosts all."""
 
 
 def check(config: RunConfig) -> None:
@@ -142,6 +144,7 @@ def check(config: RunConfig) -> None:
         ("calibration.seed", k.seed, 0),
         ("memory.batch_tokens", 1 if m.batch_tokens is None else m.batch_tokens, 1),
         ("seed", config.seed, 0),
+        ("devices", 1 if config.devices is None else config.devices, 1),
     ):
         if value < least:
             raise InputError(f"{name} must be at least {least}, got {value}")

@@ -24,6 +24,7 @@ from icp_jax.compensation import Compensation, compensate
 from icp_jax.config import CompensateConfig, MemoryConfig, PruneConfig, QuantConfig
 from icp_jax.errors import InputError
 from icp_jax.masks import parse_pattern
+from icp_jax.mesh import ONE, Devices
 from icp_jax.models.spec import Family, Rearrangement, parse_rearrangement
 from icp_jax.pruners import METHODS
 from icp_jax.pruners.damping import climb
@@ -169,10 +170,10 @@ def _embed(module, dtype, params, tokens):
 
 
 def embed_tokens(
-    family: Family, params: Params, dtype: str = "float32"
+    family: Family, params: Params, dtype: str = "float32", devices: Devices = ONE
 ) -> Callable[..., tuple[jax.Array, None]]:
     """The embedding as a step for `streams.advance`; dtype: the stream's."""
-    params = to_device(params)
+    params = to_device(params, devices)
     return lambda tokens, valid: _embed(family.embed, dtype, params, tokens)
 
 
@@ -236,9 +237,9 @@ def hidden(family: Family, embed: Params, sample: Any, dtype: str) -> jax.ShapeD
     return jax.eval_shape(partial(_embed, family.embed, dtype), embed, sample)[0]
 
 
-def to_device(params: Params) -> Params:
-    """A stored block on the device, as float32 master weights."""
-    return _float32(jax.device_put(params))
+def to_device(params: Params, devices: Devices = ONE) -> Params:
+    """A stored block on every device, as float32 master weights."""
+    return _float32(devices.whole(params))
 
 
 def prune_block(
@@ -251,6 +252,7 @@ def prune_block(
     dtypes: Mapping[str, str] | None = None,
     tick: Callable[[int, int], None] = lambda done, total: None,
     where: str = "",
+    devices: Devices = ONE,
 ) -> tuple[Params, dict[str, quantize.Grid], list[LayerReport]]:
     """Prune every linear of a block to its budget; linears that read one tap share its factor.
 
@@ -270,7 +272,7 @@ def prune_block(
             readers = ", ".join(spec.name for spec in family.linears if spec.tap == tap)
             raise InputError(f"layer {readers}{where}: {failed}; {ADVICE}") from None
         for spec in (s for s in family.linears if s.tap == tap):
-            kernel, grid = params[spec.name]["kernel"], None
+            kernel, grid = devices.rows(params[spec.name]["kernel"]), None
             if quant is not None and quant.bits is not None:
                 grid = grids[spec.name] = quantize.make_grid(
                     kernel,
@@ -288,7 +290,7 @@ def prune_block(
             )
             if grid is not None and not method.walks:
                 new = quantize.round_kernel(new, keep, grid)
-            pruned[spec.name] = {**params[spec.name], "kernel": new}
+            pruned[spec.name] = {**params[spec.name], "kernel": devices.whole(new)}
             error = stats.output_error(kernel, new, moments)
             found[spec.name] = (kernel.size, jnp.sum(~keep, dtype=jnp.int32), error)
             tick(len(found), len(family.linears))
@@ -300,7 +302,7 @@ def prune_block(
         if not np.isfinite(error):
             raise InputError(f"layer {name}{where}: its error is not finite; {ADVICE}")
         layers.append(LayerReport(name, int(size), int(zeros), float(error), rungs[tap]))
-    return pruned, grids, layers
+    return pruned, devices.whole(grids), layers
 
 
 def prune_blocks(
@@ -318,6 +320,7 @@ def prune_blocks(
     progress: Progress = lambda block, phase, done, total, loss: None,
     finished: Sequence[Finished] = (),
     seal: Callable[[BlockReport], None] = lambda report: None,
+    devices: Devices = ONE,
 ) -> list[BlockReport]:
     """Prune every block of a model on calibration tokens `[N, T]` (or images, for a vision
     family); blocks go to the sink.
@@ -325,7 +328,8 @@ def prune_blocks(
     memory: where the streams live and in what precision; scratch: the folder for those on disk.
     finished: the first blocks, where an earlier run has pruned them: only the streams go through
     them again, and the rest comes out as if that run had never stopped. seal: called with the
-    report of every other block, after the sink has it.
+    report of every other block, after the sink has it. devices: what share the work; with those of
+    other processes, all of them call this, alike, and every sink is given every block.
     Raises InputError for budgets that cannot be met, naming the block, for a block whose output
     is not finite, and, with the list, where more than a tenth needed a remedy (`remedies`).
     """
@@ -344,7 +348,10 @@ def prune_blocks(
     both = 2 * int(np.prod(shape)) * np.dtype(memory.stream_dtype).itemsize
     half = places.host_free() // 2
     place = places.choose(memory.streams, both, places.device_free() // 2, half)
-    size = streams.batch_size(len(tokens), int(np.prod(shape[1:-1])), memory.batch_tokens)
+    positions = int(np.prod(shape[1:-1]))
+    size = streams.batch_size(len(tokens), positions, memory.batch_tokens, devices.count)
+    size = devices.tell(size)
+    devices.check_same("calibration samples", tokens)
     clock = Clock()
 
     def ticker(block, phase):
@@ -366,31 +373,33 @@ def prune_blocks(
     def advance_dense(t, params):
         step = partial(forward, applies[t], params)
         before = dense if t else sparse
-        finite(t, streams.advance(step, [before], dense, size, ticker(t, "dense")))
+        finite(t, streams.advance(step, [before], dense, size, ticker(t, "dense"), devices))
 
     def advance_sparse(t, params):
         step = partial(_forward_beside, applies[t], params)
-        energies = streams.advance(step, [sparse, dense], sparse, size, ticker(t, "sparse"))
+        tick = ticker(t, "sparse")
+        energies = streams.advance(step, [sparse, dense], sparse, size, tick, devices)
         finite(t, energies)
         return energies
 
     sparse, dense = (places.empty(shape, memory.stream_dtype, place, scratch) for _ in range(2))
-    streams.advance(embed_tokens(family, embed, memory.stream_dtype), [tokens], sparse, size)
-    del embed
+    start = embed_tokens(family, embed, memory.stream_dtype, devices)
+    streams.advance(start, [tokens], sparse, size, devices=devices)
+    del embed, start
     for t, block in enumerate(finished):
-        advance_dense(t, to_device(source.block(t)))
-        advance_sparse(t, to_device(block.read()))
+        advance_dense(t, to_device(source.block(t), devices))
+        advance_sparse(t, devices.agree(to_device(block.read())))
 
     for t in range(len(finished), n_blocks):
         stored = source.block(t)
-        params, tuned = to_device(stored), None
+        params, tuned = to_device(stored, devices), None
         with clock("dense"):
             advance_dense(t, params)
         if t and method.compensates and compensation.epochs:
             with clock("compensate"):
-                params, tuned = compensate(
+                params, tuned = compensate(  # a sample at a time: nothing for devices to share
                     applies[t],
-                    params,
+                    devices.first(params),
                     sparse,
                     dense,
                     epochs=compensation.epochs,
@@ -400,11 +409,12 @@ def prune_blocks(
                     again=partial(to_device, stored),
                     tick=ticker(t, "compensate"),
                 )
+                params = devices.agree(params)
         with clock("statistics"):
             widths = family.tap_widths(source.shapes(t))
-            sums = {tap: stats.zeros(width) for tap, width in widths.items()}
+            sums = devices.whole({tap: stats.zeros(width) for tap, width in widths.items()})
             tick = ticker(t, "statistics")
-            for where, (x,), valid in streams.batches([sparse], size):
+            for where, (x,), valid in streams.batches([sparse], size, devices=devices):
                 sums = _collect(applies[t], params, x, sums, valid)
                 tick(where.stop, len(sparse))
             jax.block_until_ready(sums)
@@ -420,6 +430,7 @@ def prune_blocks(
                 stored_as,
                 ticker(t, "prune"),
                 where=f" of block {t}",
+                devices=devices,
             )
             leaves, tree = jax.tree.flatten(params)
             dtypes = tuple(leaf.dtype for leaf in jax.tree.leaves(stored))

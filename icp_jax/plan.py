@@ -78,7 +78,8 @@ def need(work: Workload, memory: MemoryConfig) -> Need:
     family, samples = work.family, work.config.calibration.samples
     one, programs = work.hidden(memory.stream_dtype), Programs()
     positions = int(np.prod(one.shape[1:-1]))
-    batch = streams.batch_size(samples, positions, memory.batch_tokens)
+    devices = work.config.devices or 1
+    batch = streams.batch_size(-(-samples // devices), positions, memory.batch_tokens)  # of each
     gather = streams.gather_size(samples, size(one))
     at_once = dict.fromkeys(cost.PHASES, 0)
     for module, block in _kinds(work):
@@ -96,7 +97,7 @@ def need(work: Workload, memory: MemoryConfig) -> Need:
         device = at_once[name] + kept["device"]
         arrays = kept["host"] + max(stored)
         if jax.default_backend() == "cpu":
-            arrays += device
+            arrays += kept["device"] + devices * at_once[name]
         elif memory.streams != "device":
             arrays += 4 * max(batch, gather) * size(one)
         host = base + int(arrays * (1 + SLACK))
@@ -263,7 +264,8 @@ def _batches(work: Workload) -> list[int | None]:
     """What is set; or the default, and then halves of it, down to one sample."""
     memory, one = work.config.memory, work.hidden()
     positions = int(np.prod(one.shape[1:-1]))
-    batch = streams.batch_size(work.config.calibration.samples, positions)
+    share = -(-work.config.calibration.samples // (work.config.devices or 1))
+    batch = streams.batch_size(share, positions)
     found: list[int | None] = [memory.batch_tokens]
     while memory.batch_tokens is None and batch > 1:
         batch //= 2

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from icp_jax import cost, inputs
+from icp_jax import cost, inputs, mesh
 from icp_jax.checkpoint import Say, Work, log
 from icp_jax.config import RunConfig, check
 from icp_jax.errors import InputError
@@ -20,12 +21,14 @@ from icp_jax.masks import parse_pattern
 from icp_jax.packed import PackedSink
 from icp_jax.pipeline import (
     BlockReport,
+    Finished,
+    Params,
     Progress,
     budgets,
     prune_blocks,
 )
 from icp_jax.plan import settle
-from icp_jax.records import block_record, peak_mib, versions
+from icp_jax.records import block_record, peak_mib, read_block, versions
 from icp_jax.remedies import remedies
 from icp_jax.residency import FolderSource, resolve
 from icp_jax.workload import resolved
@@ -126,6 +129,7 @@ def prune_folder(
     """
     started = time.perf_counter()
     check(config)
+    devices = mesh.choose(config.devices)
     with Work(config.out, resume, keep, say) as work:
         source = FolderSource(resolve(config.model))
         full, counts = resolved(config, source), _budgets(config, source)
@@ -136,6 +140,7 @@ def prune_folder(
         weights = Weights(source)
         samples = inputs.record(source, tokens)
         finished = work.open(fingerprint(full, weights, samples))
+        devices.tell([block_record(block.report) for block in finished])
 
         def seal(report: BlockReport) -> None:
             weights.check()
@@ -155,6 +160,7 @@ def prune_folder(
             progress=progress,
             finished=finished,
             seal=seal,
+            devices=devices,
         )
         counted = _export(work, source, config, counts, blocks, progress)
         weights.check()
@@ -165,6 +171,38 @@ def prune_folder(
         source.close()
         work.publish()
     return Pruned(work.out, counted.sparsity, seconds, blocks)
+
+
+def follow(config: RunConfig) -> None:
+    """What every process but the first does of `prune_folder`: the same work, and no files."""
+    check(config)
+    devices = mesh.choose(config.devices)
+    source = FolderSource(resolve(config.model))
+    full = resolved(config, source)
+    tokens = inputs.calibration(full.calibration, source)
+    full = settle(source, full)
+    reports = [read_block(record) for record in devices.tell([])]
+    prune_blocks(
+        source,
+        Nowhere(),
+        tokens,
+        config.prune,
+        config.compensate,
+        config.quant,
+        dtype=full.dtype,
+        seed=full.seed,
+        memory=full.memory,
+        # the first process has those blocks; what is read here only has their shapes
+        finished=[Finished(report, partial(source.block, report.block)) for report in reports],
+        devices=devices,
+    )
+    source.close()
+
+
+class Nowhere:
+    """A sink that keeps nothing."""
+
+    def write(self, t: int, params: Params, grids: Any) -> None: ...
 
 
 def _export(

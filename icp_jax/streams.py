@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from icp_jax.mesh import ONE, Devices
 from icp_jax.places import Samples, Stream
 
 # Tokens (positions) that go through a block at once: what fits a CPU's caches, what fills a GPU.
@@ -24,10 +25,13 @@ BATCH_TOKENS_ELSEWHERE = 4096
 GATHER_BYTES = 1 << 21  # a batch of samples for compensation: at most so many bytes a stream
 
 
-def batch_size(samples: int, positions: int, tokens: int | None = None) -> int:
-    """Samples a batch for passes that only go forward; tokens: positions a batch, if not ours."""
+def batch_size(samples: int, positions: int, tokens: int | None = None, devices: int = 1) -> int:
+    """Samples a batch for passes that only go forward, a multiple of the devices.
+
+    tokens: positions a device at once, if not ours.
+    """
     tokens = tokens or BATCH_TOKENS.get(jax.default_backend(), BATCH_TOKENS_ELSEWHERE)
-    return max(1, min(samples, tokens // positions))
+    return devices * max(1, min(-(-samples // devices), tokens // positions))
 
 
 def gather_size(samples: int, nbytes: int) -> int:
@@ -46,9 +50,12 @@ def _padded(part, size: int):
 
 
 def batches(
-    arrays: Sequence[Stream], size: int, order: np.ndarray | None = None
+    arrays: Sequence[Stream],
+    size: int,
+    order: np.ndarray | None = None,
+    devices: Devices = ONE,
 ) -> Iterator[tuple[slice, tuple[jax.Array, ...], np.int32]]:
-    """(which samples, the arrays' batches on the device, how many are real), in order.
+    """(which samples, the arrays' batches on the devices, how many are real), in order.
 
     order: sample indices; without it the samples as they lie. The slice counts in `order`.
     """
@@ -57,7 +64,7 @@ def batches(
     def send(start: int):
         where = slice(start, min(start + size, total))
         parts = [a[where] if order is None else a[order[where]] for a in arrays]
-        sent = tuple(jax.device_put(_padded(part, size)) for part in parts)
+        sent = tuple(devices.samples(_padded(part, size)) for part in parts)
         return where, sent, np.int32(where.stop - where.start)
 
     ahead = send(0)
@@ -73,6 +80,7 @@ def advance(
     out: Stream,
     size: int,
     tick: Callable[[int, int], None] = lambda done, total: None,
+    devices: Devices = ONE,
 ) -> list[Any]:
     """`y, aux = step(*batches, valid)` over all samples; y goes to `out`, the aux are returned.
 
@@ -82,6 +90,7 @@ def advance(
     results = []
 
     def finish(where, y, aux):
+        y = devices.first(y)
         if isinstance(out, Samples):
             out[where] = y
         else:
@@ -89,7 +98,7 @@ def advance(
         results.append(aux)
         tick(where.stop, len(out))
 
-    for where, sent, valid in batches(arrays, size):
+    for where, sent, valid in batches(arrays, size, devices=devices):
         y, aux = step(*sent, valid)
         if pending is not None:
             finish(*pending)

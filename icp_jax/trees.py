@@ -18,8 +18,12 @@ def _checkpointer() -> Any:
     import orbax.checkpoint as ocp
 
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # it logs errors that are raised as well
+    # Of several hosts' processes, one calls this: the others must not be waited for.
+    me, several = jax.process_index(), jax.process_count() > 1
+    alone = ocp.options.MultiprocessingOptions(me, {me}, "alone") if several else None
+    options = {"multiprocessing_options": alone} if alone else {}
     # Not the asynchronous one: its timeouts go by the wall clock, and end runs when that jumps.
-    return ocp.Checkpointer(ocp.StandardCheckpointHandler())
+    return ocp.Checkpointer(ocp.StandardCheckpointHandler(**options), **options)
 
 
 def save_tree(folder: Path, tree: Any) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from converters import table_for
 from converters.rules import Placed, insert
-from icp_jax import inputs, pipeline
+from icp_jax import inputs, mesh, pipeline
 from icp_jax.config import RunConfig
 from icp_jax.models import Family, make_family
 from icp_jax.residency import FolderSource, not_given, part_of, read_config, resolve
@@ -76,6 +76,7 @@ def resolved(config: RunConfig, source: inputs.Described) -> RunConfig:
     return dataclasses.replace(
         config,
         dtype=pipeline.compute_dtype(config.dtype),
+        devices=mesh.choose(config.devices).count,
         prune=dataclasses.replace(p, alpha=alpha, beta=beta, rearrange=rearrange),
         calibration=inputs.resolved(config.calibration, source),
     )

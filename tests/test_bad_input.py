@@ -175,6 +175,15 @@ CASES = {
     "no such folder": (NONE, ["--model", "./nowhere"], "no such folder: ./nowhere"),
     "model is a file": (NONE, ["--model", "text.txt"], "is a file"),
     "hub id out of reach": (NONE, ["--model", "nobody/nothing"], "neither a folder here nor"),
+    "more devices than there are": (NONE, ["--devices", "99"], "devices 99: there are only 1 .cpu"),
+    "no devices": (NONE, ["--devices", "0"], "devices must be at least 1, got 0"),
+    "coordinator without a port": (
+        NONE, ["--hosts.coordinator", "host0", "--hosts.count", "2", "--hosts.index", "0"],
+        "must be HOST:PORT or auto, got 'host0'"),
+    "host beyond the count": (
+        NONE, ["--hosts.coordinator", "a:1", "--hosts.count", "2", "--hosts.index", "2"],
+        "hosts.count and hosts.index"),
+    "hosts without a coordinator": (NONE, ["--hosts.count", "2"], "need --hosts.coordinator"),
     "output exists": (
         lambda p: (p / "work" / "out").mkdir(), [], "work/out exists already: choose another"),
     "no folder for the output": (NONE, ["--out", "a/b/c"], "does not exist"),
