@@ -52,7 +52,7 @@ class TorchReader:
     def _load_old(torch, path: Path):
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
+        except Exception as error:  # as above: unpickling has many kinds
             raise ConversionError(f"{path} cannot be read: {first_line(error)}") from None
 
     def names(self) -> list[str]:
