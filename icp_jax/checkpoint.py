@@ -175,7 +175,7 @@ class Work:
         # manifests first: without one a block is not whole
         for path in sorted(self.path.iterdir(), key=lambda p: p.suffix != ".json"):
             if path.name not in names:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                _remove(path) if path.is_dir() else path.unlink()
 
     def read(self, t: int) -> tuple[Params, dict[str, Grid]]:
         """A finished block in the dtypes of the source, and its grids by linear."""

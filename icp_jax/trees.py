@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ import numpy as np
 def _checkpointer() -> Any:
     import orbax.checkpoint as ocp
 
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # it logs errors that are raised as well
+    # what is logged here is raised as well
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").addFilter(_not_of_orbax)
     # Of several hosts' processes, one calls this: the others must not be waited for.
     me, several = jax.process_index(), jax.process_count() > 1
     alone = ocp.options.MultiprocessingOptions(me, {me}, "alone") if several else None
@@ -26,17 +29,22 @@ def _checkpointer() -> Any:
     return ocp.Checkpointer(ocp.StandardCheckpointHandler(**options), **options)
 
 
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.getMessage()
+
+
 def save_tree(folder: Path, tree: Any) -> None:
     """Write a tree of arrays to `folder`, which appears whole or not at all.
 
     Raises OSError where the system refuses: Orbax hands its errors on as ValueErrors.
     """
-    hook = sys.unraisablehook
-    sys.unraisablehook = _without_late_writes(hook)
+    hook, late = sys.unraisablehook, _LateWrites(sys.unraisablehook)
+    sys.unraisablehook = late
     try:
         with _checkpointer() as checkpointer:
             checkpointer.save(folder.absolute(), jax.tree.map(np.asarray, tree))
-    except ValueError as error:  # the hook stays: other writes may still be under way
+    except ValueError as error:  # the hook stays, for those that take longer than the wait
+        late.wait()
         number = re.search(r"os_error_code='(\d+)'", str(error))
         if number is None:
             raise
@@ -45,14 +53,27 @@ def save_tree(folder: Path, tree: Any) -> None:
     sys.unraisablehook = hook
 
 
-def _without_late_writes(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """`hook`, but for what Orbax's other writes print when they end after one that failed."""
+class _LateWrites:
+    """A hook for unraisable errors that keeps Orbax's other writes quiet when one has failed.
 
-    def quiet(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            hook(unraisable)
+    They go on after the error is raised, and find nobody to report to when they end.
+    """
 
-    return quiet
+    def __init__(self, hook: Callable[[Any], Any]):
+        self.hook, self.ended = hook, 0
+
+    def __call__(self, unraisable: Any) -> None:
+        if str(unraisable.exc_value) == "Event loop is closed":
+            self.ended += 1
+        else:
+            self.hook(unraisable)
+
+    def wait(self) -> None:
+        """Until none has ended for a while."""
+        seen = -1
+        while seen != self.ended:
+            seen = self.ended
+            time.sleep(0.3)
 
 
 def read_tree(folder: Path) -> Any:

@@ -254,9 +254,9 @@ def test_a_disk_that_fills_before_a_block_is_finished(place, capsys, monkeypatch
 
 
 def test_a_true_limit_on_file_size(place):
-    """The same by the system's own hand: no file may grow beyond 10 kB."""
+    """The same by the system's own hand: no file may grow beyond 4 kB."""
     code = (
-        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000)); "
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, 4_000)); "
         "from icp_jax.cli import main; sys.exit(main())"
     )
     args = ["prune", "--model", "model", "--out", "work/out", DATA, "text.txt"]

@@ -17,7 +17,7 @@ from test_resume import ARGUMENTS, BLOCKS, contents
 
 from icp_jax.cli import main
 
-LIMIT = 20_000  # bytes a file: less than a block's checkpoint, more than all small files
+LIMIT = 6_000  # bytes a file: less than a large kernel takes, more than a record
 
 
 @pytest.fixture(scope="module")
