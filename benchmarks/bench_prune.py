@@ -158,7 +158,7 @@ def run_jax(job):
     import jax
     import jax.numpy as jnp
 
-    from icp_jax import pipeline, streams
+    from icp_jax import pipeline, steps, streams
     from icp_jax.config import CompensateConfig, PruneConfig
     from icp_jax.models import make_family
 
@@ -202,15 +202,15 @@ def run_jax(job):
         """The sparse stream after the last block, by the compiled functions of the pipeline."""
         size = streams.batch_size(*tokens.shape)
         out = np.empty((*tokens.shape, family.hidden_size), np.float32)
-        streams.advance(pipeline.embed_tokens(family, embed), [tokens], out, size)
+        streams.advance(steps.embed_tokens(family, embed), [tokens], out, size)
         for t in range(job["blocks"]):
             with np.load(folder / f"block{t}.npz") as saved:
                 params = {}
                 for name, leaf in saved.items():
                     params.setdefault(name.split(".")[0], {})[name.split(".")[1]] = leaf
-            apply, params = pipeline.Apply(family.block_at(t), "float32"), jax.device_put(params)
+            apply, params = steps.Apply(family.block_at(t), "float32"), jax.device_put(params)
             streams.advance(
-                lambda x, n, a=apply, p=params: pipeline.forward(a, p, x, n), [out], out, size
+                lambda x, n, a=apply, p=params: steps.forward(a, p, x, n), [out], out, size
             )
         np.save(folder / "final.npy", out)
 
@@ -448,9 +448,9 @@ def facts() -> dict:
 
 def budgets(job) -> list[dict[str, int]]:
     """Zeros by linear and block, from `icp_jax`: both sides get the same."""
+    from icp_jax.budgets import budgets
     from icp_jax.config import PruneConfig
     from icp_jax.models import make_family
-    from icp_jax.pipeline import budgets
 
     config = PruneConfig(sparsity=job["sparsity"], alpha=job["alpha"], beta=job["beta"])
     return budgets(make_family(hf_config(job)), [linears(job)] * job["blocks"], config)

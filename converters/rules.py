@@ -17,7 +17,7 @@ Path = tuple[str, ...]
 Dims = Mapping[str, int]
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What an exception says, for a message of one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 

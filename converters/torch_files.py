@@ -33,9 +33,7 @@ class TorchReader:
         for shard in shards:
             path = folder / shard
             try:
-                state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            except RuntimeError:  # files from before the zip format cannot be mapped
-                state = self._load_old(torch, path)
+                state = _load(torch, path)
             except Exception as error:  # unpickling runs into many kinds; all mean the same
                 raise ConversionError(f"{path} cannot be read: {first_line(error)}") from None
             for name, tensor in _tensors(torch, path, state).items():
@@ -47,13 +45,6 @@ class TorchReader:
             self.layout = _file_layout(shards[0], planned)
         else:
             self.layout = plan_layout(planned, {"format": "pt"})
-
-    @staticmethod
-    def _load_old(torch, path: Path):
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # as above: unpickling has many kinds
-            raise ConversionError(f"{path} cannot be read: {first_line(error)}") from None
 
     def names(self) -> list[str]:
         return list(self._tensors)
@@ -83,6 +74,13 @@ class TorchReader:
 
     def close(self) -> None:
         self._tensors.clear()
+
+
+def _load(torch, path: Path):
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError:  # files from before the zip format cannot be mapped
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 class TorchWriter:

@@ -28,9 +28,10 @@ from converters.rules import ConversionError
 from icp_jax.config import RunConfig
 from icp_jax.errors import InputError, Kept
 from icp_jax.export import check_free, sync, write_json
-from icp_jax.pipeline import BlockReport, Finished, Params
+from icp_jax.pipeline import BlockReport, Finished
 from icp_jax.quantize import Grid
 from icp_jax.records import block_record, canonical, read_block, sha256
+from icp_jax.steps import Params
 from icp_jax.trees import read_tree, save_tree
 
 LOCK, FINGERPRINT, EXPORT = "lock", "fingerprint.json", "export"

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from converters.rules import first_line
 from icp_jax.errors import InputError
 
 PATIENCE = 24 * 3600  # seconds in which the first process may check and publish what it wrote
@@ -45,15 +46,14 @@ def launch(coordinator: str, count: int | None, index: int | None) -> Iterator[b
     try:
         jax.distributed.initialize(**settings)
     except (ValueError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"hosts.coordinator {coordinator}: {reason}") from None
+        raise InputError(f"hosts.coordinator {coordinator}: {first_line(error)}") from None
     try:
         with _quiet():
             yield jax.process_index() == 0
     except BaseException as error:
         # A clean end would wait for the others, and they may be waiting for this process.
         atexit.register(_end, 130 if isinstance(error, KeyboardInterrupt) else 2)
-        reason = (str(error).strip().splitlines() or [""])[0]
+        reason = first_line(error)
         if isinstance(error, jax.errors.JaxRuntimeError) and "memory" not in reason.lower():
             lost = InputError(f"the hosts cannot go on together: {reason}")
             lost.__notes__ = getattr(error, "__notes__", [])

@@ -9,29 +9,30 @@ pruned on what the sparse stream feeds it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from icp_jax import allocate, heap, places, quantize, stats, streams
+from icp_jax import heap, places, quantize, stats, steps, streams
+from icp_jax.budgets import Shapes, budgets
 from icp_jax.compensation import Compensation, compensate
 from icp_jax.config import CompensateConfig, MemoryConfig, PruneConfig, QuantConfig
 from icp_jax.errors import InputError
 from icp_jax.masks import parse_pattern
 from icp_jax.mesh import ONE, Devices
-from icp_jax.models.spec import Family, Rearrangement, parse_rearrangement
+from icp_jax.models.spec import Family
 from icp_jax.pruners import METHODS
 from icp_jax.pruners.damping import climb
 from icp_jax.remedies import check_share
+from icp_jax.steps import Params
 
-Params = dict[str, Any]
-Shapes = Mapping[str, tuple[int, int]]  # linear -> (inputs, outputs)
 Progress = Callable[[int, str, int, int, float | None], None]
 ADVICE = "more calibration samples or a larger --prune.damping may help"
 
@@ -84,162 +85,6 @@ class Finished:
 
     report: BlockReport
     read: Callable[[], Params]
-
-
-# ---------------------------------------------------------------- budgets
-
-
-def budgets(
-    family: Family,
-    shapes: Sequence[Shapes],
-    config: PruneConfig,
-    quant: QuantConfig | None = None,
-) -> list[dict[str, int]]:
-    """Zeros of every linear of every block. Raises InputError before any work is done."""
-    pattern = parse_pattern(config.pattern)
-    group = 1 if quant is None else quant.group or 1
-    for name, (inputs, _) in ((k, v) for block in shapes for k, v in block.items()):
-        if inputs % group:
-            raise InputError(
-                f"quant.group {group}: {name} has {inputs} inputs, no multiple of {group}"
-            )
-    if pattern is not None:
-        n, m = pattern
-        for name, (inputs, _) in ((k, v) for block in shapes for k, v in block.items()):
-            if inputs % m:
-                raise InputError(f"pattern {n}:{m}: {name} has {inputs} inputs, no multiple of {m}")
-        return [{k: i * o * (m - n) // m for k, (i, o) in block.items()} for block in shapes]
-    alpha, beta = shares(family, config)
-    arrangement = rearrangement(family, config.rearrange)
-    sizes = [{k: i * o for k, (i, o) in block.items()} for block in shapes]
-    zeros = allocate.across_blocks([sum(b.values()) for b in sizes], config.sparsity, alpha)
-    roles = {spec.name: spec.role for spec in family.linears}
-    counts = []
-    for block, count in zip(sizes, zeros, strict=True):
-        by_role = allocate.within_block(
-            {roles[k]: size for k, size in block.items()}, count, beta, arrangement
-        )
-        counts.append({k: by_role[roles[k]] for k in block})
-    return counts
-
-
-def shares(family: Family, config: PruneConfig) -> tuple[float, float]:
-    """(alpha, beta): as set, or the family's own for a method that compensates, or the method's."""
-    method, given = METHODS[config.method], (config.alpha, config.beta)
-    own = (family.alpha, family.beta) if method.compensates else (None, None)
-    alpha, beta = (
-        next(v for v in found if v is not None)
-        for found in zip(given, own, (method.alpha, method.beta), strict=True)
-    )
-    return alpha, beta
-
-
-def rearrangement(family: Family, name: str | None) -> Rearrangement:
-    """A named mode of the family, the default one, or any GIVES-TAKES of its roles."""
-    named = dict(family.rearrangements)
-    try:
-        return named.get(name or family.default_rearrangement) or parse_rearrangement(
-            name or "", [spec.role for spec in family.linears]
-        )
-    except ValueError as error:
-        raise InputError(f"{error}; named ones: {', '.join(named)}") from None
-
-
-# ---------------------------------------------------------------- compiled, one for all blocks
-
-
-@dataclass(frozen=True)
-class Apply:
-    """A module as a pure function of (params, x), computing in `dtype`; gives float32."""
-
-    module: Any
-    dtype: str
-
-    def __call__(self, params: Params, x: jax.Array) -> jax.Array:
-        return self.module.apply({"params": params}, x.astype(self.dtype)).astype(jnp.float32)
-
-    def taps(self, params: Params, x: jax.Array) -> dict[str, jax.Array]:
-        """The inputs of the block's linears."""
-        _, found = self.module.apply({"params": params}, x.astype(self.dtype), mutable=["taps"])
-        return {name: values[0] for name, values in found["taps"].items()}
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _embed(module, dtype, params, tokens):
-    return module.apply({"params": params}, tokens).astype(dtype), None
-
-
-def embed_tokens(
-    family: Family, params: Params, dtype: str = "float32", devices: Devices = ONE
-) -> Callable[..., tuple[jax.Array, None]]:
-    """The embedding as a step for `streams.advance`; dtype: the stream's."""
-    params = to_device(params, devices)
-    return lambda tokens, valid: _embed(family.embed, dtype, params, tokens)
-
-
-@partial(jax.jit, static_argnums=0, donate_argnums=3)
-def _collect(apply, params, x, sums, valid):
-    """Add one batch of the inputs of every linear to the sums; padding counts for nothing."""
-    real = jnp.arange(x.shape[0]) < valid
-    added = {}
-    for name, tap in apply.taps(params, x).items():
-        tap = jnp.where(real.reshape(-1, *[1] * (tap.ndim - 1)), tap, 0)
-        rows = tap.reshape(-1, tap.shape[-1])
-        added[name] = stats.add(sums[name], rows, valid * (rows.shape[0] // x.shape[0]))
-    return added
-
-
-@partial(jax.jit, static_argnums=0)
-def forward(apply, params, x, valid):
-    """The block's output, and its energy (not finite where the output is not)."""
-    y = apply(params, x)
-    return y.astype(x.dtype), _energy(y, valid)
-
-
-@partial(jax.jit, static_argnums=0)
-def _forward_beside(apply, params, x, dense, valid):
-    """The block's output, and the energies of its distance to `dense` and of `dense`."""
-    y = apply(params, x)
-    dense = dense.astype(y.dtype)
-    return y.astype(x.dtype), (_energy(y - dense, valid), _energy(dense, valid))
-
-
-def _energy(y, valid):
-    real = (jnp.arange(y.shape[0]) < valid).reshape(-1, *[1] * (y.ndim - 1))
-    return jnp.sum(jnp.square(jnp.where(real, y, 0)))
-
-
-@partial(jax.jit, static_argnums=1, donate_argnums=0)
-def _rounded(leaves, dtypes):
-    """What the export will hold: each leaf rounded to its stored dtype."""
-    return [leaf.astype(d).astype(jnp.float32) for leaf, d in zip(leaves, dtypes, strict=True)]
-
-
-@jax.jit
-def _float32(params):
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
-
-
-# ---------------------------------------------------------------- the loop
-
-
-def compute_dtype(name: str) -> Literal["float32", "bfloat16"]:
-    """`auto` resolved: bfloat16 on an accelerator, float32 on the CPU."""
-    if name == "float32" or (name == "auto" and jax.default_backend() == "cpu"):
-        return "float32"
-    if name in ("auto", "bfloat16"):
-        return "bfloat16"
-    raise InputError(f"dtype must be auto, float32 or bfloat16, got {name!r}")
-
-
-def hidden(family: Family, embed: Params, sample: Any, dtype: str) -> jax.ShapeDtypeStruct:
-    """The hidden states of samples, `[N, T, D]` or `[N, H, W, D]`, without computing them."""
-    return jax.eval_shape(partial(_embed, family.embed, dtype), embed, sample)[0]
-
-
-def to_device(params: Params, devices: Devices = ONE) -> Params:
-    """A stored block on every device, as float32 master weights."""
-    return _float32(devices.whole(params))
 
 
 def prune_block(
@@ -340,10 +185,10 @@ def prune_blocks(
     if len(finished) == n_blocks:
         return reports
     budget = budgets(family, [source.shapes(t) for t in range(n_blocks)], config, quant)
-    applies = [Apply(family.block_at(t), compute_dtype(dtype)) for t in range(n_blocks)]
+    applies = [steps.Apply(family.block_at(t), steps.compute_dtype(dtype)) for t in range(n_blocks)]
     embed = source.embed()
     memory = memory or MemoryConfig()
-    one = hidden(family, embed, tokens[:1], memory.stream_dtype)
+    one = steps.hidden(family, embed, tokens[:1], memory.stream_dtype)
     shape = (len(tokens), *one.shape[1:])
     both = 2 * int(np.prod(shape)) * np.dtype(memory.stream_dtype).itemsize
     half = places.host_free() // 2
@@ -371,28 +216,28 @@ def prune_blocks(
             raise InputError(f"block {block} gives values that are not finite (NaN or infinity)")
 
     def advance_dense(t, params):
-        step = partial(forward, applies[t], params)
+        step = partial(steps.forward, applies[t], params)
         before = dense if t else sparse
         finite(t, streams.advance(step, [before], dense, size, ticker(t, "dense"), devices))
 
     def advance_sparse(t, params):
-        step = partial(_forward_beside, applies[t], params)
+        step = partial(steps.forward_beside, applies[t], params)
         tick = ticker(t, "sparse")
         energies = streams.advance(step, [sparse, dense], sparse, size, tick, devices)
         finite(t, energies)
         return energies
 
     sparse, dense = (places.empty(shape, memory.stream_dtype, place, scratch) for _ in range(2))
-    start = embed_tokens(family, embed, memory.stream_dtype, devices)
+    start = steps.embed_tokens(family, embed, memory.stream_dtype, devices)
     streams.advance(start, [tokens], sparse, size, devices=devices)
     del embed, start
     for t, block in enumerate(finished):
-        advance_dense(t, to_device(source.block(t), devices))
-        advance_sparse(t, devices.agree(to_device(block.read())))
+        advance_dense(t, steps.to_device(source.block(t), devices))
+        advance_sparse(t, devices.agree(steps.to_device(block.read())))
 
     for t in range(len(finished), n_blocks):
         stored = source.block(t)
-        params, tuned = to_device(stored, devices), None
+        params, tuned = steps.to_device(stored, devices), None
         with clock("dense"):
             advance_dense(t, params)
         if t and method.compensates and compensation.epochs:
@@ -406,7 +251,7 @@ def prune_blocks(
                     lr=compensation.lr,
                     gamma=compensation.gamma,
                     seed=(seed, t),
-                    again=partial(to_device, stored),
+                    again=partial(steps.to_device, stored),
                     tick=ticker(t, "compensate"),
                 )
                 params = devices.agree(params)
@@ -415,7 +260,7 @@ def prune_blocks(
             sums = devices.whole({tap: stats.zeros(width) for tap, width in widths.items()})
             tick = ticker(t, "statistics")
             for where, (x,), valid in streams.batches([sparse], size, devices=devices):
-                sums = _collect(applies[t], params, x, sums, valid)
+                sums = steps.collect(applies[t], params, x, sums, valid)
                 tick(where.stop, len(sparse))
             jax.block_until_ready(sums)
         with clock("prune"):
@@ -434,7 +279,7 @@ def prune_blocks(
             )
             leaves, tree = jax.tree.flatten(params)
             dtypes = tuple(leaf.dtype for leaf in jax.tree.leaves(stored))
-            params = jax.tree.unflatten(tree, _rounded(leaves, dtypes))
+            params = jax.tree.unflatten(tree, steps.rounded(leaves, dtypes))
             del leaves
         with clock("sparse"):
             energies = advance_sparse(t, params)
@@ -465,22 +310,16 @@ class Clock:
     def __init__(self):
         self.seconds: dict[str, float] = {}
 
-    def __call__(self, phase: str):
-        return _Phase(self, phase)
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            heap.give_back()
+            taken = time.perf_counter() - started
+            self.seconds[phase] = self.seconds.get(phase, 0) + taken
 
     def take(self) -> dict[str, float]:
         taken, self.seconds = self.seconds, {}
         return taken
-
-
-class _Phase:
-    def __init__(self, clock: Clock, phase: str):
-        self.clock, self.phase = clock, phase
-
-    def __enter__(self):
-        self.started = time.perf_counter()
-
-    def __exit__(self, *exc):
-        heap.give_back()
-        seconds = self.clock.seconds
-        seconds[self.phase] = seconds.get(self.phase, 0) + time.perf_counter() - self.started

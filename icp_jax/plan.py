@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from icp_jax import compensation, cost, heap, pipeline, places, stats, streams
+from icp_jax import compensation, cost, heap, places, stats, steps, streams
+from icp_jax.budgets import budgets
 from icp_jax.config import MemoryConfig, RunConfig, check, parse_bytes
 from icp_jax.errors import InputError
 from icp_jax.masks import parse_pattern
@@ -125,24 +126,24 @@ def _on_device(work, module, block, one, batch, gather, programs) -> Iterator[tu
     """(phase, bytes at once on the device), several a phase; the streams left out."""
     family, config = work.family, work.config
     method = METHODS[config.prune.method]
-    apply = pipeline.Apply(module, pipeline.compute_dtype(config.dtype))
+    apply = steps.Apply(module, steps.compute_dtype(config.dtype))
     params = jax.tree.map(lambda leaf: _shape(leaf.shape), block)
     x, some = (_shape((n, *one.shape[1:]), one.dtype) for n in (batch, gather))
     held, sent, count = size(params), size(x), _shape((), jnp.int32)
     yield "write", held
-    dense = programs.beside(pipeline.forward, apply, params, x, count)
+    dense = programs.beside(steps.forward, apply, params, x, count)
     yield "dense", held + 3 * sent + dense  # in: now and next; out: the last one
-    sparse = programs.beside(pipeline._forward_beside, apply, params, x, x, count)
+    sparse = programs.beside(steps.forward_beside, apply, params, x, x, count)
     yield "sparse", held + 5 * sent + sparse
     if method.compensates and config.compensate.epochs and family.n_blocks > 1:
         state = jax.eval_shape(compensation._adam.init, params)
         rate = _shape(())
-        steps = (compensation._steps, apply, params, state, None, some, some, count, rate)
-        yield "compensate", held + size(state) + 4 * size(some) + programs.beside(*steps)
+        tuning = (compensation._steps, apply, params, state, None, some, some, count, rate)
+        yield "compensate", held + size(state) + 4 * size(some) + programs.beside(*tuning)
     shapes = {s.name: block[s.name]["kernel"].shape for s in family.linears}
     widths = family.tap_widths(shapes)
     sums = {tap: jax.eval_shape(partial(stats.zeros, width)) for tap, width in widths.items()}
-    collect = programs.beside(pipeline._collect, apply, params, x, sums, count)
+    collect = programs.beside(steps.collect, apply, params, x, sums, count)
     yield "statistics", held + size(sums) + 2 * sent + collect
     for tap in widths:
         linears = [shapes[s.name] for s in family.linears if s.tap == tap]
@@ -205,7 +206,7 @@ def plan(config: RunConfig, device: str = "", host: str = "") -> Plan:
     check(config)
     source = describe(config.model)
     work = workload(source, resolved(config, source))
-    pipeline.budgets(work.family, work.shapes, config.prune, config.quant)
+    budgets(work.family, work.shapes, config.prune, config.quant)
     limits = _limits(config.memory, device, host)
     limits["host"] = limits["host"] or places.host_free() + places.proc("self/status", "VmRSS")
     need = fit(work, **limits)

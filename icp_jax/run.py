@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from icp_jax import cost, inputs, mesh
+from icp_jax.budgets import budgets
 from icp_jax.checkpoint import Say, Work, log
 from icp_jax.config import RunConfig, check
 from icp_jax.errors import InputError
@@ -19,18 +20,12 @@ from icp_jax.fingerprint import Weights, fingerprint
 from icp_jax.inspection import Counted, verify_export
 from icp_jax.masks import parse_pattern
 from icp_jax.packed import PackedSink
-from icp_jax.pipeline import (
-    BlockReport,
-    Finished,
-    Params,
-    Progress,
-    budgets,
-    prune_blocks,
-)
+from icp_jax.pipeline import BlockReport, Finished, Progress, prune_blocks
 from icp_jax.plan import settle
 from icp_jax.records import block_record, peak_mib, read_block, versions
 from icp_jax.remedies import remedies
 from icp_jax.residency import FolderSource, resolve
+from icp_jax.steps import Params
 from icp_jax.workload import resolved
 
 RECORD = "icp_run.json"

@@ -12,7 +12,8 @@ import numpy as np
 
 from converters import table_for
 from converters.rules import Placed, insert
-from icp_jax import inputs, mesh, pipeline
+from icp_jax import inputs, mesh, steps
+from icp_jax.budgets import shares
 from icp_jax.config import RunConfig
 from icp_jax.models import Family, make_family
 from icp_jax.residency import FolderSource, not_given, part_of, read_config, resolve
@@ -71,11 +72,11 @@ def describe(model: str) -> Described:
 def resolved(config: RunConfig, source: inputs.Described) -> RunConfig:
     """The config with every unset field filled in for this model."""
     p = config.prune
-    alpha, beta = (1.0, 0.0) if p.pattern else pipeline.shares(source.family, p)
+    alpha, beta = (1.0, 0.0) if p.pattern else shares(source.family, p)
     rearrange = p.rearrange or source.family.default_rearrangement
     return dataclasses.replace(
         config,
-        dtype=pipeline.compute_dtype(config.dtype),
+        dtype=steps.compute_dtype(config.dtype),
         devices=mesh.choose(config.devices).count,
         prune=dataclasses.replace(p, alpha=alpha, beta=beta, rearrange=rearrange),
         calibration=inputs.resolved(config.calibration, source),
@@ -102,7 +103,7 @@ class Workload(NamedTuple):
 
     def hidden(self, dtype: str = "float32") -> jax.ShapeDtypeStruct:
         """One sample of a stream, `[1, T, D]` or `[1, H, W, D]`."""
-        return pipeline.hidden(self.family, self.embed, self.sample, dtype)
+        return steps.hidden(self.family, self.embed, self.sample, dtype)
 
 
 def workload(source: Described, config: RunConfig) -> Workload:

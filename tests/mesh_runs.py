@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 import icp_jax
-from icp_jax import mesh, pipeline, places, pruners, stats
+from icp_jax import mesh, places, pruners, stats, steps
 
 COLLECTIVES = r"(all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
 RUNS = {
@@ -55,8 +55,8 @@ def result(model, name, devices, count, pinned=False):
 def layout(model):
     """Where the compiled functions leave their results, and what they send between devices."""
     eight, family = mesh.choose(8), model.family
-    apply = pipeline.Apply(family.block_at(0), "float32")
-    params = pipeline.to_device(model.params["blocks"]["0"], eight)
+    apply = steps.Apply(family.block_at(0), "float32")
+    params = steps.to_device(model.params["blocks"]["0"], eight)
     x = eight.samples(np.zeros((16, 24, family.hidden_size), np.float32))
     sums = {k: stats.zeros(t.shape[-1]) for k, t in jax.eval_shape(apply.taps, params, x).items()}
     kernel = eight.rows(params["fc1"]["kernel"])
@@ -64,8 +64,8 @@ def layout(model):
     walk = pruners.sparsegpt, kernel, pruners.factor(moments), np.int32(9)
     found = {}
     for name, (function, *args), options in (
-        ("forward", (pipeline.forward, apply, params, x, np.int32(16)), {}),
-        ("collect", (pipeline._collect, apply, params, x, eight.whole(sums), np.int32(16)), {}),
+        ("forward", (steps.forward, apply, params, x, np.int32(16)), {}),
+        ("collect", (steps.collect, apply, params, x, eight.whole(sums), np.int32(16)), {}),
         ("walk 2:4", walk, {"pattern": (2, 4)}),
     ):
         compiled = function.lower(*args, **options).compile()

@@ -13,7 +13,7 @@ import numpy as np
 from icp_jax import streams
 from icp_jax.errors import InputError
 from icp_jax.models.spec import Family
-from icp_jax.pipeline import Apply, Params, compute_dtype, embed_tokens, forward, to_device
+from icp_jax.steps import Apply, Params, compute_dtype, embed_tokens, forward, to_device
 
 ROWS = 256  # positions whose logits exist at once
 

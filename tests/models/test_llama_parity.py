@@ -14,12 +14,13 @@ from converters import ConversionError, table_for
 from converters.files import Writer, open_checkpoint, plan_layout
 from converters.llama import TABLES, with_defaults
 from icp_jax import InputError, PruneConfig
+from icp_jax.budgets import budgets
 from icp_jax.convert import convert
 from icp_jax.export import FolderSink
 from icp_jax.inspection import verify_export
 from icp_jax.models import FAMILIES, make_family
 from icp_jax.models.rotary import Rope, inverse_frequencies
-from icp_jax.pipeline import budgets, prune_blocks
+from icp_jax.pipeline import prune_blocks
 from icp_jax.residency import FolderSource
 
 torch_too = pytest.mark.needs_torch

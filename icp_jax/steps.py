@@ -1,0 +1,109 @@
+"""The steps of the loop that are compiled: one program for all blocks of a shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from icp_jax import stats
+from icp_jax.errors import InputError
+from icp_jax.mesh import ONE, Devices
+from icp_jax.models.spec import Family
+
+Params = dict[str, Any]
+
+
+def compute_dtype(name: str) -> Literal["float32", "bfloat16"]:
+    """`auto` resolved: bfloat16 on an accelerator, float32 on the CPU."""
+    if name == "float32" or (name == "auto" and jax.default_backend() == "cpu"):
+        return "float32"
+    if name in ("auto", "bfloat16"):
+        return "bfloat16"
+    raise InputError(f"dtype must be auto, float32 or bfloat16, got {name!r}")
+
+
+@dataclass(frozen=True)
+class Apply:
+    """A module as a pure function of (params, x), computing in `dtype`; gives float32."""
+
+    module: Any
+    dtype: str
+
+    def __call__(self, params: Params, x: jax.Array) -> jax.Array:
+        return self.module.apply({"params": params}, x.astype(self.dtype)).astype(jnp.float32)
+
+    def taps(self, params: Params, x: jax.Array) -> dict[str, jax.Array]:
+        """The inputs of the block's linears."""
+        _, found = self.module.apply({"params": params}, x.astype(self.dtype), mutable=["taps"])
+        return {name: values[0] for name, values in found["taps"].items()}
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def embed_batch(module, dtype, params, tokens):
+    return module.apply({"params": params}, tokens).astype(dtype), None
+
+
+def embed_tokens(
+    family: Family, params: Params, dtype: str = "float32", devices: Devices = ONE
+) -> Callable[..., tuple[jax.Array, None]]:
+    """The embedding as a step for `streams.advance`; dtype: the stream's."""
+    params = to_device(params, devices)
+    return lambda tokens, valid: embed_batch(family.embed, dtype, params, tokens)
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=3)
+def collect(apply, params, x, sums, valid):
+    """Add one batch of the inputs of every linear to the sums; padding counts for nothing."""
+    real = jnp.arange(x.shape[0]) < valid
+    added = {}
+    for name, tap in apply.taps(params, x).items():
+        tap = jnp.where(real.reshape(-1, *[1] * (tap.ndim - 1)), tap, 0)
+        rows = tap.reshape(-1, tap.shape[-1])
+        added[name] = stats.add(sums[name], rows, valid * (rows.shape[0] // x.shape[0]))
+    return added
+
+
+@partial(jax.jit, static_argnums=0)
+def forward(apply, params, x, valid):
+    """The block's output, and its energy (not finite where the output is not)."""
+    y = apply(params, x)
+    return y.astype(x.dtype), _energy(y, valid)
+
+
+@partial(jax.jit, static_argnums=0)
+def forward_beside(apply, params, x, dense, valid):
+    """The block's output, and the energies of its distance to `dense` and of `dense`."""
+    y = apply(params, x)
+    dense = dense.astype(y.dtype)
+    return y.astype(x.dtype), (_energy(y - dense, valid), _energy(dense, valid))
+
+
+def _energy(y, valid):
+    real = (jnp.arange(y.shape[0]) < valid).reshape(-1, *[1] * (y.ndim - 1))
+    return jnp.sum(jnp.square(jnp.where(real, y, 0)))
+
+
+@partial(jax.jit, static_argnums=1, donate_argnums=0)
+def rounded(leaves, dtypes):
+    """What the export will hold: each leaf rounded to its stored dtype."""
+    return [leaf.astype(d).astype(jnp.float32) for leaf, d in zip(leaves, dtypes, strict=True)]
+
+
+@jax.jit
+def _float32(params):
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+
+
+def hidden(family: Family, embed: Params, sample: Any, dtype: str) -> jax.ShapeDtypeStruct:
+    """The hidden states of samples, `[N, T, D]` or `[N, H, W, D]`, without computing them."""
+    return jax.eval_shape(partial(embed_batch, family.embed, dtype), embed, sample)[0]
+
+
+def to_device(params: Params, devices: Devices = ONE) -> Params:
+    """A stored block on every device, as float32 master weights."""
+    return _float32(devices.whole(params))
