@@ -213,6 +213,44 @@ def test_stories260k_has_the_perplexity_that_torch_finds():
     assert 5 < found.perplexity < 20  # a trained model's
 
 
+@torch_too
+@pytest.mark.parametrize("pattern", [None, "2:4"])
+def test_wanda_walks_a_model_as_its_authors_do(pattern, tmp_path):
+    """In torch: hooks for the norms of the inputs, rows compared within themselves, and the next
+    layer sees what the pruned ones give."""
+    import torch_oracle as oracle
+    from torch_oracle import torch
+
+    tokens = np.random.default_rng(0).integers(0, 97, (6, 40)).astype(np.int32)
+    model = oracle.model_of(LLAMA)
+    model.save_pretrained(tmp_path)
+    for layer in model.model.layers:
+        linears = {n: m for n, m in layer.named_modules() if isinstance(m, torch.nn.Linear)}
+        squares = dict.fromkeys(linears, 0.0)
+
+        def hook(module, args, out, *, of, sums=squares):
+            sums[of] = sums[of] + args[0].double().square().sum((0, 1))
+
+        hooks = [m.register_forward_hook(partial(hook, of=n)) for n, m in linears.items()]
+        oracle.run(model, tokens)
+        for handle in hooks:
+            handle.remove()
+        for name, linear in linears.items():
+            scores = linear.weight.detach().abs() * squares[name].sqrt()
+            scores = scores.unflatten(1, (-1, 4)) if pattern else scores
+            gone = scores.argsort(-1)[..., : scores.shape[-1] // 2]
+            masked = torch.ones_like(scores).scatter_(-1, gone, 0.0)
+            with torch.no_grad():
+                linear.weight *= masked.reshape(linear.weight.shape)
+    config = PruneConfig(method="wanda", pattern=pattern or "unstructured", sparsity=0.5)
+    ours = icp_jax.prune(icp_jax.load(tmp_path), tokens, config)[0].params
+    theirs = oracle.tree_of(model)
+    for t in range(LLAMA["num_hidden_layers"]):
+        for spec in make_family(LLAMA).linears:
+            kernels = (params["blocks"][str(t)][spec.name]["kernel"] for params in (ours, theirs))
+            np.testing.assert_array_equal(*kernels, err_msg=f"{spec.name} of block {t}")
+
+
 def test_blocks_that_compute_alike_share_a_module():
     qwen = {**LLAMA, "model_type": "qwen2", "num_hidden_layers": 5, **SLIDING}
     family = make_family({**qwen, "max_window_layers": 3})
