@@ -1,6 +1,6 @@
 """Speed and memory of pruning with compensation: `icp_jax` against the same in plain PyTorch.
 
-    python benchmarks/bench_prune.py --shape opt-125m --out benchmarks/results/bench_prune.json
+    python benchmarks/bench_prune.py --shape opt-125m --out bench_prune.json
 
 Both sides get the same random weights, the same tokens and the same budgets, and run in fresh
 processes that take turns; each runs once to compile and warm up, then once for the clock. Peak
@@ -482,7 +482,7 @@ def parse() -> argparse.Namespace:
         help="tokens PyTorch sends forward at once, but at least a sample; one sample of 512 was "
         "both its fastest and its smallest",
     )
-    parser.add_argument("--out", type=Path, help="JSON; without it nothing is written")
+    parser.add_argument("--out", help="a name under results/; without it nothing is written")
     return parser.parse_args()
 
 
@@ -515,8 +515,7 @@ def main() -> None:
         "rounds": rounds,
     }
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(record, indent=2) + "\n")
+        print(common.write(args.out, record))
 
 
 if __name__ == "__main__":
