@@ -1,6 +1,9 @@
 """Speed and memory of pruning with compensation: `icp_jax` against the same in plain PyTorch.
 
-    python benchmarks/bench_prune.py --shape opt-125m --out bench_prune.json
+    python benchmarks/bench_prune.py --out bench_prune.json
+    python benchmarks/bench_prune.py --shape opt-1.3b --samples 8 --out bench_prune_1.3b.json
+    python benchmarks/bench_prune.py --shape llama-7b --samples 4 --rounds 1 \\
+        --out bench_prune_7b.json
 
 Both sides get the same random weights, the same tokens and the same budgets, and run in fresh
 processes that take turns; each runs once to compile and warm up, then once for the clock. Peak
@@ -34,275 +37,27 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from importlib.metadata import version
 from pathlib import Path
 
 import common
 import numpy as np
+from prune_job import SHAPES, budgets, flops
+from prune_sides import PHASES
 
-SHAPES = {  # hidden size, heads, ffn
-    "tiny": (64, 4, 256),
-    "small": (256, 8, 1024),
-    "opt-125m": (768, 12, 3072),
-    "opt-1.3b": (2048, 32, 8192),
-}
+SIDE = Path(__file__).with_name("prune_sides.py")
 SIDES = ("jax", "torch-eager", "torch-fused")
-PHASES = ("dense", "statistics", "prune", "sparse", "compensate")
 CHECKS = {
     "sparsity 0": {"samples": 4, "sparsity": 0.0, "epochs": 0},
-    "tiny shape": {"shape": "tiny", "blocks": 2, "samples": 16, "seq_len": 64, "epochs": 1},
+    "tiny shape": {"blocks": 2, "samples": 16, "seq_len": 64, "epochs": 1},
 }
-RATE_SIZE = 2048
+TINY = {"opt": "tiny", "llama": "tiny-llama"}
 ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "JAX_PLATFORMS": "cpu"}
-
-# ---------------------------------------------------------------- the same model for all
-
-
-def linears(job) -> dict[str, tuple[int, int]]:
-    """(inputs, outputs) by name."""
-    d, _, f = SHAPES[job["shape"]]
-    square = dict.fromkeys(("q_proj", "k_proj", "v_proj", "out_proj"), (d, d))
-    return {**square, "fc1": (d, f), "fc2": (f, d)}
-
-
-def hf_config(job) -> dict:
-    d, heads, f = SHAPES[job["shape"]]
-    return {
-        "model_type": "opt",
-        "vocab_size": job["vocab"],
-        "hidden_size": d,
-        "num_attention_heads": heads,
-        "ffn_dim": f,
-        "num_hidden_layers": job["blocks"],
-        "max_position_embeddings": job["seq_len"],
-    }
-
-
-def weights(job):
-    """(embedding, blocks) as trees of arrays, `[in, out]`, of variances that keep the scale."""
-    d, rng = SHAPES[job["shape"]][0], np.random.default_rng(job["seed"])
-
-    def normal(*shape, scale=1.0):
-        return rng.standard_normal(shape, np.float32) * np.float32(scale)
-
-    blocks = []
-    for _ in range(job["blocks"]):
-        block = {
-            name: {"kernel": normal(i, o, scale=i**-0.5), "bias": normal(o, scale=0.02)}
-            for name, (i, o) in linears(job).items()
-        }
-        for name in ("self_attn_layer_norm", "final_layer_norm"):
-            block[name] = {"scale": np.exp(normal(d, scale=0.3)), "bias": normal(d, scale=0.02)}
-        blocks.append(block)
-    embed = {
-        "tokens": {"embedding": normal(job["vocab"], d)},
-        "positions": {"embedding": normal(job["seq_len"] + 2, d, scale=0.3)},
-    }
-    return embed, blocks
-
-
-def calibration(job) -> np.ndarray:
-    rng = np.random.default_rng((job["seed"], 1))
-    return rng.integers(0, job["vocab"], (job["samples"], job["seq_len"]), np.int32)
-
-
-def flops(job) -> dict[str, float]:
-    """The algorithm's FLOPs by phase; see the top of the file."""
-    d, _, f = SHAPES[job["shape"]]
-    blocks, samples, t = job["blocks"], job["samples"], job["seq_len"]
-    tokens, layers = samples * t, linears(job)
-    forward = 2.0 * tokens * sum(i * o for i, o in layers.values()) + 2.0 * samples * t * t * d
-    taps = (d, d, d, f)  # of q/k/v, out, fc1, fc2
-    grams = tokens * sum(tap**2 for tap in taps)
-    factors = 2 / 3 * sum(tap**3 for tap in taps)
-    walks = sum(i * i * o for i, o in layers.values())
-    return {
-        "dense": blocks * forward,
-        "statistics": blocks * (forward - 2.0 * tokens * f * d + grams),
-        "prune": blocks * (factors + walks),
-        "sparse": blocks * forward,
-        "compensate": 3 * (blocks - 1) * job["epochs"] * forward,
-    }
-
-
-# ---------------------------------------------------------------- one side, in its own process
-
-
-def memory(field: str) -> float:
-    """VmHWM or VmRSS of this process, in MiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
-
-
-def save_block(folder: Path, t: int, kernels: dict[str, np.ndarray]) -> None:
-    np.savez(folder / f"block{t}.npz", **kernels)
-
-
-def best_rate(multiply) -> float:
-    """GFLOP/s of the best of several RATE_SIZE³ matmuls."""
-    times = []
-    for _ in range(12):
-        started = time.perf_counter()
-        multiply()
-        times.append(time.perf_counter() - started)
-    return 2 * RATE_SIZE**3 / min(times) / 1e9
-
-
-def run_jax(job):
-    """(MiB after imports, run, damage, final, matmul), as `child` uses them."""
-    from icp_jax import cache, heap
-
-    cache.use()  # as the command line does
-    heap.one_arena()
-    import jax
-    import jax.numpy as jnp
-
-    from icp_jax import pipeline, steps, streams
-    from icp_jax.config import CompensateConfig, PruneConfig
-    from icp_jax.models import make_family
-
-    baseline = memory("VmRSS")
-    family, (embed, blocks), tokens = make_family(hf_config(job)), weights(job), calibration(job)
-    last = None
-
-    class Source:
-        shapes = staticmethod(lambda t: linears(job))
-        embed = staticmethod(lambda: embed)
-        block = staticmethod(lambda t: blocks[t])
-
-    Source.family = family
-
-    class Sink:
-        """Drops the blocks, or saves them whole for the check."""
-
-        def __init__(self, folder):
-            self.folder = folder
-
-        def write(self, t, params, grids=None):
-            if self.folder:
-                flat = {f"{m}.{leaf}": a for m, part in params.items() for leaf, a in part.items()}
-                save_block(self.folder, t, flat)
-
-    config = PruneConfig(
-        **{k: job[k] for k in ("sparsity", "alpha", "beta", "damping")}, block_size=job["width"]
-    )
-    compensation = CompensateConfig(job["epochs"], job["lr"], job["gamma"])
-
-    def run(folder):
-        nonlocal last
-        reports = pipeline.prune_blocks(
-            Source, Sink(folder), tokens, config, compensation, dtype="float32", seed=job["seed"]
-        )
-        last = reports[-1].error
-        names = {phase for report in reports for phase in report.seconds}
-        return {p: sum(r.seconds.get(p, 0.0) for r in reports) for p in names}
-
-    def final(folder):
-        """The sparse stream after the last block, by the compiled functions of the pipeline."""
-        size = streams.batch_size(*tokens.shape)
-        out = np.empty((*tokens.shape, family.hidden_size), np.float32)
-        streams.advance(steps.embed_tokens(family, embed), [tokens], out, size)
-        for t in range(job["blocks"]):
-            with np.load(folder / f"block{t}.npz") as saved:
-                params = {}
-                for name, leaf in saved.items():
-                    params.setdefault(name.split(".")[0], {})[name.split(".")[1]] = leaf
-            apply, params = steps.Apply(family.block_at(t), "float32"), jax.device_put(params)
-            streams.advance(
-                lambda x, n, a=apply, p=params: steps.forward(a, p, x, n), [out], out, size
-            )
-        np.save(folder / "final.npy", out)
-
-    def matmul():
-        a = jnp.full((RATE_SIZE, RATE_SIZE), 0.5)
-        dot = jax.jit(jnp.matmul)
-        return lambda: dot(a, a).block_until_ready()
-
-    return baseline, run, lambda: last, final, matmul
-
-
-def run_torch(job):
-    import torch
-    import torch_reference as reference
-
-    torch.set_num_threads(os.cpu_count())
-    baseline = memory("VmRSS")
-    embed, blocks = weights(job)
-    embed = {name: torch.from_numpy(part["embedding"]) for name, part in embed.items()}
-    for t, block in enumerate(blocks):  # one by one: no block is there twice
-        blocks[t] = reference.from_tree(block)
-    del block
-    tokens, last = torch.from_numpy(calibration(job)), None
-
-    def run(folder):
-        nonlocal last
-
-        def sink(t, params):
-            if folder:
-                kernels = {f"{k}.kernel": params[f"{k}.weight"].T.numpy() for k in linears(job)}
-                save_block(folder, t, kernels)
-
-        last = None
-        *last, seconds = reference.prune_blocks(
-            blocks,
-            embed,
-            tokens,
-            job["budgets"],
-            heads=SHAPES[job["shape"]][1],
-            attention=job["side"].removeprefix("torch-"),
-            batch=max(1, job["torch_batch_tokens"] // job["seq_len"]),
-            sink=sink,
-            **{k: job[k] for k in ("epochs", "lr", "gamma", "damping", "width", "seed")},
-        )
-        return seconds
-
-    def damage():
-        sparse, dense = last
-        return float((sparse - dense).square().sum() / dense.square().sum())
-
-    def final(folder):
-        np.save(folder / "final.npy", last[0].numpy())
-
-    def matmul():
-        a = torch.full((RATE_SIZE, RATE_SIZE), 0.5)
-        out = torch.empty_like(a)
-        return lambda: torch.mm(a, a, out=out)
-
-    return baseline, run, damage, final, matmul
-
-
-def child(job) -> dict:
-    """One side: a first run, a timed run, the peak of memory, then the rate of matmuls."""
-    folder = Path(job["save"]) if job["save"] else None
-    baseline, run, damage, final, matmul = (run_jax if job["side"] == "jax" else run_torch)(job)
-
-    def timed(where):
-        started = time.perf_counter()
-        seconds = run(where)
-        total = time.perf_counter() - started
-        phases = {p: seconds.get(p, 0.0) for p in PHASES}
-        # other: embedding and handing over the blocks
-        return {**phases, "other": total - sum(phases.values()), "total": total}
-
-    found = {"baseline_mib": baseline, "first": timed(folder)}
-    if job["timed"]:
-        busy = time.process_time()
-        found |= {"seconds": timed(None), "peak_mib": memory("VmHWM")}
-        found["cores_busy"] = (time.process_time() - busy) / found["seconds"]["total"]
-        found["gflops"] = best_rate(matmul())
-    found["damage"] = damage()
-    if folder:
-        final(folder)
-    return found
-
-
-# ---------------------------------------------------------------- the parent
 
 
 def spawn(job) -> dict:
     done = subprocess.run(
-        [sys.executable, __file__, "--child", json.dumps(job)],
+        [sys.executable, str(SIDE), json.dumps(job)],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -446,16 +201,6 @@ def facts() -> dict:
     }
 
 
-def budgets(job) -> list[dict[str, int]]:
-    """Zeros by linear and block, from `icp_jax`: both sides get the same."""
-    from icp_jax.budgets import budgets
-    from icp_jax.config import PruneConfig
-    from icp_jax.models import make_family
-
-    config = PruneConfig(sparsity=job["sparsity"], alpha=job["alpha"], beta=job["beta"])
-    return budgets(make_family(hf_config(job)), [linears(job)] * job["blocks"], config)
-
-
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="opt-125m")
@@ -498,6 +243,8 @@ def main() -> None:
         os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
         for name, settings in CHECKS.items():
             few = {**job, **settings, "timed": False}
+            if name == "tiny shape":
+                few["shape"] = TINY[SHAPES[args.shape].family]
             few["budgets"] = budgets(few)
             _, agree[name] = take_turns(few, 1, Path(scratch), name)
         rounds, agree["as timed"] = take_turns(
@@ -519,7 +266,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--child"]:
-        print(json.dumps(child(json.loads(sys.argv[2]))))
-    else:
-        main()
+    main()

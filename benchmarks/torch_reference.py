@@ -1,9 +1,9 @@
 """The algorithm of `icp_jax` in plain PyTorch, on the CPU: what `bench_prune.py` compares with.
 
-OPT decoder layers, the two streams, SparseGPT and compensation, in float32 and as a PyTorch user
-would write them. It does no more work than it must: q, k and v share one second moment and one
-factor, statistics stop before the last linear, attention is eager or fused, Adam is the fused
-one, and the reports of `icp_jax` (errors of layers and streams, losses on a probe) are left out.
+OPT's and Llama's decoder layers, the two streams, SparseGPT and compensation, in float32 and as
+a PyTorch user would write them. It does no more work than it must: linears of one input share
+one second moment and one factor, statistics stop before the last linear, attention is eager or
+fused, Adam is the fused one, and the reports of `icp_jax` (errors of layers and streams, losses on a probe) are left out.
 """
 
 from __future__ import annotations
@@ -12,18 +12,13 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import contextmanager
+from typing import ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 Params = dict[str, torch.Tensor]
-TAPS = {  # tap -> the linears that read it
-    "qkv_in": ("q_proj", "k_proj", "v_proj"),
-    "out_in": ("out_proj",),
-    "fc1_in": ("fc1",),
-    "fc2_in": ("fc2",),
-}
 
 
 def from_tree(tree: dict[str, dict[str, np.ndarray]]) -> Params:
@@ -36,29 +31,59 @@ def from_tree(tree: dict[str, dict[str, np.ndarray]]) -> Params:
     }
 
 
-# ---------------------------------------------------------------- the block
+# ---------------------------------------------------------------- the blocks
+
+See = Callable[[str, torch.Tensor], None]
 
 
 class Block:
-    """One OPT decoder layer with layer norm before: `[b, t, D]` to `[b, t, D]`.
+    """A decoder layer, `[b, t, D]` to `[b, t, D]`: what the families share.
 
     attention: "eager", the whole score matrix, or "fused", PyTorch's own kernel.
     """
 
-    def __init__(self, heads: int, length: int, attention: str):
+    taps: ClassVar[dict[str, tuple[str, ...]]]  # tap -> the linears that read it, in order
+    last: ClassVar[str]  # the linear that writes to the residual stream at the end
+
+    def __init__(self, hidden: int, heads: int, length: int, attention: str):
         self.heads, self.fused = heads, attention == "fused"
         self.mask = torch.full((length, length), float("-inf")).triu(1)
 
     def __call__(self, p: Params, x: torch.Tensor) -> torch.Tensor:
         x, y = self.hidden(p, x)
-        return x + _linear(p, "fc2", y)
+        return x + _linear(p, self.last, y)
 
-    def hidden(self, p: Params, x, see: Callable[[str, torch.Tensor], None] = lambda tap, y: None):
-        """(the residual stream, the input of fc2); `see` is shown every tap."""
+    def hidden(self, p: Params, x: torch.Tensor, see: See = lambda tap, y: None):
+        """(the residual stream, the input of the last linear); `see` is shown every tap."""
+        raise NotImplementedError
+
+    def split(self, y):
+        return y.view(*y.shape[:2], self.heads, -1).transpose(1, 2)
+
+    def attend(self, q, k, v):
+        if self.fused:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + self.mask
+            y = torch.softmax(scores, -1) @ v
+        return y.transpose(1, 2).flatten(2)
+
+
+class OptBlock(Block):
+    """Layer norm before, biases, ReLU."""
+
+    taps: ClassVar = {
+        "qkv_in": ("q_proj", "k_proj", "v_proj"),
+        "out_in": ("out_proj",),
+        "fc1_in": ("fc1",),
+        "fc2_in": ("fc2",),
+    }
+    last = "fc2"
+
+    def hidden(self, p, x, see=lambda tap, y: None):
         y = _norm(p, "self_attn_layer_norm", x)
         see("qkv_in", y)
-        q, k, v = (self._split(_linear(p, name, y)) for name in TAPS["qkv_in"])
-        y = self._attend(q, k, v).transpose(1, 2).reshape(x.shape)
+        y = self.attend(*(self.split(_linear(p, name, y)) for name in self.taps["qkv_in"]))
         see("out_in", y)
         x = x + _linear(p, "out_proj", y)
         y = _norm(p, "final_layer_norm", x)
@@ -67,22 +92,56 @@ class Block:
         see("fc2_in", y)
         return x, y
 
-    def _split(self, y):
-        return y.view(*y.shape[:2], self.heads, -1).transpose(1, 2)
 
-    def _attend(self, q, k, v):
-        if self.fused:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + self.mask
-        return torch.softmax(scores, -1) @ v
+class LlamaBlock(Block):
+    """RMS norm before, rotary positions, SwiGLU."""
+
+    taps: ClassVar = {
+        "qkv_in": ("q_proj", "k_proj", "v_proj"),
+        "o_in": ("o_proj",),
+        "gate_up_in": ("gate_proj", "up_proj"),
+        "down_in": ("down_proj",),
+    }
+    last = "down_proj"
+
+    def __init__(self, hidden, heads, length, attention):
+        super().__init__(hidden, heads, length, attention)
+        size = hidden // heads
+        rates = 10000.0 ** (-torch.arange(0, size, 2) / size)
+        angles = torch.outer(torch.arange(length).float(), rates).repeat(1, 2)
+        self.cos, self.sin = angles.cos(), angles.sin()
+
+    def hidden(self, p, x, see=lambda tap, y: None):
+        y = _rms(p, "input_layernorm", x)
+        see("qkv_in", y)
+        q, k, v = (self.split(_linear(p, name, y)) for name in self.taps["qkv_in"])
+        y = self.attend(self.turn(q), self.turn(k), v)
+        see("o_in", y)
+        x = x + _linear(p, "o_proj", y)
+        y = _rms(p, "post_attention_layernorm", x)
+        see("gate_up_in", y)
+        y = F.silu(_linear(p, "gate_proj", y)) * _linear(p, "up_proj", y)
+        see("down_in", y)
+        return x, y
+
+    def turn(self, y):
+        first, second = y.chunk(2, -1)
+        return y * self.cos + torch.cat((-second, first), -1) * self.sin
+
+
+BLOCKS = {"opt": OptBlock, "llama": LlamaBlock}
 
 
 def _linear(p: Params, name: str, x):
-    return F.linear(x, p[f"{name}.weight"], p[f"{name}.bias"])
+    return F.linear(x, p[f"{name}.weight"], p.get(f"{name}.bias"))
 
 
 def _norm(p: Params, name: str, x):
     return F.layer_norm(x, x.shape[-1:], p[f"{name}.weight"], p[f"{name}.bias"], 1e-5)
+
+
+def _rms(p: Params, name: str, x):
+    return F.rms_norm(x, x.shape[-1:], p[f"{name}.weight"], 1e-6)
 
 
 # ---------------------------------------------------------------- SparseGPT
@@ -172,6 +231,8 @@ def prune_blocks(
     tokens: torch.Tensor,
     budgets: list[dict[str, int]],
     *,
+    family: str,
+    hidden: int,
     heads: int,
     attention: str,
     batch: int,
@@ -193,9 +254,9 @@ def prune_blocks(
         seconds[phase] += time.perf_counter() - started
 
     length = tokens.shape[1]
-    block = Block(heads, length, attention)
-    positions = embed["positions"][2 : length + 2]
-    sparse = torch.empty(*tokens.shape, positions.shape[1])
+    block = BLOCKS[family](hidden, heads, length, attention)
+    positions = embed["positions"][2 : length + 2] if "positions" in embed else torch.zeros(())
+    sparse = torch.empty(*tokens.shape, hidden)
     advance(lambda ids: F.embedding(ids, embed["tokens"]) + positions, tokens, batch, sparse)
     p, dense = blocks[0], torch.empty_like(sparse)
     with clock("dense"):
@@ -205,7 +266,7 @@ def prune_blocks(
             moments = second_moments(block, p, sparse, batch)
         with clock("prune"):
             p = dict(p)
-            for tap, linears in TAPS.items():
+            for tap, linears in block.taps.items():
                 upper, dead = factor(moments.pop(tap), damping)
                 for name in linears:
                     key = f"{name}.weight"
