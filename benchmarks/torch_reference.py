@@ -3,7 +3,8 @@
 OPT's and Llama's decoder layers, the two streams, SparseGPT and compensation, in float32 and as
 a PyTorch user would write them. It does no more work than it must: linears of one input share
 one second moment and one factor, statistics stop before the last linear, attention is eager or
-fused, Adam is the fused one, and the reports of `icp_jax` (errors of layers and streams, losses on a probe) are left out.
+fused, Adam is the fused one, and the reports of `icp_jax` (errors of layers and streams, losses
+on a probe) are left out.
 """
 
 from __future__ import annotations
