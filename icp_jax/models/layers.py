@@ -75,6 +75,20 @@ class RMSNorm(nn.Module):
         return y.astype(x.dtype)
 
 
+def softmax_matmul(
+    scores: Float[Array, "*b q k"], v: Float[Array, "*b k d"]
+) -> Float[Array, "*b q d"]:
+    """softmax(scores) @ v, the softmax in float32.
+
+    The division by the sums comes last, where there is least to divide; its gradient then needs
+    no sum over a product of two score matrices, which XLA's CPU backend is slow at.
+    """
+    most = jax.lax.stop_gradient(jnp.max(scores, -1, keepdims=True))
+    weights = jnp.exp(scores - most)
+    out = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return (out / jnp.sum(weights, -1, keepdims=True)).astype(v.dtype)
+
+
 def causal_attention(
     q: Float[Array, "b t h d"],
     k: Float[Array, "b t n d"],
@@ -117,8 +131,7 @@ def causal_attention(
         allowed = jnp.arange(first, end) <= queries
         if window is not None:
             allowed &= jnp.arange(first, end) > queries - window
-        weights = jax.nn.softmax(jnp.where(allowed, scores, -jnp.inf), axis=-1).astype(v.dtype)
-        out = jnp.einsum("bhqk,bhkd->bhqd", weights, v[:, :, first:end])
+        out = softmax_matmul(jnp.where(allowed, scores, -jnp.inf), v[:, :, first:end])
         chunks.append(out.reshape(b, n, group, end - start, d))
     out = chunks[0] if len(chunks) == 1 else jnp.concatenate(chunks, axis=3)
     return jnp.transpose(out, (0, 3, 1, 2, 4)).reshape(b, t, h, d)

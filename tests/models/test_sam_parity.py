@@ -146,7 +146,8 @@ def test_relative_positions_of_another_grid_are_interpolated(models, side):
     assert error(ours, model.vision_encoder.layers[1](torch.from_numpy(x))) <= BLOCK
 
 
-def test_query_chunks_give_what_all_queries_at_once_give(models, monkeypatch):
+@pytest.mark.parametrize("scores", [1, 2 * 8**3, 2 * 8**4])  # a row of a head; rows; heads
+def test_chunks_give_what_all_scores_at_once_give(models, monkeypatch, scores):
     _, sam, _, tree = models("windows")
     x = normal(2, 8, 8, sam.vision.hidden_size)
     module, params = Block(sam.vision, 0), tree["blocks"]["1"]
@@ -155,7 +156,7 @@ def test_query_chunks_give_what_all_queries_at_once_give(models, monkeypatch):
         return jnp.sum(jnp.sin(module.apply({"params": params}, x)))
 
     whole, whole_grad = jax.value_and_grad(run)(params)
-    monkeypatch.setattr("icp_jax.models.sam.attention.QUERY_CHUNK", 16)
+    monkeypatch.setattr("icp_jax.models.sam.attention.SCORES", {jax.default_backend(): scores})
     parts, parts_grad = jax.value_and_grad(run)(params)
     assert abs(whole - parts) <= 1e-3
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), whole_grad, parts_grad)

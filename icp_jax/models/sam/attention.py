@@ -1,8 +1,8 @@
 """Attention over a grid of patches, with decomposed relative positions, and its windows.
 
 The score of query (r, w) and key (h, c) is q·k/√d plus q·Rh[r, h] plus q·Rw[w, c], with tables
-Rh and Rw of the offsets in rows and columns. Query rows are worked off in chunks: neither the
-scores nor the biases of all queries ever lie in memory at once.
+Rh and Rw of the offsets in rows and columns. A few heads and query rows are worked off at once:
+neither the scores nor the biases of all ever lie in memory together.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-QUERY_CHUNK = 64  # at most so many queries at once (one row of the grid where that is longer)
-GPU_QUERY_CHUNK = 512  # the same on an accelerator; on a CPU the scores should fit its cache
+from icp_jax.models.layers import softmax_matmul
+
+SCORES = {"cpu": 1 << 20}  # at most so many at once (or one row's): what fits a CPU's cache
+SCORES_ELSEWHERE = 1 << 25
 
 
 def partition(
@@ -73,40 +75,43 @@ def attention(
     rows, columns: the tables of relative positions, both or neither.
     """
     b, h, w, n, d = q.shape
-    q, k, v = (jnp.moveaxis(a, 3, 1) for a in (q, k, v))  # [b, n, h, w, d]
-    k, v = (a.reshape(b, n, h * w, d) for a in (k, v))
-    scale = np.float32(d**-0.5)
+    q, k, v = (jnp.moveaxis(a, 3, 1).reshape(b * n, h, w, d) for a in (q, k, v))
+    k, v = (a.reshape(b * n, h * w, d) for a in (k, v))
+    scale = np.float32(d**-0.5).astype(q.dtype)
     to_rows = None if rows is None else relative(rows.astype(q.dtype), h)
     to_columns = None if columns is None else relative(columns.astype(q.dtype), w)
+    few, r = _at_once(b * n, h, w)
 
-    def chunk(part):  # q [b, n, r, w, d], its rows of to_rows [r, h, d] -> [b, n, r, w, d]
-        q, near = part
-        r = q.shape[2]
-        flat = (q * scale.astype(q.dtype)).reshape(b, n, r * w, d)
-        scores = jnp.einsum("bnqd,bnkd->bnqk", flat, k, preferred_element_type=jnp.float32)
+    def chunk(k, v, q, near):  # q [g, r, w, d] of g heads, its rows of to_rows [r, h, d]
+        wide = {"preferred_element_type": jnp.float32}
+        flat = (q * scale).reshape(-1, r * w, d)
+        scores = jnp.einsum("gqd,gkd->gqk", flat, k, **wide)
         if near is not None:
-            kept = {"preferred_element_type": jnp.float32}
-            down = jnp.einsum("bnrwd,rhd->bnrwh", q, near, **kept)
-            across = jnp.einsum("bnrwd,wcd->bnrwc", q, to_columns, **kept)
+            down = jnp.einsum("grwd,rhd->grwh", q, near, **wide)
+            across = jnp.einsum("grwd,wcd->grwc", q, to_columns, **wide)
             bias = down[..., :, None] + across[..., None, :]
             scores = scores + bias.reshape(scores.shape)
-        weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-        out = jnp.einsum("bnqk,bnkd->bnqd", weights, v)
-        return out.reshape(b, n, r, w, d)
+        return softmax_matmul(scores, v).reshape(q.shape)
 
-    r = _rows_at_once(h, w)
-    if r == h:
-        out = chunk((q, to_rows))
+    if (few, r) == (b * n, h):
+        out = chunk(k, v, q, to_rows)
     else:
-        parts = jnp.moveaxis(q.reshape(b, n, h // r, r, w, d), 2, 0)
-        near = None if to_rows is None else to_rows.reshape(h // r, r, h, d)
         # the gradient computes each chunk's scores again rather than keep them all
-        out = jax.lax.map(jax.checkpoint(chunk, prevent_cse=False), (parts, near))
-        out = jnp.moveaxis(out, 0, 2).reshape(b, n, h, w, d)
-    return jnp.moveaxis(out, 1, 3)
+        again = jax.checkpoint(chunk, prevent_cse=False)
+        near = None if to_rows is None else to_rows.reshape(h // r, r, h, d)
+
+        def group(part):
+            q, k, v = part
+            parts = jnp.moveaxis(q.reshape(few, h // r, r, w, d), 1, 0)
+            out = jax.lax.map(lambda rows: again(k, v, *rows), (parts, near))
+            return jnp.moveaxis(out, 0, 1)
+
+        out = jax.lax.map(group, tuple(a.reshape(-1, few, *a.shape[1:]) for a in (q, k, v)))
+    return jnp.moveaxis(out.reshape(b, n, h, w, d), 1, 3)
 
 
-def _rows_at_once(h: int, w: int) -> int:
-    """The largest divisor of h that keeps a chunk of queries within its limit."""
-    most = max(1, (QUERY_CHUNK if jax.default_backend() == "cpu" else GPU_QUERY_CHUNK) // w)
-    return max(r for r in range(1, min(most, h) + 1) if h % r == 0)
+def _at_once(heads: int, h: int, w: int) -> tuple[int, int]:
+    """(heads, query rows) whose scores stay within the limit: divisors of both, rows first."""
+    most = SCORES.get(jax.default_backend(), SCORES_ELSEWHERE) // (w * h * w)
+    r = max(r for r in range(1, h + 1) if h % r == 0 and r <= max(most, 1))
+    return max(g for g in range(1, heads + 1) if heads % g == 0 and g * r <= max(most, r)), r

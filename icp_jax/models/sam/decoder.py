@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from icp_jax.models.layers import ACTIVATIONS, LayerNorm, Linear
+from icp_jax.models.layers import ACTIVATIONS, LayerNorm, Linear, softmax_matmul
 from icp_jax.models.sam.config import DecoderConfig
 from icp_jax.models.sam.layers import NORM_EPS, Perceptron, Table, Upscale
 
@@ -38,7 +38,7 @@ class Attention(nn.Module):
         q, k, v = split("q_proj", query), split("k_proj", key), split("v_proj", value)
         scale = np.float32((width // heads) ** -0.5).astype(q.dtype)
         scores = jnp.matmul(q * scale, jnp.swapaxes(k, 3, 4), preferred_element_type=jnp.float32)
-        out = jnp.matmul(jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
+        out = softmax_matmul(scores, v)
         out = jnp.swapaxes(out, 2, 3)
         return Linear(c.hidden_size, name="out_proj")(out.reshape(*out.shape[:-2], width))
 
