@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-PANEL = 512  # inputs a panel: only the upper panels of the symmetric sum are computed
+TILE, TILES = 384, 8  # inputs a tile, at least; tiles a side, at most
 
 
 class Sums(NamedTuple):
-    """Running sums of x xᵀ of one tap."""
+    """Running sums of x xᵀ of one tap: the upper half of the symmetric matrix, in tiles."""
 
-    panels: tuple[Float[Array, "p d"], ...]  # row panel k covers the columns from its start on
+    tiles: tuple[Float[Array, "p q"], ...]  # of the first row of tiles, of the second, ...
     rows: Int[Array, ""]  # tokens seen
+
+
+def _edges(inputs: int) -> list[tuple[int, int]]:
+    """(start, end) of every tile of a side."""
+    width = max(TILE, -(-inputs // TILES))
+    return [(start, min(start + width, inputs)) for start in range(0, inputs, width)]
 
 
 class Moments(NamedTuple):
@@ -27,37 +34,40 @@ class Moments(NamedTuple):
 
 def zeros(inputs: int) -> Sums:
     """Empty sums for a tap of so many inputs."""
-    starts = range(0, inputs, PANEL)
-    panels = tuple(jnp.zeros((min(PANEL, inputs - s), inputs - s), jnp.float32) for s in starts)
-    return Sums(panels, jnp.zeros((), jnp.int32))
+    edges, tiles = _edges(inputs), []
+    for k, (start, end) in enumerate(edges):
+        tiles += [jnp.zeros((end - start, right - left), jnp.float32) for left, right in edges[k:]]
+    return Sums(tuple(tiles), jnp.zeros((), jnp.int32))
 
 
 def add(sums: Sums, x: Float[Array, "n d"], count: Int[Array, ""]) -> Sums:
     """Add rows; `count` of them are real, the others are zero."""
-    panels = []
-    for k, panel in enumerate(sums.panels):
-        start = k * PANEL
-        left, right = x[:, start : start + panel.shape[0]], x[:, start:]
-        product = jax.lax.dot_general(
+    parts = [x[:, start:end] for start, end in _edges(x.shape[1])]
+    pairs = [(left, right) for k, left in enumerate(parts) for right in parts[k:]]
+    tiles = [
+        tile
+        + jax.lax.dot_general(
             left,
             right,
             (((0,), (0,)), ((), ())),
             precision=jax.lax.Precision.HIGHEST,
             preferred_element_type=jnp.float32,
         )
-        panels.append(panel + product)
-    return Sums(tuple(panels), sums.rows + count)
+        for tile, (left, right) in zip(sums.tiles, pairs, strict=True)
+    ]
+    return Sums(tuple(tiles), sums.rows + count)
 
 
 @jax.jit
 def moments(sums: Sums) -> Moments:
-    """The whole symmetric mean from the upper panels."""
-    inputs = sums.panels[0].shape[1]
-    upper = jnp.concatenate(
-        [jnp.pad(p, ((0, 0), (inputs - p.shape[1], 0))) for p in sums.panels], axis=0
+    """The whole symmetric mean from its upper half."""
+    side, tiles = (math.isqrt(8 * len(sums.tiles) + 1) - 1) // 2, iter(sums.tiles)
+    upper = {(k, j): next(tiles) for k in range(side) for j in range(k, side)}
+    for k in range(side):  # products need not be symmetric to the last bit
+        upper[k, k] = jnp.triu(upper[k, k]) + jnp.triu(upper[k, k], 1).T
+    second = jnp.block(
+        [[upper[k, j] if k <= j else upper[j, k].T for j in range(side)] for k in range(side)]
     )
-    upper = jnp.triu(upper)
-    second = upper + jnp.triu(upper, 1).T
     return Moments(second / jnp.maximum(sums.rows, 1).astype(jnp.float32), sums.rows)
 
 
