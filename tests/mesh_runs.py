@@ -22,7 +22,9 @@ RUNS = {
 
 
 def samples(count: int) -> np.ndarray:
-    return np.random.default_rng(1).integers(3, 2048, (count, 24)).astype(np.int32)
+    # seed 1 brings two scores of 2:4 within a rounding error of each other in out_proj of block 1:
+    # they swap, and the rest of that column and of the model follows
+    return np.random.default_rng(2).integers(3, 2048, (count, 24)).astype(np.int32)
 
 
 def result(model, name, devices, count, pinned=False):
