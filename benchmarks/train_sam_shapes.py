@@ -1,4 +1,4 @@
-"""Train the small SAM: 3.4 M parameters, on scenes of shapes made on the fly, within an hour.
+"""Train the small SAM: 1.9 M parameters, on scenes of shapes made on the fly, within an hour.
 
     python benchmarks/train_sam_shapes.py --out benchmarks/assets/sam-shapes --minutes 50
 
