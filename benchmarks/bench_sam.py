@@ -1,6 +1,6 @@
 """SAM's encoder and the phases of pruning it at ViT-B's shapes: `icp_jax` beside PyTorch.
 
-    python benchmarks/bench_sam.py --out benchmarks/results/bench_sam.json
+    python benchmarks/bench_sam.py --out bench_sam.json
 
 Images of 1024², random weights, float32. Forward: the whole encoder (12 blocks and neck) on one
 image, the PyTorch side being transformers' `SamVisionModel` with its default attention. Phases:
@@ -19,6 +19,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -251,7 +252,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=4, help="of the phases")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=common.RESULTS / "bench_sam.json")
+    parser.add_argument("--out", help="a name under results/; without it nothing is written")
     parser.add_argument("--child", nargs=3, metavar=("SIDE", "TASK", "FILE"))
     args = parser.parse_args()
     if args.child:
@@ -259,18 +260,18 @@ def main() -> None:
         return child(side, task, args.images, Path(file))
     found = {task: {side: [] for side in SIDES} for task in TASKS}
     outs: dict = {}
-    file = args.out.with_suffix(".npz")
-    for _ in range(args.rounds):
-        for task in TASKS:
-            for side in SIDES:
-                again = [sys.executable, __file__, "--child", side, task, str(file)]
-                again += ["--images", str(args.images)]
-                subprocess.run(again, check=True, env={**os.environ, **ENVIRONMENT})
-                with np.load(file) as saved:
-                    outs[task, side] = saved["out"]
-                    found[task][side].append(json.loads(str(saved["record"])))
-                print(task, side, found[task][side][-1], flush=True)
-    file.unlink()
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "found.npz"
+        for _ in range(args.rounds):
+            for task in TASKS:
+                for side in SIDES:
+                    again = [sys.executable, __file__, "--child", side, task, str(file)]
+                    again += ["--images", str(args.images)]
+                    subprocess.run(again, check=True, env={**os.environ, **ENVIRONMENT})
+                    with np.load(file) as saved:
+                        outs[task, side] = saved["out"]
+                        found[task][side].append(json.loads(str(saved["record"])))
+                    print(task, side, found[task][side][-1], flush=True)
     record = {**common.provenance(), "images": args.images, "rounds": args.rounds}
     for task in TASKS:
         record[task] = {side: summary(found[task][side]) for side in SIDES}
@@ -280,7 +281,8 @@ def main() -> None:
         a, b = (outs[task, side] for side in SIDES)
         record[task]["agreement"] = agreement(task, a, b)
         print(task, json.dumps(record[task], indent=2))
-    print(common.write(args.out.name, record, args.out.parent))
+    if args.out:
+        print(common.write(args.out, record))
 
 
 def summary(runs: list[dict]) -> dict:
