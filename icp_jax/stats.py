@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 TILE, TILES = 384, 8  # inputs a tile, at least; tiles a side, at most
+PANEL = 1024  # rows of the moments that are multiplied at once, at most
 
 
 class Sums(NamedTuple):
@@ -83,8 +84,17 @@ def output_error(
 ) -> Float[Array, ""]:
     """‖(W - Ŵ)ᵀx‖² / ‖Wᵀx‖², in the mean over the calibration tokens."""
 
-    def energy(w):
-        product = jnp.matmul(m.second, w, precision=jax.lax.Precision.HIGHEST)
-        return jnp.sum(w * product)
+    inputs = before.shape[0]
+    panel = min(PANEL, -(-inputs // 2))
+
+    def energy(w):  # the matrix is symmetric: what is right of its diagonal counts twice
+        total = jnp.zeros((), jnp.float32)
+        for start in range(0, inputs, panel):
+            end = min(start + panel, inputs)
+            rows = m.second[start:end, start:]
+            rows = jnp.where(jnp.arange(rows.shape[1]) < end - start, rows, 2 * rows)
+            product = jnp.matmul(rows, w[start:], precision=jax.lax.Precision.HIGHEST)
+            total += jnp.sum(w[start:end] * product)
+        return total
 
     return energy(before - after) / jnp.maximum(energy(before), jnp.finfo(jnp.float32).tiny)

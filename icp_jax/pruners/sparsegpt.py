@@ -15,14 +15,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from icp_jax.masks import keep_largest, keep_n_of_m
+from icp_jax.pruners.triangular import dot, dot_transposed, inverse_cholesky
 from icp_jax.quantize import Grid, at_input, to_grid
 from icp_jax.stats import Moments
 
 BLOCK = 128  # inputs whose mask is chosen together
-LEAF = 384  # the largest matrix that LAPACK factors and inverts at once
-SUB = 32  # inputs whose updates stay inside one small panel
-
-_dot = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+SUB = 16  # inputs whose updates stay inside one small panel
+SPAN = 512  # inputs whose errors are spread at once
 
 
 class Factor(NamedTuple):
@@ -47,24 +46,7 @@ def factor(moments: Moments, damping: float | Float[Array, ""] = 0.01) -> Factor
     diagonal = jnp.where(dead, 1.0, diagonal)
     diagonal = diagonal + damping * jnp.mean(diagonal)
     h = jnp.where(jnp.eye(size, dtype=bool), diagonal[:, None], h)
-    return Factor(_inverse_cholesky(h[::-1, ::-1])[1][::-1, ::-1], dead)
-
-
-def _inverse_cholesky(h: Float[Array, "i i"]) -> tuple[Float[Array, "i i"], Float[Array, "i i"]]:
-    """(L, L⁻¹) of H = L Lᵀ, by halves, so that nearly all the work is matrix products."""
-    size = h.shape[0]
-    if size <= LEAF:
-        low = jax.lax.linalg.cholesky(h, symmetrize_input=False)
-        identity = jnp.eye(size, dtype=h.dtype)
-        return low, jax.lax.linalg.triangular_solve(low, identity, left_side=True, lower=True)
-    half = size // 2
-    low1, inverse1 = _inverse_cholesky(h[:half, :half])
-    below = _dot(h[half:, :half], inverse1.T)
-    low2, inverse2 = _inverse_cholesky(h[half:, half:] - _dot(below, below.T))
-    corner = -_dot(inverse2, _dot(below, inverse1))
-    none = jnp.zeros((half, size - half), h.dtype)
-    low = jnp.block([[low1, none], [below, low2]])
-    return low, jnp.block([[inverse1, none], [corner, inverse2]])
+    return Factor(inverse_cholesky(h[::-1, ::-1])[::-1, ::-1], dead)
 
 
 def _share(budget: Int[Array, ""], end: Int[Array, ""], inputs: int) -> Int[Array, ""]:
@@ -100,14 +82,14 @@ def sparsegpt(
         w = jnp.pad(w, ((0, pad), (0, 0)))
         upper = jnp.pad(upper, ((0, pad), (0, pad)))
         upper = upper + jnp.diag(jnp.where(jnp.arange(inputs + pad) < inputs, 0.0, 1.0))
-    budget = jnp.asarray(budget, jnp.int32)
+    budget, span = jnp.asarray(budget, jnp.int32), _span_width(inputs + pad, block)
 
     def walk_block(carry, k):
         w, spread = carry  # spread: the errors e of the blocks done, zero for those to come
         start = k * block
-        u_rows = jax.lax.dynamic_slice(upper, (0, start), (inputs + pad, block))
-        u = jax.lax.dynamic_slice(u_rows, (start, 0), (block, block))
-        w1 = jax.lax.dynamic_slice(w, (start, 0), (block, outputs)) - _dot(u_rows.T, spread)
+        u = jax.lax.dynamic_slice(upper, (start, start), (block, block))
+        w1 = jax.lax.dynamic_slice(w, (start, 0), (block, outputs))
+        w1 = w1 - _reaching(upper, spread, start, block, span)
         if pattern is None:
             real = start + jnp.arange(block) < inputs
             scores = jnp.where(real[:, None], _saliency(w1, jnp.diagonal(u)), jnp.inf)
@@ -127,6 +109,28 @@ def sparsegpt(
     steps = jnp.arange((inputs + pad) // block)
     (w, _), keep = jax.lax.scan(walk_block, (w, jnp.zeros_like(w)), steps)
     return w[:inputs].astype(kernel.dtype), keep.reshape(-1, outputs)[:inputs]
+
+
+def _span_width(inputs: int, block: int) -> int:
+    """A multiple of the block near SPAN that divides the inputs; off the CPU all of them."""
+    if jax.default_backend() != "cpu":  # a loop of unknown length waits for the host
+        return inputs
+    fits = [s for s in range(2 * block, max(SPAN, 2 * block) + 1, block) if inputs % s == 0]
+    return fits[-1] if fits else inputs
+
+
+def _reaching(upper, spread, start, block, span):
+    """What the errors of the inputs before `start` come to in the block there, `[block, o]`."""
+    if span == len(spread):  # those still to come are zero
+        return dot(jax.lax.dynamic_slice(upper, (0, start), (span, block)).T, spread)
+
+    def add(k, total):
+        u = jax.lax.dynamic_slice(upper, (k * span, start), (span, block))
+        errors = jax.lax.dynamic_slice(spread, (k * span, 0), (span, spread.shape[1]))
+        return total + dot_transposed(u, errors)
+
+    nothing = jnp.zeros((block, spread.shape[1]), spread.dtype)
+    return jax.lax.fori_loop(0, -(-start // span), add, nothing)
 
 
 def _sub_width(block: int, pattern: tuple[int, int] | None) -> int:
@@ -152,7 +156,7 @@ def _walk_inside(w, keep, u, pattern, on_grid, sub):
         start = k * sub
         u_rows = jax.lax.dynamic_slice(u, (0, start), (block, sub))
         u1 = jax.lax.dynamic_slice(u_rows, (start, 0), (sub, sub))
-        w1 = jax.lax.dynamic_slice(w, (start, 0), (sub, outputs)) - _dot(u_rows.T, errors)
+        w1 = jax.lax.dynamic_slice(w, (start, 0), (sub, outputs)) - dot_transposed(u_rows, errors)
         keep1 = jax.lax.dynamic_slice(keep, (start, 0), (sub, outputs))
         shifted = None if on_grid is None else lambda now, i: on_grid(now, start + i)
         w1, keep1, errors1 = _walk_inputs(w1, keep1, u1, pattern, shifted)
@@ -173,7 +177,7 @@ def _walk_inputs(w, keep, u, pattern, on_grid):
     def group_mask(w, keep, errors, i):
         n, m = pattern
         u_rows = jax.lax.dynamic_slice(u, (0, i), (sub, m))
-        now = jax.lax.dynamic_slice(w, (i, 0), (m, outputs)) - _dot(u_rows.T, errors)
+        now = jax.lax.dynamic_slice(w, (i, 0), (m, outputs)) - dot(u_rows.T, errors)
         scores = _saliency(now, jax.lax.dynamic_slice(diagonal, (i,), (m,)))
         return jax.lax.dynamic_update_slice(keep, keep_n_of_m(scores, n, m), (i, 0))
 
@@ -183,7 +187,7 @@ def _walk_inputs(w, keep, u, pattern, on_grid):
             keep = jax.lax.cond(
                 i % pattern[1] == 0, lambda: group_mask(w, keep, errors, i), lambda: keep
             )
-        now = w[i] - _dot(u[:, i], errors)
+        now = w[i] - dot(u[:, i], errors)
         new = now if on_grid is None else on_grid(now, i)
         new = jnp.where(keep[i], new, 0.0)
         return w.at[i].set(new), keep, errors.at[i].set((now - new) / diagonal[i])
