@@ -22,7 +22,7 @@ from icp_jax.places import Samples, Stream
 # Tokens (positions) that go through a block at once: what fits a CPU's caches, what fills a GPU.
 BATCH_TOKENS = {"cpu": 1024}
 BATCH_TOKENS_ELSEWHERE = 4096
-GATHER_BYTES = 1 << 21  # a batch of samples for compensation: at most so many bytes a stream
+GATHER_BYTES = 1 << 22  # a batch of samples for compensation: at most so many bytes a stream
 
 
 def batch_size(samples: int, positions: int, tokens: int | None = None, devices: int = 1) -> int:

@@ -7,11 +7,14 @@ Every linear's kernel is 2-D `[in, out]`. A linear's input leaves the module thr
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from icp_jax.dot import linear
 
 QUERY_CHUNK = 256  # on the CPU: causal attention in chunks of so many queries
 
@@ -23,56 +26,88 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+class Affine(NamedTuple):
+    """What a norm does last: x * scale + bias, over the last axis; None is left out."""
+
+    scale: Float[Array, "d"] | None = None
+    bias: Float[Array, "d"] | None = None
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        y = x.astype(jnp.float32)
+        y = y if self.scale is None else y * self.scale.astype(jnp.float32)
+        y = y if self.bias is None else y + self.bias.astype(jnp.float32)
+        return y.astype(x.dtype)
+
+
+WHOLE = Affine()  # lacks nothing
+
+
 class Linear(nn.Module):
-    """`x @ kernel + bias`, kernel `[in, out]`, computed in the dtype of x."""
+    """`x @ kernel + bias`, kernel `[in, out]`, computed in the dtype of x.
+
+    after: what x still lacks. It is done to the kernel and the bias instead: where x depends on
+    no params, as in a block's first norm, the gradient then needs nothing of x.
+    """
 
     features: int
     use_bias: bool = True
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
+    def __call__(self, x: Float[Array, "*b i"], after: Affine = WHOLE) -> Float[Array, "*b o"]:
         kernel = self.param(
             "kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features), jnp.float32
         )
-        y = x @ kernel.astype(x.dtype)
+        bias = None
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-            y = y + bias.astype(x.dtype)
-        return y
+        if after.bias is not None:
+            moved = jnp.matmul(after.bias, kernel, precision=jax.lax.Precision.HIGHEST)
+            bias = moved if bias is None else bias + moved
+        if after.scale is not None:
+            kernel = after.scale[:, None] * kernel
+        y = linear(x, kernel.astype(x.dtype))
+        return y if bias is None else y + bias.astype(x.dtype)
 
 
 class LayerNorm(nn.Module):
-    """Layer norm over the last axis, computed in float32. `affine=False`: no scale, no bias."""
+    """Layer norm over the last axis, computed in float32. `affine=False`: no scale, no bias.
+
+    apart: give what is normalised, and the `Affine` that it lacks.
+    """
 
     epsilon: float = 1e-5
     affine: bool = True
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+    def __call__(self, x: Float[Array, "*b d"], apart: bool = False) -> Any:
         x32 = x.astype(jnp.float32)
         mean = jnp.mean(x32, -1, keepdims=True)
         centred = x32 - mean
         variance = jnp.mean(jnp.square(centred), -1, keepdims=True)
         y = centred * jax.lax.rsqrt(variance + self.epsilon)
+        after = WHOLE
         if self.affine:
             scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
             bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
-            y = y * scale.astype(jnp.float32) + bias.astype(jnp.float32)
-        return y.astype(x.dtype)
+            after = Affine(scale, bias)
+        return (y.astype(x.dtype), after) if apart else after(y).astype(x.dtype)
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm over the last axis, computed in float32: a scale and no bias."""
+    """Root-mean-square norm over the last axis, computed in float32: a scale and no bias.
+
+    apart: give what is normalised, and the `Affine` that it lacks.
+    """
 
     epsilon: float = 1e-6
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+    def __call__(self, x: Float[Array, "*b d"], apart: bool = False) -> Any:
         x32 = x.astype(jnp.float32)
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         mean = jnp.mean(jnp.square(x32), -1, keepdims=True)
-        y = x32 * jax.lax.rsqrt(mean + self.epsilon) * scale.astype(jnp.float32)
-        return y.astype(x.dtype)
+        y, after = x32 * jax.lax.rsqrt(mean + self.epsilon), Affine(scale)
+        return (y.astype(x.dtype), after) if apart else after(y).astype(x.dtype)
 
 
 def softmax_matmul(

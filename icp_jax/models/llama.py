@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from converters.llama import has_mlp_bias, has_o_bias, has_qk_norm, has_qkv_bias, with_defaults
 from icp_jax.errors import InputError
-from icp_jax.models.layers import ACTIVATIONS, Linear, RMSNorm, causal_attention
+from icp_jax.models.layers import ACTIVATIONS, WHOLE, Linear, RMSNorm, causal_attention
 from icp_jax.models.rotary import Rope, cos_sin, rotate
 from icp_jax.models.spec import Family, LinearSpec, rearrangements
 
@@ -120,16 +120,16 @@ class Block(nn.Module):
         c = self.config
         (b, t, _), d = x.shape, c.head_dim
 
-        def norm(name, y):
-            return RMSNorm(c.rms_norm_eps, name=name)(y)
+        def norm(name, y, apart=False):
+            return RMSNorm(c.rms_norm_eps, name=name)(y, apart)
 
-        def linear(name, features, y, bias):
-            return Linear(features, use_bias=bias, name=name)(y)
+        def linear(name, features, y, bias, after=WHOLE):
+            return Linear(features, use_bias=bias, name=name)(y, after)
 
-        y = norm("input_layernorm", x)
-        self.sow("taps", "qkv_in", y)
+        y, after = norm("input_layernorm", x, apart=True)
+        self.sow("taps", "qkv_in", after(y))
         q, k, v = (
-            linear(name, heads * d, y, c.qkv_bias).reshape(b, t, heads, d)
+            linear(name, heads * d, y, c.qkv_bias, after).reshape(b, t, heads, d)
             for name, heads in (
                 ("q_proj", c.num_attention_heads),
                 ("k_proj", c.num_key_value_heads),

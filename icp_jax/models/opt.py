@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from icp_jax.errors import InputError
-from icp_jax.models.layers import ACTIVATIONS, LayerNorm, Linear, causal_attention
+from icp_jax.models.layers import ACTIVATIONS, WHOLE, LayerNorm, Linear, causal_attention
 from icp_jax.models.spec import Family, LinearSpec, rearrangements
 
 POSITION_OFFSET = 2  # OPT's learned positions start at the third row of the table
@@ -92,16 +92,16 @@ class Block(nn.Module):
         c = self.config
         heads = (c.num_attention_heads, c.hidden_size // c.num_attention_heads)
 
-        def linear(name, features, y):
-            return Linear(features, use_bias=c.enable_bias, name=name)(y)
+        def linear(name, features, y, after=WHOLE):
+            return Linear(features, use_bias=c.enable_bias, name=name)(y, after)
 
         attention_norm = LayerNorm(affine=c.affine, name="self_attn_layer_norm")
         mlp_norm = LayerNorm(affine=c.affine, name="final_layer_norm")
 
-        y = attention_norm(x) if c.do_layer_norm_before else x
-        self.sow("taps", "qkv_in", y)
+        y, after = attention_norm(x, apart=True) if c.do_layer_norm_before else (x, WHOLE)
+        self.sow("taps", "qkv_in", after(y))
         q, k, v = (
-            linear(name, c.hidden_size, y).reshape(*y.shape[:-1], *heads)
+            linear(name, c.hidden_size, y, after).reshape(*y.shape[:-1], *heads)
             for name in ("q_proj", "k_proj", "v_proj")
         )
         y = causal_attention(q, k, v, scale=heads[1] ** -0.5).reshape(x.shape)

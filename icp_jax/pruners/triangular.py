@@ -12,17 +12,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from icp_jax.dot import left_transposed
+
 LEAF = 384  # the largest matrix that LAPACK factors and inverts at once
 CUT = 768  # a product with a triangular matrix of at most so many rows is computed whole
 
 dot = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-
-
-def dot_transposed(a: Float[Array, "k m"], b: Float[Array, "k n"]) -> Float[Array, "m n"]:
-    """aᵀ b. On the CPU a is transposed first: XLA's product with a transposed left side is slow."""
-    if jax.default_backend() == "cpu":
-        return dot(jax.lax.optimization_barrier(a.T), b)
-    return dot(a.T, b)
+dot_transposed = partial(left_transposed, precision=jax.lax.Precision.HIGHEST)
 
 
 def inverse_cholesky(h: Float[Array, "i i"]) -> Float[Array, "i i"]:

@@ -1,0 +1,68 @@
+"""Matrix products with a transposed left side, which XLA's CPU backend is slow at as they stand.
+
+It takes up to twice the time of the same product without the transposition, and its own
+transposition of a wide matrix up to five times that of one in two steps. On other backends
+everything is left to XLA. `benchmarks/bench_dot.py` measures both.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jaxtyping import Array, Float
+
+STRIP = 16  # rows transposed at once: a cache line of float32
+
+
+def transposed(x: Float[Array, "n d"]) -> Float[Array, "d n"]:
+    """xᵀ, laid out as such before it is used."""
+    n, d = x.shape
+    if n % STRIP:
+        return jax.lax.optimization_barrier(x.T)
+    strips = jnp.swapaxes(x.reshape(n // STRIP, STRIP, d), 1, 2)
+    strips = jax.lax.optimization_barrier(strips)
+    return jax.lax.optimization_barrier(jnp.swapaxes(strips, 0, 1).reshape(d, n))
+
+
+def left_transposed(
+    a: Float[Array, "k m"], b: Float[Array, "k n"], precision: jax.lax.Precision | None = None
+) -> Float[Array, "m n"]:
+    """aᵀ b."""
+    left = transposed(a) if jax.default_backend() == "cpu" else a.T
+    return jnp.matmul(left, b, precision=precision)
+
+
+def linear(x: Float[Array, "*b i"], kernel: Float[Array, "i o"]) -> Float[Array, "*b o"]:
+    """x @ kernel, of one dtype; the kernel's gradient is `left_transposed`.
+
+    In all else (jvp, vmap, higher derivatives) as `jnp.matmul`.
+    """
+    if jax.default_backend() != "cpu":
+        return x @ kernel
+    return _linear_p.bind(x, kernel)
+
+
+def _wrt_x(ct, x, kernel):
+    return ct @ kernel.T
+
+
+def _wrt_kernel(ct, x, kernel):
+    return left_transposed(x.reshape(-1, x.shape[-1]), ct.reshape(-1, ct.shape[-1]))
+
+
+def _shape(x, kernel):
+    return jax.core.ShapedArray((*x.shape[:-1], kernel.shape[-1]), x.dtype)
+
+
+def _batched(operands, dims):
+    return jax.vmap(jnp.matmul, dims)(*operands), 0
+
+
+_linear_p = Primitive("linear")
+_linear_p.def_impl(jax.jit(jnp.matmul))
+_linear_p.def_abstract_eval(_shape)
+mlir.register_lowering(_linear_p, mlir.lower_fun(jnp.matmul, multiple_results=False))
+ad.defbilinear(_linear_p, _wrt_x, _wrt_kernel)
+batching.primitive_batchers[_linear_p] = _batched

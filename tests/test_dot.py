@@ -1,0 +1,49 @@
+"""Products with a transposed left side are the products they replace, derivatives and all."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from icp_jax.dot import left_transposed, linear, transposed
+
+
+@pytest.mark.parametrize("rows", [1, 16, 40, 48])
+def test_transposed(rows):
+    x = jax.random.normal(jax.random.key(0), (rows, 10))
+    y = jax.random.normal(jax.random.key(1), (rows, 3))
+    np.testing.assert_array_equal(jax.jit(transposed)(x), x.T)
+    np.testing.assert_allclose(left_transposed(x, y), x.T @ y, rtol=1e-5, atol=1e-5)
+
+
+X = jax.random.normal(jax.random.key(0), (2, 5, 3))
+W = jax.random.normal(jax.random.key(1), (3, 4))
+WAYS = {
+    "value": lambda f: f(X, W),
+    "gradient": lambda f: jax.grad(f, (0, 1))(X, W),
+    "jvp": lambda f: jax.jvp(f, (X, W), (X, W))[1],
+    "per sample": lambda f: jax.vmap(jax.grad(f, 1), (0, None))(X[:, None], W),
+    "over kernels": lambda f: jax.vmap(jax.grad(f, 0), (None, 0))(X, jnp.stack([W, 2 * W])),
+    "hessian": lambda f: jax.hessian(f, 1)(X, W),
+    "hessian times vector": lambda f: jax.jvp(lambda w: jax.grad(f, 1)(X, w), (W,), (W,))[1],
+    "rematerialised": lambda f: jax.grad(jax.checkpoint(f), 1)(X, W),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_linear_in_every_transformation(way):
+    def of(product):
+        return jax.jit(lambda: WAYS[way](lambda x, w: jnp.sum(jnp.tanh(product(x, w)) ** 2)))()
+
+    for got, want in zip(jax.tree.leaves(of(linear)), jax.tree.leaves(of(jnp.matmul)), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_the_gradient_has_no_product_with_a_transposed_left_side():
+    def dots(product):
+        text = jax.jit(jax.grad(lambda w: jnp.sum(product(X, w) ** 2))).lower(W).as_text()
+        return [line for line in text.splitlines() if "dot_general" in line]
+
+    # JAX's own sums over the rows of both sides, `[0, 1] x [0, 1]`
+    assert any("contracting_dims = [0, 1] x [0, 1]" in line for line in dots(jnp.matmul))
+    assert not any("contracting_dims = [0, 1] x [0, 1]" in line for line in dots(linear))
