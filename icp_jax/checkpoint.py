@@ -98,14 +98,16 @@ class Work:
     # ------------------------------------------------------------ what an earlier run finished
 
     def as_begun(self, config: RunConfig) -> RunConfig:
-        """`config`, with the batch that the run was begun with where it leaves that open.
+        """`config`, with the batch and the rematerialisation that the run was begun with where it
+        leaves them open.
 
-        It goes by the memory that is free, and sums depend on it.
+        They go by the memory that is free, and roundings depend on them.
         """
-        tokens = config.memory.batch_tokens
-        if tokens is None and self.whole:
-            tokens = self._began().get("memory.batch_tokens")
-        memory = dataclasses.replace(config.memory, batch_tokens=tokens)
+        memory, began = config.memory, self._began() if self.whole else {}
+        if memory.batch_tokens is None:
+            memory = dataclasses.replace(memory, batch_tokens=began.get("memory.batch_tokens"))
+        if memory.remat is None:
+            memory = dataclasses.replace(memory, remat=began.get("memory.remat"))
         return dataclasses.replace(config, memory=memory)
 
     def open(self, fingerprint: dict[str, Any]) -> Sequence[Finished]:

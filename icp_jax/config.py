@@ -92,6 +92,9 @@ class MemoryConfig:
     batch_tokens: int | None = None
     """Tokens sent through a block at once by each device, where that is free to choose. Unset:
     1024 on the CPU, else 4096."""
+    remat: bool | None = None
+    """Compute attention's scores again for the gradient, rather than keep them: less memory in
+    compensation, for about a third more of its time. Unset: where it would not fit otherwise."""
     device: str = ""
     """What the run may take of the device's memory, such as 8GiB: place and batch are chosen to
     fit. Unset: on an accelerator what is free there, on the CPU no limit."""

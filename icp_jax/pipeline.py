@@ -188,6 +188,7 @@ def prune_blocks(
     applies = [steps.Apply(family.block_at(t), steps.compute_dtype(dtype)) for t in range(n_blocks)]
     embed = source.embed()
     memory = memory or MemoryConfig()
+    tuned_as = [apply.rematerialised() if memory.remat else apply for apply in applies]
     one = steps.hidden(family, embed, tokens[:1], memory.stream_dtype)
     shape = (len(tokens), *one.shape[1:])
     both = 2 * int(np.prod(shape)) * np.dtype(memory.stream_dtype).itemsize
@@ -243,7 +244,7 @@ def prune_blocks(
         if t and method.compensates and compensation.epochs:
             with clock("compensate"):
                 params, tuned = compensate(  # a sample at a time: nothing for devices to share
-                    applies[t],
+                    tuned_as[t],
                     devices.first(params),
                     sparse,
                     dense,

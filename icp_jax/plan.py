@@ -84,7 +84,8 @@ def need(work: Workload, memory: MemoryConfig) -> Need:
     gather = streams.gather_size(samples, size(one))
     at_once = dict.fromkeys(cost.PHASES, 0)
     for module, block in _kinds(work):
-        for phase, found in _on_device(work, module, block, one, batch, gather, programs):
+        run = work, module, block, one, batch, gather, memory.remat
+        for phase, found in _on_device(*run, programs):
             at_once[phase] = max(at_once[phase], found)
     heap.give_back()
     base = places.proc("self/status", "VmRSS") + RUNTIME
@@ -122,7 +123,9 @@ def _shape(shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.ShapeDtypeSt
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def _on_device(work, module, block, one, batch, gather, programs) -> Iterator[tuple[str, int]]:
+def _on_device(
+    work, module, block, one, batch, gather, remat, programs
+) -> Iterator[tuple[str, int]]:
     """(phase, bytes at once on the device), several a phase; the streams left out."""
     family, config = work.family, work.config
     method = METHODS[config.prune.method]
@@ -138,7 +141,8 @@ def _on_device(work, module, block, one, batch, gather, programs) -> Iterator[tu
     if method.compensates and config.compensate.epochs and family.n_blocks > 1:
         state = jax.eval_shape(compensation._adam.init, params)
         rate = _shape(())
-        tuning = (compensation._steps, apply, params, state, None, some, some, count, rate)
+        tuned_as = apply.rematerialised() if remat else apply
+        tuning = (compensation._steps, tuned_as, params, state, None, some, some, count, rate)
         yield "compensate", held + size(state) + 4 * size(some) + programs.beside(*tuning)
     shapes = {s.name: block[s.name]["kernel"].shape for s in family.linears}
     widths = family.tap_widths(shapes)
@@ -239,16 +243,21 @@ def _limits(memory: MemoryConfig, device: str = "", host: str = "") -> dict[str,
 def fit(work: Workload, device: int | None = None, host: int | None = None) -> Need:
     """The first settings that fit into so many bytes; those that are set stay as they are.
 
-    In order: streams on the device, on the host, on disk; in each, batches of half the size,
-    down to one sample. Raises InputError that says how much is missing, and for what.
+    In order: streams on the device, on the host, on disk; in each, where compensation is what does
+    not fit, rematerialised; then batches of half the size, down to one sample. Raises InputError
+    that says how much is missing, and for what.
     """
     memory = work.config.memory
     kinds: tuple[places.Place, ...]
     kinds = ("host", "disk") if jax.default_backend() == "cpu" else ("device", "host", "disk")
     least: tuple[int, str] | None = None
     for place in kinds if memory.streams == "auto" else (memory.streams,):
-        for tokens in _batches(work):
-            found = need(work, dataclasses.replace(memory, streams=place, batch_tokens=tokens))
+        tries, remat = _batches(work), memory.remat
+        while tries:
+            found = need(
+                work,
+                dataclasses.replace(memory, streams=place, batch_tokens=tries[0], remat=remat),
+            )
             missing = {"device": found.device - (device or found.device)}
             missing["host"] = found.host - (host or found.host)
             if max(missing.values()) <= 0:
@@ -257,6 +266,10 @@ def fit(work: Workload, device: int | None = None, host: int | None = None) -> N
             phase = max(found.phases, key=lambda phase: getattr(phase, where)).name
             if least is None or missing[where] < least[0]:
                 least = missing[where], f"{gib(missing[where])} of {where} memory for {phase}"
+            if phase == "compensate" and remat is None:
+                remat = True
+            else:
+                tries.pop(0)
     assert least is not None
     raise InputError(f"this does not fit with any place and batch: too little by {least[1]}")
 

@@ -34,6 +34,12 @@ class Apply:
     module: Any
     dtype: str
 
+    def rematerialised(self) -> Apply:
+        """The same, whose gradient computes again what takes much memory to keep."""
+        if not hasattr(self.module, "remat"):  # SAM's attention always does
+            return self
+        return Apply(self.module.clone(remat=True), self.dtype)
+
     def __call__(self, params: Params, x: jax.Array) -> jax.Array:
         return self.module.apply({"params": params}, x.astype(self.dtype)).astype(jnp.float32)
 

@@ -85,6 +85,19 @@ def test_a_small_host_gets_its_streams_on_disk(few, capsys):
     assert found["peak"]["disk"] == roomy["peak"]["disk"] + roomy["stream_bytes"]
 
 
+def test_compensation_that_does_not_fit_is_rematerialised(tmp_path, capsys):
+    changes = dict(hidden_size=64, ffn_dim=64, num_attention_heads=8, num_hidden_layers=2)
+    args = ["--model", str(model(tmp_path / "model", changes, 1024))]
+    args += ["--calibration.samples", "4", "--prune.beta", "0"]
+    roomy = plan(capsys, *args)
+    assert roomy["memory"]["remat"] is None
+    tight = plan(capsys, *args, "--memory.remat", "True")
+    needs = [max(p["device"] for p in found["phases"]) for found in (roomy, tight)]
+    assert needs[1] < 0.7 * needs[0]  # its scores are most of what compensation takes
+    found = plan(capsys, *args, "--device-memory", str(needs[0] - 1))
+    assert found["memory"]["remat"] is True and found["memory"]["batch_tokens"] is None
+
+
 def test_what_is_set_stays_and_bfloat16_halves_the_streams(few, capsys):
     roomy = plan(capsys, *few)
     found = plan(capsys, *few, "--memory.streams", "disk", "--memory.stream-dtype", "bfloat16")

@@ -60,11 +60,14 @@ class Linear(nn.Module):
         bias = None
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        if after is not WHOLE:  # in float32, whatever the params are stored in
+            kernel = kernel.astype(jnp.float32)
         if after.bias is not None:
-            moved = jnp.matmul(after.bias, kernel, precision=jax.lax.Precision.HIGHEST)
-            bias = moved if bias is None else bias + moved
+            shift = after.bias.astype(jnp.float32)
+            moved = jnp.matmul(shift, kernel, precision=jax.lax.Precision.HIGHEST)
+            bias = moved if bias is None else bias.astype(jnp.float32) + moved
         if after.scale is not None:
-            kernel = after.scale[:, None] * kernel
+            kernel = after.scale.astype(jnp.float32)[:, None] * kernel
         y = linear(x, kernel.astype(x.dtype))
         return y if bias is None else y + bias.astype(x.dtype)
 
@@ -130,11 +133,14 @@ def causal_attention(
     v: Float[Array, "b t n d"],
     scale: float,
     window: int | None = None,
+    remat: bool = False,
 ) -> Float[Array, "b t h d"]:
     """Causal softmax attention over whole sequences, softmax in float32.
 
     k, v may have fewer heads than q: each then serves h / n neighbouring heads of q.
     window: query i sees the keys i - window < j <= i; None: all keys j <= i.
+    remat: one chunk after the other, against all keys; the gradient computes each chunk's scores
+    again rather than keep those of all. Less memory, more work.
 
     On a GPU in half precision the fused kernel behind `jax.nn.dot_product_attention`; otherwise
     query chunks that look only at the keys in their reach, which halves the work and keeps the
@@ -152,21 +158,30 @@ def causal_attention(
     group = h // n  # query heads a key head; they are laid one after the other as queries
     q = jnp.transpose((q * jnp.asarray(scale, q.dtype)).reshape(b, t, n, group, d), (0, 2, 3, 1, 4))
     k, v = (jnp.swapaxes(a, 1, 2) for a in (k, v))
+
+    def attend(q, k, v, start, first=0):  # queries from `start` on, keys from `first` on
+        wide = q.reshape(b, n, -1, d)
+        scores = jnp.einsum("bhqd,bhkd->bhqk", wide, k, preferred_element_type=jnp.float32)
+        queries = jnp.tile(start + jnp.arange(q.shape[3]), group)[:, None]
+        keys = jnp.arange(first, first + k.shape[2])
+        allowed = keys <= queries
+        if window is not None:
+            allowed &= keys > queries - window
+        return softmax_matmul(jnp.where(allowed, scores, -jnp.inf), v).reshape(q.shape)
+
+    if remat:
+        size = next(s for s in range(min(QUERY_CHUNK, t), 0, -1) if t % s == 0)
+        parts = jnp.moveaxis(q.reshape(b, n, group, t // size, size, d), 3, 0)
+        again = jax.checkpoint(attend, prevent_cse=False)
+        starts = jnp.arange(0, t, size)
+        parts = jax.lax.map(lambda part: again(part[0], k, v, part[1]), (parts, starts))
+        out = jnp.moveaxis(parts, 0, 3).reshape(b, n, group, t, d)
+        return jnp.transpose(out, (0, 3, 1, 2, 4)).reshape(b, t, h, d)
     chunks = []
     for start in range(0, t, QUERY_CHUNK):
         end = min(start + QUERY_CHUNK, t)
         first = 0 if window is None else max(0, start - window + 1)
-        scores = jnp.einsum(
-            "bhqd,bhkd->bhqk",
-            q[:, :, :, start:end].reshape(b, n, group * (end - start), d),
-            k[:, :, first:end],
-            preferred_element_type=jnp.float32,
-        )
-        queries = jnp.tile(jnp.arange(start, end), group)[:, None]
-        allowed = jnp.arange(first, end) <= queries
-        if window is not None:
-            allowed &= jnp.arange(first, end) > queries - window
-        out = softmax_matmul(jnp.where(allowed, scores, -jnp.inf), v[:, :, first:end])
-        chunks.append(out.reshape(b, n, group, end - start, d))
+        part = q[:, :, :, start:end], k[:, :, first:end], v[:, :, first:end]
+        chunks.append(attend(*part, start, first))
     out = chunks[0] if len(chunks) == 1 else jnp.concatenate(chunks, axis=3)
     return jnp.transpose(out, (0, 3, 1, 2, 4)).reshape(b, t, h, d)

@@ -114,6 +114,7 @@ class Block(nn.Module):
 
     config: LlamaConfig
     window: int | None = None
+    remat: bool = False  # see causal_attention
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
@@ -140,7 +141,7 @@ class Block(nn.Module):
             q, k = norm("q_norm", q), norm("k_norm", k)
         angles = cos_sin(c.rope, t)
         q, k = rotate(q, *angles), rotate(k, *angles)
-        y = causal_attention(q, k, v, scale=d**-0.5, window=self.window).reshape(b, t, -1)
+        y = causal_attention(q, k, v, d**-0.5, self.window, self.remat).reshape(b, t, -1)
         self.sow("taps", "o_in", y)
         x = x + linear("o_proj", c.hidden_size, y, c.o_bias)
 

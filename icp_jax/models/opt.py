@@ -86,6 +86,7 @@ class Block(nn.Module):
     """One decoder layer, `[b, t, D]` to `[b, t, D]`, with the inputs of its linears as taps."""
 
     config: OPTConfig
+    remat: bool = False  # see causal_attention
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
@@ -104,7 +105,7 @@ class Block(nn.Module):
             linear(name, c.hidden_size, y, after).reshape(*y.shape[:-1], *heads)
             for name in ("q_proj", "k_proj", "v_proj")
         )
-        y = causal_attention(q, k, v, scale=heads[1] ** -0.5).reshape(x.shape)
+        y = causal_attention(q, k, v, scale=heads[1] ** -0.5, remat=self.remat).reshape(x.shape)
         self.sow("taps", "out_in", y)
         x = x + linear("out_proj", c.hidden_size, y)
         if not c.do_layer_norm_before:

@@ -154,10 +154,11 @@ def planned(found: Any) -> None:
         out.print(f"{where}: {getattr(need, where) / 2**30:.2f}{of} GiB", highlight=False)
     memory, rates = need.memory, found.rates
     batch = memory.batch_tokens or "the default number of"
+    remat = " --memory.remat True" if memory.remat else ""
     for line in (
         f"disk: {need.disk / 2**30:.2f} GiB",
-        f"settings: --memory.streams {memory.streams} --memory.stream-dtype {memory.stream_dtype},"
-        f" {batch} tokens a batch; streams {need.streams / 2**30:.2f} GiB",
+        f"settings: --memory.streams {memory.streams} --memory.stream-dtype {memory.stream_dtype}"
+        f"{remat}, {batch} tokens a batch; streams {need.streams / 2**30:.2f} GiB",
         f"time: at least {sum(seconds.values()):.0f} s, at {rates.float32 / 1e9:.0f} GFLOP/s in "
         f"float32, {rates.compute / 1e9:.0f} in the blocks, {rates.bandwidth / 1e9:.1f} GB/s moved",
     ):
