@@ -35,12 +35,15 @@ def machine() -> str:
 
 
 def platform_model() -> str:
-    """The processor's name, where the system says it."""
+    """The processor's name and its widest vectors, where the system says them."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return "unknown processor"
-    return next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), "CPU")
+    said = {key.strip(): value.strip() for key, _, value in (x.partition(":") for x in lines)}
+    flags = said.get("flags", "").split()
+    vectors = next((name for name in ("avx512f", "avx2") if name in flags), "no avx2")
+    return f"{said.get('model name', 'CPU')} ({vectors})"
 
 
 def write(name: str, record: dict[str, Any], folder: Path = RESULTS) -> Path:
