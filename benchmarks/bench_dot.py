@@ -4,7 +4,7 @@
 
 For the kernel gradient of a linear, xᵀ·dy with x `[T, in]` and dy `[T, out]`, and for the walk's
 update, Uᵀ·E: milliseconds as `jnp.matmul(x.T, dy)` and as `left_transposed(x, dy)`, in turns,
-medians, and the median of their ratios; and of the transposition alone.
+medians, and the median of their ratios.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 import common
 import jax
 
-from icp_jax.dot import left_transposed, transposed
+from icp_jax.dot import left_transposed
 
 SHAPES = {  # rows, m, n of aᵀ b
     "q_proj of OPT-125M": (512, 768, 768),
@@ -51,21 +51,12 @@ def main() -> None:
     rows = []
     for name, (k, m, n) in SHAPES.items():
         a, b = (jax.random.normal(jax.random.key(i), (k, w)) for i, w in enumerate((m, n)))
-        kinds = {
-            "product": (jax.jit(lambda a, b: a.T @ b), jax.jit(left_transposed), a, b),
-            "transposition": (
-                jax.jit(lambda a: jax.lax.optimization_barrier(a.T) * 2),
-                jax.jit(lambda a: transposed(a) * 2),
-                a,
-            ),
-        }
-        for kind, (plain, ours, *arrays) in kinds.items():
-            found = pair(plain, ours, *arrays, rounds=args.rounds)
-            row = dict(zip(("xla_ms", "ours_ms", "xla_over_ours"), found, strict=True))
-            rows.append({"shape": name, "kind": kind, "sizes": [k, m, n], **row})
-            print(
-                f"{name:24} {kind:14} {found[0]:8.2f} {found[1]:8.2f}  x{found[2]:.2f}", flush=True
-            )
+        found = pair(
+            jax.jit(lambda a, b: a.T @ b), jax.jit(left_transposed), a, b, rounds=args.rounds
+        )
+        row = dict(zip(("xla_ms", "ours_ms", "xla_over_ours"), found, strict=True))
+        rows.append({"shape": name, "sizes": [k, m, n], **row})
+        print(f"{name:24} {found[0]:8.2f} {found[1]:8.2f}  x{found[2]:.2f}", flush=True)
     record = {**common.provenance(), "command": "python benchmarks/bench_dot.py", "rows": rows}
     print(common.write("bench_dot.json", record))
 

@@ -1,8 +1,7 @@
 """Matrix products with a transposed left side, which XLA's CPU backend is slow at as they stand.
 
-It takes up to twice the time of the same product without the transposition, and its own
-transposition of a wide matrix up to five times that of one in two steps. On other backends
-everything is left to XLA. `benchmarks/bench_dot.py` measures both.
+It takes up to twice the time of the same product without the transposition
+(`benchmarks/bench_dot.py`). On other backends everything is left to XLA.
 """
 
 from __future__ import annotations
@@ -13,17 +12,10 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
-STRIP = 16  # rows transposed at once: a cache line of float32
-
 
 def transposed(x: Float[Array, "n d"]) -> Float[Array, "d n"]:
     """xᵀ, laid out as such before it is used."""
-    n, d = x.shape
-    if n % STRIP:
-        return jax.lax.optimization_barrier(x.T)
-    strips = jnp.swapaxes(x.reshape(n // STRIP, STRIP, d), 1, 2)
-    strips = jax.lax.optimization_barrier(strips)
-    return jax.lax.optimization_barrier(jnp.swapaxes(strips, 0, 1).reshape(d, n))
+    return jax.lax.optimization_barrier(x.T)
 
 
 def left_transposed(
