@@ -57,8 +57,7 @@ def main() -> None:
         row = dict(zip(("xla_ms", "ours_ms", "xla_over_ours"), found, strict=True))
         rows.append({"shape": name, "sizes": [k, m, n], **row})
         print(f"{name:24} {found[0]:8.2f} {found[1]:8.2f}  x{found[2]:.2f}", flush=True)
-    record = {**common.provenance(), "command": "python benchmarks/bench_dot.py", "rows": rows}
-    print(common.write("bench_dot.json", record))
+    print(common.write("bench_dot.json", {**common.provenance(), "rows": rows}))
 
 
 if __name__ == "__main__":

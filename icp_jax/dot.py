@@ -13,16 +13,13 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
 
-def transposed(x: Float[Array, "n d"]) -> Float[Array, "d n"]:
-    """xᵀ, laid out as such before it is used."""
-    return jax.lax.optimization_barrier(x.T)
-
-
 def left_transposed(
     a: Float[Array, "k m"], b: Float[Array, "k n"], precision: jax.lax.Precision | None = None
 ) -> Float[Array, "m n"]:
     """aᵀ b."""
-    left = transposed(a) if jax.default_backend() == "cpu" else a.T
+    left = a.T
+    if jax.default_backend() == "cpu":  # laid out before it is used
+        left = jax.lax.optimization_barrier(left)
     return jnp.matmul(left, b, precision=precision)
 
 

@@ -84,8 +84,8 @@ def need(work: Workload, memory: MemoryConfig) -> Need:
     gather = streams.gather_size(samples, size(one))
     at_once = dict.fromkeys(cost.PHASES, 0)
     for module, block in _kinds(work):
-        run = work, module, block, one, batch, gather, memory.remat
-        for phase, found in _on_device(*run, programs):
+        parts = _on_device(work, module, block, one, batch, gather, memory.remat, programs)
+        for phase, found in parts:
             at_once[phase] = max(at_once[phase], found)
     heap.give_back()
     base = places.proc("self/status", "VmRSS") + RUNTIME

@@ -5,14 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from icp_jax.dot import left_transposed, linear, transposed
+from icp_jax.dot import left_transposed, linear
 
 
-@pytest.mark.parametrize("rows", [1, 16, 40, 48])
-def test_transposed(rows):
+@pytest.mark.parametrize("rows", [1, 40])
+def test_left_transposed(rows):
     x = jax.random.normal(jax.random.key(0), (rows, 10))
     y = jax.random.normal(jax.random.key(1), (rows, 3))
-    np.testing.assert_array_equal(jax.jit(transposed)(x), x.T)
     np.testing.assert_allclose(left_transposed(x, y), x.T @ y, rtol=1e-5, atol=1e-5)
 
 

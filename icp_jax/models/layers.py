@@ -176,12 +176,12 @@ def causal_attention(
         starts = jnp.arange(0, t, size)
         parts = jax.lax.map(lambda part: again(part[0], k, v, part[1]), (parts, starts))
         out = jnp.moveaxis(parts, 0, 3).reshape(b, n, group, t, d)
-        return jnp.transpose(out, (0, 3, 1, 2, 4)).reshape(b, t, h, d)
-    chunks = []
-    for start in range(0, t, QUERY_CHUNK):
-        end = min(start + QUERY_CHUNK, t)
-        first = 0 if window is None else max(0, start - window + 1)
-        part = q[:, :, :, start:end], k[:, :, first:end], v[:, :, first:end]
-        chunks.append(attend(*part, start, first))
-    out = chunks[0] if len(chunks) == 1 else jnp.concatenate(chunks, axis=3)
+    else:
+        chunks = []
+        for start in range(0, t, QUERY_CHUNK):
+            end = min(start + QUERY_CHUNK, t)
+            first = 0 if window is None else max(0, start - window + 1)
+            part = q[:, :, :, start:end], k[:, :, first:end], v[:, :, first:end]
+            chunks.append(attend(*part, start, first))
+        out = chunks[0] if len(chunks) == 1 else jnp.concatenate(chunks, axis=3)
     return jnp.transpose(out, (0, 3, 1, 2, 4)).reshape(b, t, h, d)

@@ -122,7 +122,7 @@ def _span_width(inputs: int, block: int) -> int:
 def _reaching(upper, spread, start, block, span):
     """What the errors of the inputs before `start` come to in the block there, `[block, o]`."""
     if span == len(spread):  # those still to come are zero
-        return dot(jax.lax.dynamic_slice(upper, (0, start), (span, block)).T, spread)
+        return dot_transposed(jax.lax.dynamic_slice(upper, (0, start), (span, block)), spread)
 
     def add(k, total):
         u = jax.lax.dynamic_slice(upper, (k * span, start), (span, block))
