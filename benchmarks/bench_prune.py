@@ -18,7 +18,8 @@ multiplication and an addition being two:
     statistics  a forward without the last linear; n·d² for x xᵀ of a tap (symmetric: half)
     prune       2·d³/3 for the factor of a tap; in²·out for the walk of a linear
     sparse      one forward a block
-    compensate  three forwards (a backward is two) a sample, epoch and block but the first
+    compensate  three forwards (a backward is two) a sample, epoch and block but the first, less
+                the gradient of the input of q, k and v, which no param needs
 
 The PyTorch side is `torch_reference.py`, which says what it leaves out. That all sides compute
 the same is checked by the distance of their final hidden states: at sparsity 0, which is the

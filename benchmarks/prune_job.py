@@ -105,10 +105,11 @@ def flops(job) -> dict[str, float]:
     grams = tokens * sum(tap**2 for tap in taps)
     factors = 2 / 3 * sum(tap**3 for tap in taps)
     walks = sum(i * i * o for i, o in layers.values())
+    first = 2.0 * tokens * 3 * d * d  # the gradient of the input of q, k and v
     return {
         "dense": blocks * forward,
         "statistics": blocks * (forward - 2.0 * tokens * f * d + grams),
         "prune": blocks * (factors + walks),
         "sparse": blocks * forward,
-        "compensate": 3 * (blocks - 1) * job["epochs"] * forward,
+        "compensate": (blocks - 1) * job["epochs"] * (3 * forward - first),
     }
