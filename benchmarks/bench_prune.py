@@ -7,7 +7,8 @@
 
 Both sides get the same random weights, the same tokens and the same budgets, and run in fresh
 processes that take turns; each runs once to compile and warm up, then once for the clock. Peak
-memory is that of the whole process (VmHWM). As on the command line, JAX has a compilation cache
+memory is that of the whole process (VmHWM); PyTorch holds the model in memory, `icp_jax` reads
+its blocks from a Hugging Face folder when it comes to them, as on the command line. As on the command line, JAX has a compilation cache
 on disk: it is empty in the first round, and its peak there is reported beside the median. The
 rate of float32 2048³ matmuls is measured on each side in the same run, and the highest is the
 rate that shares are shares of. The FLOPs are the algorithm's, equal for all sides, a
@@ -43,7 +44,7 @@ from pathlib import Path
 
 import common
 import numpy as np
-from prune_job import SHAPES, budgets, flops
+from prune_job import SHAPES, budgets, checkpoint, flops
 from prune_sides import PHASES
 
 SIDE = Path(__file__).with_name("prune_sides.py")
@@ -82,6 +83,8 @@ def compare(a: Path, b: Path, blocks: int) -> dict[str, float]:
 def take_turns(job, rounds: int, scratch: Path, label: str):
     """(rounds of results by side, comparisons of the first round's models)."""
     results, folders = [], {side: scratch / f"{label}-{side}" for side in SIDES}
+    checkpoint(job, scratch / f"{label}-model")
+    job = {**job, "model": str(scratch / f"{label}-model")}
     for k in range(rounds):
         results.append({})
         for side in SIDES:

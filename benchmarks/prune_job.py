@@ -5,9 +5,15 @@ A job is a dict of settings, as it goes to a side's process.
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from converters import table_for
+from converters.files import Writer, plan_layout
+from converters.rules import lookup
 
 
 class Shape(NamedTuple):
@@ -53,6 +59,7 @@ def hf_config(job) -> dict[str, Any]:
         "ffn_dim" if family == "opt" else "intermediate_size": f,
         "num_hidden_layers": job["blocks"],
         "max_position_embeddings": job["seq_len"],
+        "tie_word_embeddings": True,
     }
 
 
@@ -78,6 +85,23 @@ def weights(job):
     if affine:
         embed["positions"] = {"embedding": normal(job["seq_len"] + 2, d, scale=0.3)}
     return embed, blocks
+
+
+def checkpoint(job, folder: Path) -> None:
+    """The weights as a Hugging Face folder, with a last norm that nothing here uses."""
+    (embed, blocks), d = weights(job), SHAPES[job["shape"]].hidden
+    norm = {"scale": np.ones(d, np.float32), "bias": np.zeros(d, np.float32)}
+    blocks = {str(t): block for t, block in enumerate(blocks)}
+    tree, config = {"embed": embed, "blocks": blocks, "head": {"norm": norm}}, hf_config(job)
+    placed = table_for(config["model_type"]).place(config)
+    placed = [p for p in placed if p.name != "lm_head.weight"]
+    folder.mkdir()
+    kinds = {p.name: (np.dtype(np.float32), p.shape) for p in placed}
+    writer = Writer(folder, plan_layout(kinds, {"format": "pt"}))
+    for p in placed:
+        writer.write(p.name, p.to_torch(lookup(tree, p.path)))
+    writer.close()
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def calibration(job) -> np.ndarray:

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from prune_job import SHAPES, calibration, hf_config, linears, weights
+from prune_job import SHAPES, calibration, linears, weights
 
 PHASES = ("dense", "statistics", "prune", "sparse", "compensate")
 RATE_SIZE = 2048
@@ -51,18 +51,11 @@ def run_jax(job):
 
     from icp_jax import pipeline, steps, streams
     from icp_jax.config import CompensateConfig, PruneConfig
-    from icp_jax.models import make_family
+    from icp_jax.residency import FolderSource
 
     baseline = memory("VmRSS")
-    family, (embed, blocks), tokens = make_family(hf_config(job)), weights(job), calibration(job)
-    last = None
-
-    class Source:
-        shapes = staticmethod(lambda t: linears(job))
-        embed = staticmethod(lambda: embed)
-        block = staticmethod(lambda t: blocks[t])
-
-    Source.family = family
+    source, tokens, last = FolderSource(job["model"]), calibration(job), None
+    family = source.family
 
     class Sink:
         """Drops the blocks, or saves them whole for the check."""
@@ -83,7 +76,7 @@ def run_jax(job):
     def run(folder):
         nonlocal last
         reports = pipeline.prune_blocks(
-            Source, Sink(folder), tokens, config, compensation, dtype="float32", seed=job["seed"]
+            source, Sink(folder), tokens, config, compensation, dtype="float32", seed=job["seed"]
         )
         last = reports[-1].error
         names = {phase for report in reports for phase in report.seconds}
@@ -93,7 +86,7 @@ def run_jax(job):
         """The sparse stream after the last block, by the compiled functions of the pipeline."""
         size = streams.batch_size(*tokens.shape)
         out = np.empty((*tokens.shape, family.hidden_size), np.float32)
-        streams.advance(steps.embed_tokens(family, embed), [tokens], out, size)
+        streams.advance(steps.embed_tokens(family, source.embed()), [tokens], out, size)
         for t in range(job["blocks"]):
             with np.load(folder / f"block{t}.npz") as saved:
                 params = {}

@@ -45,6 +45,7 @@ class Source(Protocol):
     def shapes(self, t: int) -> Shapes: ...
     def embed(self) -> Params: ...
     def block(self, t: int) -> Params: ...
+    def forget(self) -> None: ...  # the blocks given out are on the device; they stay readable
 
 
 class Sink(Protocol):
@@ -101,23 +102,23 @@ def prune_block(
 ) -> tuple[Params, dict[str, quantize.Grid], list[LayerReport]]:
     """Prune every linear of a block to its budget; linears that read one tap share its factor.
 
-    sums: of the inputs, by tap; emptied on the way, since they are as large as the block.
+    params, and sums of the inputs by tap: emptied on the way, since each is as large as the block.
     quant: round the kept weights too, on grids whose scales fit `dtypes`, a dtype a linear.
     Raises InputError for a Hessian that no damping helps, naming its layers, and `where`.
     """
     method, pattern = METHODS[config.method], parse_pattern(config.pattern)
     options: dict[str, Any] = {"block": config.block_size} if method.walks else {}
     grids: dict[str, quantize.Grid] = {}
-    pruned, found, rungs = dict(params), {}, {}
+    found, rungs, pruned = {}, {}, {name: params.pop(name) for name in tuple(params)}
     for tap in dict.fromkeys(spec.tap for spec in family.linears):
-        moments = stats.moments(sums.pop(tap))
+        moments = streams.settle(stats.moments(sums.pop(tap)))
         try:
             prepared, rungs[tap] = climb(method.prepare, moments, config.damping)
         except np.linalg.LinAlgError as failed:
             readers = ", ".join(spec.name for spec in family.linears if spec.tap == tap)
             raise InputError(f"layer {readers}{where}: {failed}; {ADVICE}") from None
         for spec in (s for s in family.linears if s.tap == tap):
-            kernel, grid = devices.rows(params[spec.name]["kernel"]), None
+            kernel, grid = devices.rows(pruned[spec.name]["kernel"]), None
             if quant is not None and quant.bits is not None:
                 grid = grids[spec.name] = quantize.make_grid(
                     kernel,
@@ -130,13 +131,15 @@ def prune_block(
                 )
             if method.walks:
                 options["grid"] = grid
-            new, keep = method.prune(
-                kernel, prepared, np.int32(budget[spec.name]), pattern=pattern, **options
+            new, keep = streams.settle(
+                method.prune(
+                    kernel, prepared, np.int32(budget[spec.name]), pattern=pattern, **options
+                )
             )
             if grid is not None and not method.walks:
                 new = quantize.round_kernel(new, keep, grid)
-            pruned[spec.name] = {**params[spec.name], "kernel": devices.whole(new)}
-            error = stats.output_error(kernel, new, moments)
+            pruned[spec.name] = {**pruned[spec.name], "kernel": devices.whole(new)}
+            error = streams.settle(stats.output_error(kernel, new, moments))
             found[spec.name] = (kernel.size, jnp.sum(~keep, dtype=jnp.int32), error)
             tick(len(found), len(family.linears))
         jax.block_until_ready(found)  # one tap's matrices at a time
@@ -216,6 +219,11 @@ def prune_blocks(
         if not np.all(np.isfinite(energies)):
             raise InputError(f"block {block} gives values that are not finite (NaN or infinity)")
 
+    def to_device(stored):
+        params = streams.settle(steps.to_device(stored, devices))
+        source.forget()
+        return params
+
     def advance_dense(t, params):
         step = partial(steps.forward, applies[t], params)
         before = dense if t else sparse
@@ -228,17 +236,25 @@ def prune_blocks(
         finite(t, energies)
         return energies
 
+    def statistics(t, params):
+        widths, tick = family.tap_widths(source.shapes(t)), ticker(t, "statistics")
+        sums = devices.whole({tap: stats.zeros(width) for tap, width in widths.items()})
+        for where, (x,), valid in streams.batches([sparse], size, devices=devices):
+            sums = steps.collect(applies[t], params, x, streams.settle(sums), valid)
+            tick(where.stop, len(sparse))
+        return jax.block_until_ready(sums)
+
     sparse, dense = (places.empty(shape, memory.stream_dtype, place, scratch) for _ in range(2))
     start = steps.embed_tokens(family, embed, memory.stream_dtype, devices)
     streams.advance(start, [tokens], sparse, size, devices=devices)
     del embed, start
     for t, block in enumerate(finished):
-        advance_dense(t, steps.to_device(source.block(t), devices))
+        advance_dense(t, to_device(source.block(t)))
         advance_sparse(t, devices.agree(steps.to_device(block.read())))
 
     for t in range(len(finished), n_blocks):
         stored = source.block(t)
-        params, tuned = steps.to_device(stored, devices), None
+        params, tuned = to_device(stored), None
         with clock("dense"):
             advance_dense(t, params)
         if t and method.compensates and compensation.epochs:
@@ -257,13 +273,7 @@ def prune_blocks(
                 )
                 params = devices.agree(params)
         with clock("statistics"):
-            widths = family.tap_widths(source.shapes(t))
-            sums = devices.whole({tap: stats.zeros(width) for tap, width in widths.items()})
-            tick = ticker(t, "statistics")
-            for where, (x,), valid in streams.batches([sparse], size, devices=devices):
-                sums = steps.collect(applies[t], params, x, sums, valid)
-                tick(where.stop, len(sparse))
-            jax.block_until_ready(sums)
+            sums = statistics(t, params)
         with clock("prune"):
             stored_as = {s.name: stored[s.name]["kernel"].dtype.name for s in family.linears}
             params, grids, layers = prune_block(

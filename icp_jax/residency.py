@@ -91,11 +91,14 @@ class FolderSource:
         return self._read(("head",))
 
     def block(self, t: int) -> Params:
-        """Block t; the memory of the one before it is given back, and the next is read ahead."""
-        self.reader.forget()
+        """Block t; the next one is read ahead."""
         params = self._read(("blocks", str(t)))
         self.reader.fetch(rule.name for rule in self._parts.get(("blocks", str(t + 1)), ()))
         return params
+
+    def forget(self) -> None:
+        """Give back the memory of the blocks read; they stay good, and are read again if used."""
+        self.reader.forget()
 
     def shapes(self, t: int) -> dict[str, tuple[int, int]]:
         """(inputs, outputs) of every prunable linear of block t."""
@@ -152,6 +155,9 @@ class Model:
 
     def block(self, t: int) -> Params:
         return jax.tree.map(np.asarray, self.params["blocks"][str(t)])
+
+    def forget(self) -> None:
+        """Nothing: the model stays in memory."""
 
     def tree(self) -> Params:
         """The whole param tree."""

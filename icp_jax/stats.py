@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 TILE, TILES = 384, 8  # inputs a tile, at least; tiles a side, at most
-PANEL = 1024  # rows of the moments that are multiplied at once, at most
+PANEL = 512  # rows and columns of the moments that are multiplied at once, at most
 
 
 class Sums(NamedTuple):
@@ -61,15 +61,20 @@ def add(sums: Sums, x: Float[Array, "n d"], count: Int[Array, ""]) -> Sums:
 
 @jax.jit
 def moments(sums: Sums) -> Moments:
-    """The whole symmetric mean from its upper half."""
+    """The whole symmetric mean from its upper half, filled in tile by tile."""
     side, tiles = (math.isqrt(8 * len(sums.tiles) + 1) - 1) // 2, iter(sums.tiles)
-    upper = {(k, j): next(tiles) for k in range(side) for j in range(k, side)}
-    for k in range(side):  # products need not be symmetric to the last bit
-        upper[k, k] = jnp.triu(upper[k, k]) + jnp.triu(upper[k, k], 1).T
-    second = jnp.block(
-        [[upper[k, j] if k <= j else upper[j, k].T for j in range(side)] for k in range(side)]
-    )
-    return Moments(second / jnp.maximum(sums.rows, 1).astype(jnp.float32), sums.rows)
+    edges = _edges(sum(tile.shape[1] for tile in sums.tiles[:side]))
+    count = jnp.maximum(sums.rows, 1).astype(jnp.float32)
+    second = jnp.zeros((edges[-1][1],) * 2, jnp.float32)
+    for k, (top, bottom) in enumerate(edges):
+        for left, right in edges[k:]:
+            tile = next(tiles) / count
+            if left == top:  # products need not be symmetric to the last bit
+                tile = jnp.triu(tile) + jnp.triu(tile, 1).T
+            else:
+                second = second.at[left:right, top:bottom].set(tile.T)
+            second = second.at[top:bottom, left:right].set(tile)
+    return Moments(second, sums.rows)
 
 
 def from_inputs(x: Float[Array, "n d"]) -> Moments:
@@ -83,18 +88,30 @@ def output_error(
     before: Float[Array, "i o"], after: Float[Array, "i o"], m: Moments
 ) -> Float[Array, ""]:
     """‖(W - Ŵ)ᵀx‖² / ‖Wᵀx‖², in the mean over the calibration tokens."""
-
     inputs = before.shape[0]
-    panel = min(PANEL, -(-inputs // 2))
+    panels = -(-inputs // PANEL)
+    panel = -(-inputs // panels)
+    upper = jnp.stack(jnp.triu_indices(panels))
 
-    def energy(w):  # the matrix is symmetric: what is right of its diagonal counts twice
-        total = jnp.zeros((), jnp.float32)
-        for start in range(0, inputs, panel):
-            end = min(start + panel, inputs)
-            rows = m.second[start:end, start:]
-            rows = jnp.where(jnp.arange(rows.shape[1]) < end - start, rows, 2 * rows)
-            product = jnp.matmul(rows, w[start:], precision=jax.lax.Precision.HIGHEST)
-            total += jnp.sum(w[start:end] * product)
-        return total
+    def rows(k):  # (start, W - Ŵ, W); what the panel before holds too is zero
+        start = jnp.minimum(k * panel, inputs - panel)
+        old, new = (
+            jax.lax.dynamic_slice(w, (start, 0), (panel, w.shape[1])) for w in (before, after)
+        )
+        if inputs % panel:
+            real = (start + jnp.arange(panel) >= k * panel)[:, None]
+            old, new = jnp.where(real, old, 0), jnp.where(real, new, 0)
+        return start, (old - new, old)
 
-    return energy(before - after) / jnp.maximum(energy(before), jnp.finfo(jnp.float32).tiny)
+    def add(n, energies):  # the matrix is symmetric: what is right of its diagonal counts twice
+        (top, left), (start, right) = rows(upper[0, n]), rows(upper[1, n])
+        tile = jax.lax.dynamic_slice(m.second, (top, start), (panel, panel))
+        tile = jnp.where(upper[0, n] == upper[1, n], tile, 2 * tile)
+        added = [
+            jnp.sum(x * jnp.matmul(tile, y, precision=jax.lax.Precision.HIGHEST))
+            for x, y in zip(left, right, strict=True)
+        ]
+        return energies + jnp.stack(added)
+
+    error, energy = jax.lax.fori_loop(0, upper.shape[1], add, jnp.zeros(2, jnp.float32))
+    return error / jnp.maximum(energy, jnp.finfo(jnp.float32).tiny)

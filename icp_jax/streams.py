@@ -4,13 +4,13 @@ A stream `[N, ...]` lives where `places` puts it and is updated in place: there 
 copy.
 Every batch has the same shape (the last one is padded with zeros and says how many samples are
 real), so one compiled function serves them all. The next batch is on its way to the device
-while this one computes, and results are fetched one batch late.
+while this one computes, and results are fetched while the next one does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,8 @@ import numpy as np
 
 from icp_jax.mesh import ONE, Devices
 from icp_jax.places import Samples, Stream
+
+T = TypeVar("T")
 
 # Tokens (positions) that go through a block at once: what fits a CPU's caches, what fills a GPU.
 BATCH_TOKENS = {"cpu": 1024}
@@ -37,6 +39,15 @@ def batch_size(samples: int, positions: int, tokens: int | None = None, devices:
 def gather_size(samples: int, nbytes: int) -> int:
     """Samples a transfer where one of `nbytes` at a time is used."""
     return max(1, min(samples, 64, GATHER_BYTES // max(nbytes, 1)))
+
+
+def settle(tree: T) -> T:
+    """On the CPU: wait until `tree` is computed.
+
+    A program that is queued there has its temporaries and results allocated already. Elsewhere
+    the queue costs no memory, and the device should not wait for the host.
+    """
+    return jax.block_until_ready(tree) if jax.default_backend() == "cpu" else tree
 
 
 def _padded(part, size: int):
@@ -99,6 +110,7 @@ def advance(
         tick(where.stop, len(out))
 
     for where, sent, valid in batches(arrays, size, devices=devices):
+        settle(pending and pending[1:])
         y, aux = step(*sent, valid)
         if pending is not None:
             finish(*pending)
