@@ -7,11 +7,11 @@
 
 Both sides get the same random weights, the same tokens and the same budgets, and run in fresh
 processes that take turns; each runs once to compile and warm up, then once for the clock. Peak
-memory is that of the whole process (VmHWM); PyTorch holds the model in memory, `icp_jax` reads
-its blocks from a Hugging Face folder when it comes to them, as on the command line. As on the command line, JAX has a compilation cache
-on disk: it is empty in the first round, and its peak there is reported beside the median. The
-rate of float32 2048³ matmuls is measured on each side in the same run, and the highest is the
-rate that shares are shares of. The FLOPs are the algorithm's, equal for all sides, a
+memory is that of the whole process (VmHWM). PyTorch holds the model in memory; `icp_jax` does as
+the command line does: it reads a block from a Hugging Face folder when it comes to it, and has a
+compilation cache on disk, which is empty in the first round, whose peak is reported beside the
+median. The rate of float32 2048³ matmuls is measured on each side in the same run, and the highest
+is the rate that shares are shares of. The FLOPs are the algorithm's, equal for all sides, a
 multiplication and an addition being two:
 
     forward     2 a weight and token; causal attention 2·T²·D a sample (half of the square)

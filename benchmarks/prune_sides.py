@@ -45,7 +45,7 @@ def run_jax(job):
     from icp_jax import cache, heap
 
     cache.use()  # as the command line does
-    heap.one_arena()
+    heap.reuse()
     import jax
     import jax.numpy as jnp
 

@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is not there
     cache.use()
-    heap.one_arena()
+    heap.reuse()
     interrupts.install()
     try:
         run(parse(args))

@@ -117,12 +117,11 @@ def compensate(
         seen, mean = 0, 0.0
         rate = np.float32(lr * gamma**epoch)
         for where, sent, count in streams.batches((inputs, targets), size, order):
-            streams.settle(losses[-1:])
             params, state, loss = _steps(apply, params, state, keep, *sent, count, rate)
             if losses:  # one transfer late: the device is already at the next
                 mean = float(np.sum(losses)) / seen
                 tick(done + seen, total, mean)
-            losses.append(loss)
+            losses.append(streams.settle(loss))
             seen = where.stop
             if not np.isfinite(mean):
                 break

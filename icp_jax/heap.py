@@ -8,13 +8,21 @@ from __future__ import annotations
 import contextlib
 import ctypes
 
-M_ARENA_MAX = -8  # from malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # from malloc.h
+LARGE = 1 << 30
 
 
-def one_arena() -> None:
-    """Let all threads share one heap, so that one reuses what another has freed."""
+def reuse() -> None:
+    """Let all threads share one heap, and keep what is freed for the next program.
+
+    Left alone, glibc returns every large buffer at once, and a program pays a page fault for
+    each page of its temporaries whenever it runs. For processes that call `give_back`.
+    """
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_ARENA_MAX, 1)
+        libc.mallopt(M_MMAP_THRESHOLD, LARGE)
+        libc.mallopt(M_TRIM_THRESHOLD, LARGE)
 
 
 def give_back() -> None:

@@ -240,7 +240,7 @@ def prune_blocks(
         widths, tick = family.tap_widths(source.shapes(t)), ticker(t, "statistics")
         sums = devices.whole({tap: stats.zeros(width) for tap, width in widths.items()})
         for where, (x,), valid in streams.batches([sparse], size, devices=devices):
-            sums = steps.collect(applies[t], params, x, streams.settle(sums), valid)
+            sums = streams.settle(steps.collect(applies[t], params, x, sums, valid))
             tick(where.stop, len(sparse))
         return jax.block_until_ready(sums)
 

@@ -97,7 +97,9 @@ def need(work: Workload, memory: MemoryConfig) -> Need:
     phases = []
     for name in cost.PHASES:
         device = at_once[name] + kept["device"]
-        arrays = kept["host"] + max(stored)
+        arrays = kept["host"]
+        if name in ("dense", "write"):  # between them nothing of the source's block is held
+            arrays += max(stored)
         if jax.default_backend() == "cpu":
             arrays += kept["device"] + devices * at_once[name]
         elif memory.streams != "device":
@@ -154,7 +156,6 @@ def _on_device(
         for found in _tap(config, sums, tap, linears, programs):
             yield "prune", held + found
         del sums[tap]
-        held += sum(4 * i * o for i, o in linears)  # the new kernels, beside the old
 
 
 def _tap(config, sums, tap, linears, programs) -> Iterator[int]:
@@ -173,7 +174,7 @@ def _tap(config, sums, tap, linears, programs) -> Iterator[int]:
         kernel = _shape(shape)
         walk = (method.prune, kernel, prepared, count)
         yield held + programs.beside(*walk, pattern=pattern, **options)
-        held += size(kernel)
+        yield held + size(kernel) + programs.beside(stats.output_error, kernel, kernel, moments)
 
 
 class Plan(NamedTuple):

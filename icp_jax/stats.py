@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-TILE, TILES = 384, 8  # inputs a tile, at least; tiles a side, at most
+TILE, TILES = 192, 8  # inputs a tile, at least; tiles a side, at most
 PANEL = 512  # rows and columns of the moments that are multiplied at once, at most
 
 

@@ -110,11 +110,10 @@ def advance(
         tick(where.stop, len(out))
 
     for where, sent, valid in batches(arrays, size, devices=devices):
-        settle(pending and pending[1:])
         y, aux = step(*sent, valid)
         if pending is not None:
             finish(*pending)
-        pending = (where, y, aux)
+        pending = (where, *settle((y, aux)))
     if pending is not None:
         finish(*pending)
     return jax.device_get(results)
