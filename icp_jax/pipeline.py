@@ -131,7 +131,7 @@ def prune_block(
                 )
             if method.walks:
                 options["grid"] = grid
-            new, keep = streams.settle(
+            new, keep, *lost = streams.settle(
                 method.prune(
                     kernel, prepared, np.int32(budget[spec.name]), pattern=pattern, **options
                 )
@@ -139,7 +139,7 @@ def prune_block(
             if grid is not None and not method.walks:
                 new = quantize.round_kernel(new, keep, grid)
             pruned[spec.name] = {**pruned[spec.name], "kernel": devices.whole(new)}
-            error = streams.settle(stats.output_error(kernel, new, moments))
+            error = streams.settle(stats.output_error(kernel, new, moments, *lost))
             found[spec.name] = (kernel.size, jnp.sum(~keep, dtype=jnp.int32), error)
             tick(len(found), len(family.linears))
         jax.block_until_ready(found)  # one tap's matrices at a time

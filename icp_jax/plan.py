@@ -172,9 +172,11 @@ def _tap(config, sums, tap, linears, programs) -> Iterator[int]:
         held += size(prepared)
     for shape in linears:
         kernel = _shape(shape)
-        walk = (method.prune, kernel, prepared, count)
-        yield held + programs.beside(*walk, pattern=pattern, **options)
-        yield held + size(kernel) + programs.beside(stats.output_error, kernel, kernel, moments)
+        pruning = (method.prune, kernel, prepared, count)
+        yield held + programs.beside(*pruning, pattern=pattern, **options)
+        lost = [_shape(())] if method.walks else []
+        compared = (stats.output_error, kernel, kernel, moments, *lost)
+        yield held + size(kernel) + programs.beside(*compared)
 
 
 class Plan(NamedTuple):

@@ -84,34 +84,40 @@ def from_inputs(x: Float[Array, "n d"]) -> Moments:
 
 
 @jax.jit
-def output_error(
-    before: Float[Array, "i o"], after: Float[Array, "i o"], m: Moments
-) -> Float[Array, ""]:
-    """‖(W - Ŵ)ᵀx‖² / ‖Wᵀx‖², in the mean over the calibration tokens."""
-    inputs = before.shape[0]
+def output_energy(kernel: Float[Array, "i o"], m: Moments) -> Float[Array, ""]:
+    """‖Wᵀx‖², in the mean over the calibration tokens."""
+    inputs = kernel.shape[0]
     panels = -(-inputs // PANEL)
     panel = -(-inputs // panels)
     upper = jnp.stack(jnp.triu_indices(panels))
 
-    def rows(k):  # (start, W - Ŵ, W); what the panel before holds too is zero
+    def rows(k):  # (start, kernel); what the panel before holds too is zero
         start = jnp.minimum(k * panel, inputs - panel)
-        old, new = (
-            jax.lax.dynamic_slice(w, (start, 0), (panel, w.shape[1])) for w in (before, after)
-        )
+        w = jax.lax.dynamic_slice(kernel, (start, 0), (panel, kernel.shape[1]))
         if inputs % panel:
-            real = (start + jnp.arange(panel) >= k * panel)[:, None]
-            old, new = jnp.where(real, old, 0), jnp.where(real, new, 0)
-        return start, (old - new, old)
+            w = jnp.where((start + jnp.arange(panel) >= k * panel)[:, None], w, 0)
+        return start, w
 
-    def add(n, energies):  # the matrix is symmetric: what is right of its diagonal counts twice
+    def add(n, total):  # the matrix is symmetric: what is right of its diagonal counts twice
         (top, left), (start, right) = rows(upper[0, n]), rows(upper[1, n])
         tile = jax.lax.dynamic_slice(m.second, (top, start), (panel, panel))
         tile = jnp.where(upper[0, n] == upper[1, n], tile, 2 * tile)
-        added = [
-            jnp.sum(x * jnp.matmul(tile, y, precision=jax.lax.Precision.HIGHEST))
-            for x, y in zip(left, right, strict=True)
-        ]
-        return energies + jnp.stack(added)
+        product = jnp.matmul(tile, right, precision=jax.lax.Precision.HIGHEST)
+        return total + jnp.sum(left * product)
 
-    error, energy = jax.lax.fori_loop(0, upper.shape[1], add, jnp.zeros(2, jnp.float32))
-    return error / jnp.maximum(energy, jnp.finfo(jnp.float32).tiny)
+    return jax.lax.fori_loop(0, upper.shape[1], add, jnp.zeros((), jnp.float32))
+
+
+@jax.jit
+def output_error(
+    before: Float[Array, "i o"],
+    after: Float[Array, "i o"],
+    m: Moments,
+    lost: Float[Array, ""] | None = None,
+) -> Float[Array, ""]:
+    """‖(W - Ŵ)ᵀx‖² / ‖Wᵀx‖², in the mean over the calibration tokens.
+
+    lost: the numerator, where the pruner knows it.
+    """
+    lost = output_energy(before - after, m) if lost is None else lost
+    return lost / jnp.maximum(output_energy(before, m), jnp.finfo(jnp.float32).tiny)

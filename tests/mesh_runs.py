@@ -63,7 +63,7 @@ def layout(model):
     sums = {k: stats.zeros(t.shape[-1]) for k, t in jax.eval_shape(apply.taps, params, x).items()}
     kernel = eight.rows(params["fc1"]["kernel"])
     moments = eight.whole(stats.from_inputs(jax.random.normal(jax.random.key(0), (99, 32))))
-    walk = pruners.sparsegpt, kernel, pruners.factor(moments), np.int32(9)
+    walk = pruners.walk, kernel, pruners.factor(moments), np.int32(9)
     found = {}
     for name, (function, *args), options in (
         ("forward", (steps.forward, apply, params, x, np.int32(16)), {}),

@@ -29,6 +29,7 @@ class Factor(NamedTuple):
 
     upper: Float[Array, "i i"]  # U with H⁻¹ = Uᵀ U
     dead: Bool[Array, "i"]  # inputs that were always zero
+    added: Float[Array, ""]  # to the diagonal of H
 
 
 @jax.jit
@@ -44,9 +45,9 @@ def factor(moments: Moments, damping: float | Float[Array, ""] = 0.01) -> Factor
     diagonal = jnp.diagonal(h)
     dead = diagonal == 0
     diagonal = jnp.where(dead, 1.0, diagonal)
-    diagonal = diagonal + damping * jnp.mean(diagonal)
-    h = jnp.where(jnp.eye(size, dtype=bool), diagonal[:, None], h)
-    return Factor(inverse_cholesky(h[::-1, ::-1])[::-1, ::-1], dead)
+    added = damping * jnp.mean(diagonal)
+    h = jnp.where(jnp.eye(size, dtype=bool), (diagonal + added)[:, None], h)
+    return Factor(inverse_cholesky(h[::-1, ::-1])[::-1, ::-1], dead, added)
 
 
 def _share(budget: Int[Array, ""], end: Int[Array, ""], inputs: int) -> Int[Array, ""]:
@@ -70,6 +71,24 @@ def sparsegpt(
     those of the smallest w²/U_ii² go, over all outputs at once, ties to the lowest (input,
     output). n:m groups are decided when the walk reaches them. With `grid` the kept weights are
     rounded to it in the same walk. Returns (kernel, keep); the kernel is zero where keep is not.
+    """
+    return walk(kernel, factor, budget, pattern=pattern, grid=grid, block=block)[:2]
+
+
+@partial(jax.jit, static_argnames=("pattern", "block"))
+def walk(
+    kernel: Float[Array, "i o"],
+    factor: Factor,
+    budget: Int[Array, ""],
+    *,
+    pattern: tuple[int, int] | None = None,
+    grid: Grid | None = None,
+    block: int = BLOCK,
+) -> tuple[Float[Array, "i o"], Bool[Array, "i o"], Float[Array, ""]]:
+    """`sparsegpt`, and what it lost: ‖(W - Ŵ)ᵀx‖², in the mean over the calibration tokens.
+
+    W - Ŵ = Uᵀ E, with E the errors of all inputs, and U H Uᵀ = 1: so the loss under H, which is
+    2·E[x xᵀ] and what damping added to its diagonal, is ‖E‖², and costs no product.
     """
     inputs, outputs = kernel.shape
     if pattern is not None:
@@ -107,8 +126,10 @@ def sparsegpt(
         return (w, spread), keep
 
     steps = jnp.arange((inputs + pad) // block)
-    (w, _), keep = jax.lax.scan(walk_block, (w, jnp.zeros_like(w)), steps)
-    return w[:inputs].astype(kernel.dtype), keep.reshape(-1, outputs)[:inputs]
+    (new, errors), keep = jax.lax.scan(walk_block, (w, jnp.zeros_like(w)), steps)
+    damped = factor.added * jnp.sum(jnp.square(w - new))
+    lost = jnp.maximum(jnp.sum(jnp.square(errors)) - damped, 0) / 2
+    return new[:inputs].astype(kernel.dtype), keep.reshape(-1, outputs)[:inputs], lost
 
 
 def _span_width(inputs: int, block: int) -> int:

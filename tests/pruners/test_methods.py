@@ -20,7 +20,7 @@ def problem(inputs=96, outputs=40, seed=0):
 
 def run(method, kernel, moments, budget, **options):
     method = METHODS[method]
-    new, keep = method.prune(kernel, method.prepare(moments, 0.01), budget, **options)
+    new, keep, *_ = method.prune(kernel, method.prepare(moments, 0.01), budget, **options)
     return np.asarray(new), np.asarray(keep)
 
 

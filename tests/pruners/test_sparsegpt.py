@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from icp_jax import stats
-from icp_jax.pruners import factor, sparsegpt
+from icp_jax.pruners import factor, sparsegpt, walk
 from icp_jax.quantize import make_grid
 
 
@@ -97,6 +97,20 @@ def test_singular_hessian_is_carried_by_the_damping():
     ours = stats.output_error(jnp.asarray(kernel), jnp.asarray(new), moments)
     theirs = stats.output_error(jnp.asarray(kernel), jnp.asarray(want, jnp.float32), moments)
     np.testing.assert_allclose(ours, theirs, rtol=1e-2)
+
+
+@pytest.mark.parametrize("damping", [1e-4, 0.01, 1.0])
+@pytest.mark.parametrize("pattern,bits", [(None, None), ((2, 4), None), (None, 4), ((2, 4), 3)])
+def test_the_walk_knows_what_the_output_lost(damping, pattern, bits):
+    kernel, x = problem(172, 24)
+    grid = make_grid(jnp.asarray(kernel), bits) if bits else None
+    given = factor(stats.from_inputs(x), damping)
+    new, keep, lost = walk(kernel, given, 2000, pattern=pattern, grid=grid)
+    same = sparsegpt(kernel, given, 2000, pattern=pattern, grid=grid)
+    np.testing.assert_array_equal(new, same[0])
+    np.testing.assert_array_equal(keep, same[1])
+    want = np.sum(np.square(x.astype(np.float64) @ (kernel - np.asarray(new)))) / len(x)
+    np.testing.assert_allclose(lost, want, rtol=1e-5)
 
 
 def test_factor_is_the_cholesky_of_the_inverse():
