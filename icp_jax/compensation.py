@@ -121,6 +121,7 @@ def compensate(
             if losses:  # one transfer late: the device is already at the next
                 mean = float(np.sum(losses)) / seen
                 tick(done + seen, total, mean)
+            del sent  # room for the next
             losses.append(streams.settle(loss))
             seen = where.stop
             if not np.isfinite(mean):

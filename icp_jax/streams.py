@@ -4,7 +4,8 @@ A stream `[N, ...]` lives where `places` puts it and is updated in place: there 
 copy.
 Every batch has the same shape (the last one is padded with zeros and says how many samples are
 real), so one compiled function serves them all. The next batch is on its way to the device
-while this one computes, and results are fetched while the next one does.
+while this one computes, and results are fetched while the next one does; on the CPU, where
+nothing travels, only one batch is held.
 """
 
 from __future__ import annotations
@@ -78,6 +79,9 @@ def batches(
         sent = tuple(devices.samples(_padded(part, size)) for part in parts)
         return where, sent, np.int32(where.stop - where.start)
 
+    if jax.default_backend() == "cpu":  # nothing travels
+        yield from map(send, range(0, total, size))
+        return
     ahead = send(0)
     for start in range(size, total, size):
         now, ahead = ahead, send(start)
