@@ -10,6 +10,7 @@ nothing travels, only one batch is held.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -25,6 +26,7 @@ T = TypeVar("T")
 # Tokens (positions) that go through a block at once: what fits a CPU's caches, what fills a GPU.
 BATCH_TOKENS = {"cpu": 1024}
 BATCH_TOKENS_ELSEWHERE = 4096
+MOMENT = 2e-4  # seconds; a program lets go of its temporaries just after its results are there
 GATHER_BYTES = 1 << 22  # a batch of samples for compensation: at most so many bytes a stream
 
 
@@ -48,7 +50,10 @@ def settle(tree: T) -> T:
     A program that is queued there has its temporaries and results allocated already. Elsewhere
     the queue costs no memory, and the device should not wait for the host.
     """
-    return jax.block_until_ready(tree) if jax.default_backend() == "cpu" else tree
+    if jax.default_backend() == "cpu":
+        jax.block_until_ready(tree)
+        time.sleep(MOMENT)
+    return tree
 
 
 def _padded(part, size: int):
