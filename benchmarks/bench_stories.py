@@ -103,7 +103,8 @@ def main() -> None:
         print(f"{case['name']:34} {row['mean']:8.2f} ({row['min']:.2f}-{row['max']:.2f})"
               f"   reference {case['reference']}", flush=True)  # fmt: skip
     record = {**common.provenance(), "dense": dense._asdict(), "rows": rows}
-    record["command"] = "python benchmarks/bench_stories.py --model M --text T --reference R"
+    files = "--model M --text T --reference R"
+    record["command"] = f"python benchmarks/bench_stories.py {files} --seeds {args.seeds}"
     print(common.write("stories260K.json", record))
 
 
