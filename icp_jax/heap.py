@@ -9,7 +9,7 @@ import contextlib
 import ctypes
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # from malloc.h
-LARGE = 1 << 30
+KEPT = 1 << 26  # bytes of the largest buffer kept: holes left by larger ones cost too much
 
 
 def reuse() -> None:
@@ -21,8 +21,8 @@ def reuse() -> None:
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
         libc.mallopt(M_ARENA_MAX, 1)
-        libc.mallopt(M_MMAP_THRESHOLD, LARGE)
-        libc.mallopt(M_TRIM_THRESHOLD, LARGE)
+        libc.mallopt(M_MMAP_THRESHOLD, KEPT)
+        libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 
 def give_back() -> None:
