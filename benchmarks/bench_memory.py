@@ -31,9 +31,6 @@ from pathlib import Path
 import common
 import numpy as np
 
-from converters import table_for
-from converters.files import Writer, plan_layout
-
 PRUNE = """
 import os, sys
 if sys.argv[1]:
@@ -58,18 +55,14 @@ def checkpoint(folder: Path, hidden: int, ffn: int, blocks: int, dtype: str) -> 
         "num_hidden_layers": blocks,
         "max_position_embeddings": 512,
     }
-    placed = [p for p in table_for("opt").place(config) if p.name != "lm_head.weight"]
-    folder.mkdir()
-    kind, rng = np.dtype(dtype), np.random.default_rng(0)
-    layout = plan_layout({p.name: (kind, p.shape) for p in placed}, {"format": "pt"})
-    writer = Writer(folder, layout)
-    for p in placed:
+    rng = np.random.default_rng(0)
+
+    def tensor(p):
         scale = p.shape[-1] ** -0.5 if len(p.shape) > 1 else 0.02
-        tensor = rng.standard_normal(p.shape, np.float32) * np.float32(scale)
-        writer.write(p.name, (tensor + (1 if "norm.weight" in p.name else 0)).astype(kind))
-    writer.close()
-    (folder / "config.json").write_text(json.dumps(config))
-    return sum(e.nbytes for e in layout.entries.values())
+        drawn = rng.standard_normal(p.shape, np.float32) * np.float32(scale)
+        return drawn + (1 if "norm.weight" in p.name else 0)
+
+    return common.write_checkpoint(folder, config, dtype, tensor)
 
 
 def prune(folder: Path, samples: int, length: int, *options: str, group: str = "") -> dict:

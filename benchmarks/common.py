@@ -1,4 +1,6 @@
-"""What every result file says beside its numbers: command, commit, machine, versions."""
+"""What every result file says beside its numbers (command, commit, machine, versions), and the
+random checkpoints that benchmarks write.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +8,37 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from converters import table_for
+from converters.files import Writer, plan_layout
+from converters.rules import Placed
+
 RESULTS = Path(__file__).parent / "results"
+
+
+def write_checkpoint(
+    folder: Path, config: dict[str, Any], dtype: str, tensor: Callable[[Placed], np.ndarray]
+) -> int:
+    """A tied model as a Hugging Face folder, a tensor at a time; returns its bytes.
+
+    tensor: gives a tensor in torch's order.
+    """
+    placed = table_for(config["model_type"]).place(config)
+    placed = [p for p in placed if p.name != "lm_head.weight"]
+    folder.mkdir()
+    kind = np.dtype(dtype)
+    layout = plan_layout({p.name: (kind, p.shape) for p in placed}, {"format": "pt"})
+    writer = Writer(folder, layout)
+    for p in placed:
+        writer.write(p.name, tensor(p).astype(kind))
+    writer.close()
+    (folder / "config.json").write_text(json.dumps(config))
+    return sum(e.nbytes for e in layout.entries.values())
 
 
 def provenance() -> dict[str, Any]:

@@ -5,14 +5,12 @@ A job is a dict of settings, as it goes to a side's process.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import common
 import numpy as np
 
-from converters import table_for
-from converters.files import Writer, plan_layout
 from converters.rules import lookup
 
 
@@ -92,16 +90,10 @@ def checkpoint(job, folder: Path) -> None:
     (embed, blocks), d = weights(job), SHAPES[job["shape"]].hidden
     norm = {"scale": np.ones(d, np.float32), "bias": np.zeros(d, np.float32)}
     blocks = {str(t): block for t, block in enumerate(blocks)}
-    tree, config = {"embed": embed, "blocks": blocks, "head": {"norm": norm}}, hf_config(job)
-    placed = table_for(config["model_type"]).place(config)
-    placed = [p for p in placed if p.name != "lm_head.weight"]
-    folder.mkdir()
-    kinds = {p.name: (np.dtype(np.float32), p.shape) for p in placed}
-    writer = Writer(folder, plan_layout(kinds, {"format": "pt"}))
-    for p in placed:
-        writer.write(p.name, p.to_torch(lookup(tree, p.path)))
-    writer.close()
-    (folder / "config.json").write_text(json.dumps(config))
+    tree = {"embed": embed, "blocks": blocks, "head": {"norm": norm}}
+    common.write_checkpoint(
+        folder, hf_config(job), "float32", lambda p: p.to_torch(lookup(tree, p.path))
+    )
 
 
 def calibration(job) -> np.ndarray:

@@ -10,6 +10,7 @@ on a probe) are left out.
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -37,7 +38,7 @@ def from_tree(tree: dict[str, dict[str, np.ndarray]]) -> Params:
 See = Callable[[str, torch.Tensor], None]
 
 
-class Block:
+class Block(ABC):
     """A decoder layer, `[b, t, D]` to `[b, t, D]`: what the families share.
 
     attention: "eager", the whole score matrix, or "fused", PyTorch's own kernel.
@@ -54,9 +55,9 @@ class Block:
         x, y = self.hidden(p, x)
         return x + _linear(p, self.last, y)
 
+    @abstractmethod
     def hidden(self, p: Params, x: torch.Tensor, see: See = lambda tap, y: None):
         """(the residual stream, the input of the last linear); `see` is shown every tap."""
-        raise NotImplementedError
 
     def split(self, y):
         return y.view(*y.shape[:2], self.heads, -1).transpose(1, 2)

@@ -38,8 +38,9 @@ def flops(
         found["compensate"] += 3 * epochs * forward if t else 0
         found["statistics"] += forward + tokens * sum(w * w for w in widths)
         walk = sum(1.0 * i * i * o for i, o in block.values())
-        found["prune"] += walk  # the energy that reported errors are relative to, H symmetric
-        found["prune"] += walk  # the errors themselves, or the walk, which knows them
+        # two of symmetric halves: the energy that reported errors are relative to, and the errors,
+        # or else the walk, which knows them
+        found["prune"] += 2 * walk
         if method.walks:
             found["prune"] += 2 / 3 * sum(w**3 for w in widths)
     return found

@@ -1,4 +1,4 @@
-"""glibc's heap, asked to keep less: it holds on to freed buffers, which XLA has many of.
+"""glibc's heap: what it keeps of freed buffers, which XLA has many of, and when they go.
 
 Elsewhere than on glibc both do nothing. `benchmarks/bench_prune.py` measures what they bring.
 """

@@ -8,33 +8,29 @@ pruned on what the sparse stream feeds it.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from icp_jax import heap, places, quantize, stats, steps, streams
 from icp_jax.budgets import Shapes, budgets
+from icp_jax.clock import Clock
 from icp_jax.compensation import Compensation, compensate
 from icp_jax.config import CompensateConfig, MemoryConfig, PruneConfig, QuantConfig
 from icp_jax.errors import InputError
-from icp_jax.masks import parse_pattern
 from icp_jax.mesh import ONE, Devices
 from icp_jax.models.spec import Family
+from icp_jax.prune_block import LayerReport, prune_block
 from icp_jax.pruners import METHODS
-from icp_jax.pruners.damping import climb
 from icp_jax.remedies import check_share
 from icp_jax.steps import Params
 
 Progress = Callable[[int, str, int, int, float | None], None]
-ADVICE = "more calibration samples or a larger --prune.damping may help"
 
 
 class Source(Protocol):
@@ -55,21 +51,6 @@ class Sink(Protocol):
 
 
 @dataclass(frozen=True)
-class LayerReport:
-    """One linear. error: ‖(W-Ŵ)ᵀx‖²/‖Wᵀx‖² on the inputs it was pruned with.
-
-    rungs: dampings tried because the configured one left the Hessian not positive definite; the
-    last was used.
-    """
-
-    name: str
-    size: int
-    zeros: int
-    error: float
-    rungs: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True)
 class BlockReport:
     """One block. error: ‖sparse-dense‖²/‖dense‖² of the streams after it."""
 
@@ -86,71 +67,6 @@ class Finished:
 
     report: BlockReport
     read: Callable[[], Params]
-
-
-def prune_block(
-    family: Family,
-    params: Params,
-    sums: dict[str, stats.Sums],
-    budget: Mapping[str, int],
-    config: PruneConfig,
-    quant: QuantConfig | None = None,
-    dtypes: Mapping[str, str] | None = None,
-    tick: Callable[[int, int], None] = lambda done, total: None,
-    where: str = "",
-    devices: Devices = ONE,
-) -> tuple[Params, dict[str, quantize.Grid], list[LayerReport]]:
-    """Prune every linear of a block to its budget; linears that read one tap share its factor.
-
-    params, and sums of the inputs by tap: emptied on the way, since each is as large as the block.
-    quant: round the kept weights too, on grids whose scales fit `dtypes`, a dtype a linear.
-    Raises InputError for a Hessian that no damping helps, naming its layers, and `where`.
-    """
-    method, pattern = METHODS[config.method], parse_pattern(config.pattern)
-    options: dict[str, Any] = {"block": config.block_size} if method.walks else {}
-    grids: dict[str, quantize.Grid] = {}
-    found, rungs, pruned = {}, {}, {name: params.pop(name) for name in tuple(params)}
-    for tap in dict.fromkeys(spec.tap for spec in family.linears):
-        moments = streams.settle(stats.moments(sums.pop(tap)))
-        try:
-            prepared, rungs[tap] = climb(method.prepare, moments, config.damping)
-        except np.linalg.LinAlgError as failed:
-            readers = ", ".join(spec.name for spec in family.linears if spec.tap == tap)
-            raise InputError(f"layer {readers}{where}: {failed}; {ADVICE}") from None
-        for spec in (s for s in family.linears if s.tap == tap):
-            kernel, grid = devices.rows(pruned[spec.name]["kernel"]), None
-            if quant is not None and quant.bits is not None:
-                grid = grids[spec.name] = quantize.make_grid(
-                    kernel,
-                    np.int32(quant.bits),
-                    group=quant.group,
-                    symmetric=quant.symmetric,
-                    search=quant.search,
-                    importance=jnp.diagonal(moments.second),
-                    dtype=(dtypes or {}).get(spec.name, "float32"),
-                )
-            if method.walks:
-                options["grid"] = grid
-            new, keep, *lost = streams.settle(
-                method.prune(
-                    kernel, prepared, np.int32(budget[spec.name]), pattern=pattern, **options
-                )
-            )
-            if grid is not None and not method.walks:
-                new = quantize.round_kernel(new, keep, grid)
-            pruned[spec.name] = {**pruned[spec.name], "kernel": devices.whole(new)}
-            error = streams.settle(stats.output_error(kernel, new, moments, *lost))
-            found[spec.name] = (kernel.size, jnp.sum(~keep, dtype=jnp.int32), error)
-            tick(len(found), len(family.linears))
-        jax.block_until_ready(found)  # one tap's matrices at a time
-    layers = []
-    found = jax.device_get(found)
-    for name, tap in ((spec.name, spec.tap) for spec in family.linears):
-        size, zeros, error = found[name]
-        if not np.isfinite(error):
-            raise InputError(f"layer {name}{where}: its error is not finite; {ADVICE}")
-        layers.append(LayerReport(name, int(size), int(zeros), float(error), rungs[tap]))
-    return pruned, devices.whole(grids), layers
 
 
 def prune_blocks(
@@ -313,24 +229,3 @@ def _to_store(params: Params, stored: Params, only: Mapping[str, int] | None) ->
         return np.asarray(new).astype(old.dtype)
 
     return jax.tree_util.tree_map_with_path(leaf, params, stored)
-
-
-class Clock:
-    """Seconds by phase since the last take()."""
-
-    def __init__(self):
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            heap.give_back()
-            taken = time.perf_counter() - started
-            self.seconds[phase] = self.seconds.get(phase, 0) + taken
-
-    def take(self) -> dict[str, float]:
-        taken, self.seconds = self.seconds, {}
-        return taken

@@ -16,7 +16,8 @@ from typing import Any
 
 from converters.files import blocks_of_bytes
 from icp_jax.compensation import Compensation
-from icp_jax.pipeline import BlockReport, LayerReport
+from icp_jax.pipeline import BlockReport
+from icp_jax.prune_block import LayerReport
 
 PACKAGES = ("icp-jax", "jax", "jaxlib", "flax", "optax", "transformers", "safetensors", "numpy")
 

@@ -15,7 +15,8 @@ import icp_jax
 from icp_jax import CompensateConfig, InputError, compensate, pruners, stats
 from icp_jax.cli import main
 from icp_jax.compensation import NO_GAIN, NOT_FINITE, ROSE, Compensation
-from icp_jax.pipeline import BlockReport, LayerReport
+from icp_jax.pipeline import BlockReport
+from icp_jax.prune_block import LayerReport
 from icp_jax.pruners.damping import climb, rungs
 from icp_jax.records import block_record, read_block
 from icp_jax.remedies import check_share, remedies, too_many
