@@ -10,9 +10,9 @@ processes that take turns; each runs once to compile and warm up, then once for 
 memory is that of the whole process (VmHWM). PyTorch holds the model in memory; `icp_jax` does as
 the command line does: it reads a block from a Hugging Face folder when it comes to it, and has a
 compilation cache on disk, which is empty in the first round, whose peak is reported beside the
-median. The rate of float32 2048³ matmuls is measured on each side in the same run, and the highest
-is the rate that shares are shares of. The FLOPs are the algorithm's, equal for all sides, a
-multiplication and an addition being two:
+median. `jax-disk` is the same with `--memory.streams disk`. The rate of float32 2048³ matmuls is
+measured on each side in the same run, and the highest is the rate that shares are shares of. The
+FLOPs are the algorithm's, equal for all sides, a multiplication and an addition being two:
 
     forward     2 a weight and token; causal attention 2·T²·D a sample (half of the square)
     dense       one forward a block
@@ -33,6 +33,7 @@ the dense model (`damage`), and how far the two PyTorch sides are from each othe
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -48,7 +49,7 @@ from prune_job import SHAPES, budgets, checkpoint, flops
 from prune_sides import PHASES
 
 SIDE = Path(__file__).with_name("prune_sides.py")
-SIDES = ("jax", "torch-eager", "torch-fused")
+SIDES = ("jax", "jax-disk", "torch-eager", "torch-fused")
 CHECKS = {
     "sparsity 0": {"samples": 4, "sparsity": 0.0, "epochs": 0},
     "tiny shape": {"blocks": 2, "samples": 16, "seq_len": 64, "epochs": 1},
@@ -57,9 +58,10 @@ TINY = {"opt": "tiny", "llama": "tiny-llama"}
 ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "JAX_PLATFORMS": "cpu"}
 
 
-def spawn(job) -> dict:
+def spawn(job, cache: Path) -> dict:
     done = subprocess.run(
         [sys.executable, str(SIDE), json.dumps(job)],
+        env={**os.environ, "XDG_CACHE_HOME": str(cache)},
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -90,10 +92,11 @@ def take_turns(job, rounds: int, scratch: Path, label: str):
         for side in SIDES:
             folders[side].mkdir(exist_ok=True)
             save = str(folders[side]) if k == 0 else None
-            results[-1][side] = spawn({**job, "side": side, "save": save})
+            cache = scratch / f"{label}-{side}-cache"
+            results[-1][side] = spawn({**job, "side": side, "save": save}, cache)
             total = results[-1][side].get("seconds", results[-1][side]["first"])["total"]
             print(f"{label} {k + 1} {side}: {total:.2f} s", flush=True)
-    pairs = (SIDES[:2], SIDES[::2], SIDES[1:])
+    pairs = (*itertools.product(SIDES[:1], SIDES[1:]), SIDES[2:])
     return results, {
         "damage": {side: results[0][side]["damage"] for side in SIDES},
         **{" / ".join(p): compare(*(folders[s] for s in p), job["blocks"]) for p in pairs},
@@ -243,7 +246,6 @@ def main() -> None:
     job["budgets"] = budgets(job)
     agree = {}
     with tempfile.TemporaryDirectory() as scratch:
-        os.environ["XDG_CACHE_HOME"] = scratch
         os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
         for name, settings in CHECKS.items():
             few = {**job, **settings, "timed": False}

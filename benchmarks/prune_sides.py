@@ -50,7 +50,7 @@ def run_jax(job):
     import jax.numpy as jnp
 
     from icp_jax import pipeline, steps, streams
-    from icp_jax.config import CompensateConfig, PruneConfig
+    from icp_jax.config import CompensateConfig, MemoryConfig, PruneConfig
     from icp_jax.residency import FolderSource
 
     baseline = memory("VmRSS")
@@ -76,7 +76,15 @@ def run_jax(job):
     def run(folder):
         nonlocal last
         reports = pipeline.prune_blocks(
-            source, Sink(folder), tokens, config, compensation, dtype="float32", seed=job["seed"]
+            source,
+            Sink(folder),
+            tokens,
+            config,
+            compensation,
+            dtype="float32",
+            seed=job["seed"],
+            memory=MemoryConfig(streams="disk" if job["side"] == "jax-disk" else "host"),
+            scratch=Path(job["model"]),
         )
         last = reports[-1].error
         names = {phase for report in reports for phase in report.seconds}
@@ -161,7 +169,8 @@ def run_torch(job):
 def child(job) -> dict:
     """One side: a first run, a timed run, the peak of memory, then the rate of matmuls."""
     folder = Path(job["save"]) if job["save"] else None
-    baseline, run, damage, final, matmul = (run_jax if job["side"] == "jax" else run_torch)(job)
+    begin = run_jax if job["side"].startswith("jax") else run_torch
+    baseline, run, damage, final, matmul = begin(job)
 
     def timed(where):
         started = time.perf_counter()

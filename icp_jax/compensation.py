@@ -17,7 +17,7 @@ import optax
 
 from icp_jax import streams
 from icp_jax.masks import apply_keep
-from icp_jax.places import Samples, Stream
+from icp_jax.places import Stream
 
 Params = Any
 Tick = Callable[[int, int, float], None]
@@ -101,7 +101,7 @@ def compensate(
     """
     if len(inputs) != len(targets) or len(inputs) == 0:
         raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets: need as many, above 0")
-    inputs, targets = (a if isinstance(a, Samples) else np.asarray(a) for a in (inputs, targets))
+    inputs, targets = (a if isinstance(a, Stream) else np.asarray(a) for a in (inputs, targets))
     nbytes = int(np.prod(inputs.shape[1:])) * inputs.dtype.itemsize
     size, total = streams.gather_size(len(inputs), nbytes), epochs * len(inputs)
     few = np.arange(min(size, 8, max(1, len(inputs) // 16)))

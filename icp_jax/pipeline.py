@@ -8,6 +8,7 @@ pruned on what the sparse stream feeds it.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -124,8 +125,8 @@ def prune_blocks(
 
         def tick(done, total, loss=None):
             nonlocal first
-            if first:
-                heap.give_back()  # what compiling took
+            if first or phase == "prune":  # what compiling took; holes of unlike large matrices
+                heap.give_back()
                 first = False
             progress(block, phase, done, total, loss)
 
@@ -160,6 +161,7 @@ def prune_blocks(
             tick(where.stop, len(sparse))
         return jax.block_until_ready(sums)
 
+    gc.collect()  # jaxlib holds arrays it was given, as an earlier run's stream, until then
     sparse, dense = (places.empty(shape, memory.stream_dtype, place, scratch) for _ in range(2))
     start = steps.embed_tokens(family, embed, memory.stream_dtype, devices)
     streams.advance(start, [tokens], sparse, size, devices=devices)

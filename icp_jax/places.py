@@ -6,6 +6,7 @@ All take and give samples as a NumPy array does: `stream[where]`, `stream[where]
 from __future__ import annotations
 
 import math
+import mmap
 import os
 import sys
 import tempfile
@@ -73,6 +74,12 @@ def empty(shape: Sequence[int], dtype: str, place: Place, folder: Path | None = 
     if place == "host" and jax.default_backend() == "cpu":
         return np.empty(shape, kind)
     return Samples(shape, kind, "device" if place == "device" else "pinned_host")
+
+
+def forget(stream: Stream) -> None:
+    """Give the pages of a stream on disk back to the system; the file keeps what they hold."""
+    if isinstance(stream, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
+        cast(mmap.mmap, stream.base).madvise(mmap.MADV_DONTNEED)
 
 
 def choose(wanted: str, both: int, device_room: int, host_room: int) -> Place:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from icp_jax.mesh import ONE, Devices
-from icp_jax.places import Samples, Stream
+from icp_jax.places import Samples, Stream, forget
 
 T = TypeVar("T")
 
@@ -85,7 +85,10 @@ def batches(
         return where, sent, np.int32(where.stop - where.start)
 
     if jax.default_backend() == "cpu":  # nothing travels
-        yield from map(send, range(0, total, size))
+        for start in range(0, total, size):
+            yield send(start)
+            for a in arrays:
+                forget(a)
         return
     ahead = send(0)
     for start in range(size, total, size):
@@ -115,6 +118,7 @@ def advance(
             out[where] = y
         else:
             out[where] = np.asarray(y)[: where.stop - where.start]
+            forget(out)
         results.append(aux)
         tick(where.stop, len(out))
 

@@ -31,6 +31,15 @@ def test_a_stream_on_disk_leaves_no_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_stream_on_disk_gives_its_pages_back(tmp_path):
+    stream = places.empty((8, 1 << 18), "float32", "disk", tmp_path)  # 8 MiB
+    stream[:] = 1.5
+    before = places.proc("self/status", "RssFile")
+    places.forget(stream)
+    assert before - places.proc("self/status", "RssFile") > 7 << 20
+    assert np.all(stream == 1.5)
+
+
 def test_a_full_disk_is_met_before_the_run(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
