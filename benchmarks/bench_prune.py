@@ -1,9 +1,9 @@
 """Speed and memory of pruning with compensation: `icp_jax` against the same in plain PyTorch.
 
     python benchmarks/bench_prune.py --out bench_prune.json
-    python benchmarks/bench_prune.py --shape opt-1.3b --samples 8 --out bench_prune_1.3b.json
+    python benchmarks/bench_prune.py --shape opt-1.3b --samples 8 --out bench_prune_opt-1.3b.json
     python benchmarks/bench_prune.py --shape llama-7b --samples 4 --rounds 1 \\
-        --out bench_prune_7b.json
+        --sides torch-eager torch-fused --out bench_prune_llama-7b.json
 
 Both sides get the same random weights, the same tokens and the same budgets, and run in fresh
 processes that take turns; each runs once to compile and warm up, then once for the clock. Peak
@@ -33,7 +33,6 @@ the dense model (`damage`), and how far the two PyTorch sides are from each othe
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import statistics
@@ -84,21 +83,22 @@ def compare(a: Path, b: Path, blocks: int) -> dict[str, float]:
 
 def take_turns(job, rounds: int, scratch: Path, label: str):
     """(rounds of results by side, comparisons of the first round's models)."""
-    results, folders = [], {side: scratch / f"{label}-{side}" for side in SIDES}
+    results, folders = [], {side: scratch / f"{label}-{side}" for side in job["sides"]}
     checkpoint(job, scratch / f"{label}-model")
     job = {**job, "model": str(scratch / f"{label}-model")}
     for k in range(rounds):
         results.append({})
-        for side in SIDES:
+        for side in job["sides"]:
             folders[side].mkdir(exist_ok=True)
             save = str(folders[side]) if k == 0 else None
             cache = scratch / f"{label}-{side}-cache"
             results[-1][side] = spawn({**job, "side": side, "save": save}, cache)
             total = results[-1][side].get("seconds", results[-1][side]["first"])["total"]
             print(f"{label} {k + 1} {side}: {total:.2f} s", flush=True)
-    pairs = (*itertools.product(SIDES[:1], SIDES[1:]), SIDES[2:])
+    pairs = [("jax", side) for side in job["sides"] if side != "jax"] + [SIDES[-2:]]
+    pairs = [pair for pair in pairs if {*pair} <= {*job["sides"]}]
     return results, {
-        "damage": {side: results[0][side]["damage"] for side in SIDES},
+        "damage": {side: results[0][side]["damage"] for side in job["sides"]},
         **{" / ".join(p): compare(*(folders[s] for s in p), job["blocks"]) for p in pairs},
     }
 
@@ -107,11 +107,11 @@ def summary(job, rounds: list[dict]) -> dict:
     """Medians; per phase the share of the rate, the ratio to jax, and the time above the floor."""
     work = flops(job)
     work["total"] = sum(work.values())
-    rates = {side: max(r[side]["gflops"] for r in rounds) for side in SIDES}
+    rates = {side: max(r[side]["gflops"] for r in rounds) for side in job["sides"]}
     rate = max(rates.values())
     floors = {p: w / rate / 1e9 for p, w in work.items()}
     sides = {}
-    for side in SIDES:
+    for side in job["sides"]:
         seconds = {p: _median(r[side]["seconds"][p] for r in rounds) for p in (*work, "other")}
         loss = {p: seconds[p] - floors[p] for p in PHASES}
         ran = [p for p in (*PHASES, "total") if work[p]]
@@ -144,8 +144,8 @@ def table(job, found: dict) -> str:
         f"{job['shape']}, {job['blocks']} blocks, {job['samples']} x {job['seq_len']} tokens, "
         f"{job['epochs']} epoch(s), float32; rate {found['rate_gflops']:.0f} GFLOP/s",
         "",
-        f"{'':12}{'GFLOP':>9}{'floor s':>9}" + "".join(f" |{side:>24}" for side in SIDES),
-        f"{'phase':12}{'':18}" + f" |{'s':>9}{'share':>7}{'/jax':>8}" * len(SIDES),
+        f"{'':12}{'GFLOP':>9}{'floor s':>9}" + "".join(f" |{side:>24}" for side in sides),
+        f"{'phase':12}{'':18}" + f" |{'s':>9}{'share':>7}{'/jax':>8}" * len(sides),
     ]
     for p in (*PHASES, "total"):
         line = f"{p:12}{found['flops'][p] / 1e9:9.1f}{floors[p]:9.3f}"
@@ -228,6 +228,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
+        "--sides", nargs="+", choices=SIDES[1:], default=list(SIDES[1:]), help="beside jax"
+    )
+    parser.add_argument(
         "--torch-batch-tokens",
         type=int,
         default=512,
@@ -243,6 +246,7 @@ def main() -> None:
     os.environ |= ENVIRONMENT  # the children's too
     origin = facts()
     job = {k: v for k, v in vars(args).items() if k not in ("out", "rounds")}
+    job["sides"] = ["jax", *args.sides]
     job["budgets"] = budgets(job)
     agree = {}
     with tempfile.TemporaryDirectory() as scratch:

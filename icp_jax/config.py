@@ -25,11 +25,11 @@ class PruneConfig:
     pattern: str | None = None
     """n:m, such as 2:4: keep n of every m consecutive inputs. Replaces sparsity, alpha, beta."""
     alpha: float | None = None
-    """Last block's share of the mean sparsity; 1 is uniform. Unset: 0.691 for icp (SAM: 0.85),
-    else 1."""
+    """Last block's share of the mean sparsity; 1 is uniform.
+    Unset: 0.691 for icp (SAM: 0.85), else 1."""
     beta: float | None = None
-    """Share of their sparsity that layers give up to others. Unset: 0.2 for icp, else (and for
-    SAM) 0."""
+    """Share of their sparsity that layers give up to others.
+    Unset: 0.2 for icp, else (and for SAM) 0."""
     rearrange: str | None = None
     """Which layers give and which take, GIVES-TAKES. Unset: the family's own, qkv-f2 for OPT."""
     damping: float = 0.01
@@ -90,14 +90,14 @@ class MemoryConfig:
     stream_dtype: Literal["float32", "bfloat16"] = "float32"
     """Their precision: bfloat16 halves them."""
     batch_tokens: int | None = None
-    """Tokens sent through a block at once by each device, where that is free to choose. Unset:
-    1024 on the CPU, else 4096."""
+    """Tokens sent through a block at once by each device, where that is free to choose.
+    Unset: 1024 on the CPU, else 4096."""
     remat: bool | None = None
-    """Compute attention's scores again for the gradient, rather than keep them: less memory in
-    compensation, for about a third more of its time. Unset: where it would not fit otherwise."""
+    """Compute attention's scores again for compensation's gradient: less memory, a third more time.
+    Unset: where it would not fit otherwise."""
     device: str = ""
-    """What the run may take of the device's memory, such as 8GiB: place and batch are chosen to
-    fit. Unset: on an accelerator what is free there, on the CPU no limit."""
+    """What the run may take of the device's memory, such as 8GiB: place and batch are made to fit.
+    Unset: on an accelerator what is free there, on the CPU no limit."""
     host: str = ""
     """The same for the host's memory. Unset: no limit."""
 

@@ -40,7 +40,10 @@ def read_config(folder: Path, quantized: bool = False) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise InputError(f"{path} is not a JSON object")
     if "quantization_config" in config and not quantized:
-        raise InputError(f"{folder} is already quantized: prune the unquantized checkpoint")
+        raise InputError(
+            f"{folder} is already quantized: give the unquantized checkpoint (of our own exports, "
+            "the one written without --quant.packed)"
+        )
     return config
 
 
