@@ -125,8 +125,8 @@ def prune_blocks(
 
         def tick(done, total, loss=None):
             nonlocal first
-            if first or phase == "prune":  # what compiling took; holes of unlike large matrices
-                heap.give_back()
+            if first:
+                heap.give_back()  # what compiling took
                 first = False
             progress(block, phase, done, total, loss)
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from icp_jax import quantize, stats, streams
+from icp_jax import heap, quantize, stats, streams
 from icp_jax.config import PruneConfig, QuantConfig
 from icp_jax.errors import InputError
 from icp_jax.masks import parse_pattern
@@ -62,6 +62,7 @@ def prune_block(
     found, rungs, pruned = {}, {}, {name: params.pop(name) for name in tuple(params)}
     for tap in dict.fromkeys(spec.tap for spec in family.linears):
         moments = streams.settle(stats.moments(sums.pop(tap)))
+        heap.give_back()  # the sums, in tiles: their holes fit none of the matrices to come
         try:
             prepared, rungs[tap] = climb(method.prepare, moments, config.damping)
         except np.linalg.LinAlgError as failed:
