@@ -37,6 +37,20 @@ OPT = {
     "eos_token_id": 2,
     "pad_token_id": 1,
 }
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+
+
+def rope(kind, **settings):
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0} | settings}
 
 
 def write_opt(folder: Path, dtype=np.float16, shard_bytes=10**9, seed=0, **changes) -> Path:
