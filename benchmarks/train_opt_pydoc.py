@@ -25,8 +25,8 @@ import optax
 from pydoc_text import split
 
 from converters import table_for
-from converters.files import Writer, plan_layout
 from converters.rules import lookup
+from converters.safetensors_files import Writer, plan_layout
 from icp_jax import api
 from icp_jax.models import make_family
 from icp_jax.pruners import magnitude

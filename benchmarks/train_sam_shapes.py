@@ -28,8 +28,8 @@ import optax
 from sam_shapes import CONFIG, HELD_OUT, inner_point, scene
 
 from converters import table_for
-from converters.files import Writer, plan_layout
 from converters.rules import insert, lookup
+from converters.safetensors_files import Writer, plan_layout
 from icp_jax.models.sam import SamConfig, encode_image, predict_masks
 from icp_jax.vision.process import MEAN, STD
 

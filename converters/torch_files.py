@@ -10,8 +10,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from converters.files import TORCH_SUFFIXES, Entry, Layout, check_tensor, plan_layout
+from converters.files import TORCH_SUFFIXES
 from converters.rules import ConversionError, first_line
+from converters.safetensors_files import Entry, Layout, check_tensor, plan_layout
 
 SAM2 = "image_encoder.trunk."  # how the names of SAM 2's encoder begin
 

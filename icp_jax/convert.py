@@ -15,19 +15,9 @@ from typing import Any
 import numpy as np
 
 from converters import table_for
-from converters.files import (
-    DTYPE_NAMES,
-    DTYPES,
-    Entry,
-    Layout,
-    Writer,
-    copy_other_files,
-    lone_torch_file,
-    open_checkpoint,
-    open_writer,
-    plan_layout,
-)
+from converters.files import copy_other_files, lone_torch_file, open_checkpoint, open_writer
 from converters.rules import check_shape, first_line, lookup
+from converters.safetensors_files import DTYPE_NAMES, DTYPES, Entry, Layout, Writer, plan_layout
 from converters.sam_names import config_of
 from icp_jax.errors import InputError
 from icp_jax.export import Aside, copy_buffers, write_json

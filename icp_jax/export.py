@@ -11,13 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from converters.files import (
-    AnyWriter,
-    Reader,
-    copy_other_files,
-    open_checkpoint,
-    open_writer,
-)
+from converters.files import AnyWriter, Reader, copy_other_files, open_checkpoint, open_writer
 from converters.rules import Placed, lookup
 from icp_jax.errors import InputError
 from icp_jax.residency import FolderSource, Model, part_of

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from converters.files import Reader, Writer, copy_other_files, plan_layout
+from converters.files import Reader, copy_other_files
 from converters.rules import Placed, lookup
+from converters.safetensors_files import Writer, plan_layout
 from icp_jax.config import QuantConfig
 from icp_jax.export import copy_buffers, write_json
 from icp_jax.quantize import Grid

@@ -17,8 +17,9 @@ import jax
 import numpy as np
 
 from converters import table_for
-from converters.files import TORCH_SUFFIXES, Layout, Reader, lone_torch_file, open_checkpoint
+from converters.files import TORCH_SUFFIXES, Reader, lone_torch_file, open_checkpoint
 from converters.rules import Placed, check_shape, first_line, insert
+from converters.safetensors_files import Layout
 from converters.sam_names import config_of
 from icp_jax.errors import InputError
 from icp_jax.models import Family, make_family

@@ -82,13 +82,12 @@ def batches(
         where = slice(start, min(start + size, total))
         parts = [a[where] if order is None else a[order[where]] for a in arrays]
         sent = tuple(devices.samples(_padded(part, size)) for part in parts)
+        for a in arrays:  # on the CPU a batch may still be a view: it is read again, which is cheap
+            forget(a)
         return where, sent, np.int32(where.stop - where.start)
 
     if jax.default_backend() == "cpu":  # nothing travels
-        for start in range(0, total, size):
-            yield send(start)
-            for a in arrays:
-                forget(a)
+        yield from map(send, range(0, total, size))
         return
     ahead = send(0)
     for start in range(size, total, size):

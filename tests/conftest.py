@@ -14,7 +14,7 @@ import pytest
 from hypothesis import settings
 
 from converters import table_for
-from converters.files import Writer, plan_layout
+from converters.safetensors_files import Writer, plan_layout
 from icp_jax.demo import BUNDLED
 
 settings.register_profile("same-each-time", derandomize=True)

@@ -8,7 +8,8 @@ import pytest
 from conftest import write_opt
 from safetensors.numpy import load_file, save_file
 
-from converters.files import ConversionError, Writer, open_checkpoint, plan_layout
+from converters.files import ConversionError, open_checkpoint
+from converters.safetensors_files import Writer, plan_layout
 
 
 def test_reads_what_safetensors_wrote(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 import icp_jax
 from converters import table_for
-from converters.files import Writer, plan_layout
+from converters.safetensors_files import Writer, plan_layout
 from icp_jax import CalibrationConfig, PruneConfig, RunConfig
 from icp_jax.run import prune_folder
 

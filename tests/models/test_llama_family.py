@@ -8,8 +8,9 @@ from conftest import LLAMA, OPT, rope
 
 import icp_jax
 from converters import ConversionError, table_for
-from converters.files import Writer, open_checkpoint, plan_layout
+from converters.files import open_checkpoint
 from converters.llama import TABLES
+from converters.safetensors_files import Writer, plan_layout
 from icp_jax import InputError, PruneConfig
 from icp_jax.budgets import budgets
 from icp_jax.convert import convert
