@@ -37,10 +37,11 @@ def flops(
         found["sparse"] += forward
         found["compensate"] += 3 * epochs * forward if t else 0
         found["statistics"] += forward + tokens * sum(w * w for w in widths)
-        walk = sum(1.0 * i * i * o for i, o in block.values())
-        # two of symmetric halves: the energy that reported errors are relative to, and the errors,
-        # or else the walk, which knows them
-        found["prune"] += 2 * walk
+        # half of a product with a symmetric matrix: for the errors, or the walk, which knows them;
+        # and for the energy that the last one's error is relative to
+        inputs, outputs = block[family.linears[-1].name]
+        found["prune"] += inputs * inputs * outputs
+        found["prune"] += sum(1.0 * i * i * o for i, o in block.values())
         if method.walks:
             found["prune"] += 2 / 3 * sum(w**3 for w in widths)
     return found

@@ -18,7 +18,7 @@ from typing import Protocol
 import jax
 import numpy as np
 
-from icp_jax import heap, places, quantize, stats, steps, streams
+from icp_jax import heap, places, quantize, steps, streams
 from icp_jax.budgets import Shapes, budgets
 from icp_jax.clock import Clock
 from icp_jax.compensation import Compensation, compensate
@@ -154,12 +154,12 @@ def prune_blocks(
         return energies
 
     def statistics(t, params):
-        widths, tick = family.tap_widths(source.shapes(t)), ticker(t, "statistics")
-        sums = devices.whole({tap: stats.zeros(width) for tap, width in widths.items()})
+        seen, tick = steps.no_statistics(family, source.shapes(t)), ticker(t, "statistics")
+        seen = devices.whole(seen)
         for where, (x,), valid in streams.batches([sparse], size, devices=devices):
-            sums = streams.settle(steps.collect(applies[t], params, x, sums, valid))
+            seen = streams.settle(steps.collect(applies[t], params, x, seen, valid))
             tick(where.stop, len(sparse))
-        return jax.block_until_ready(sums)
+        return jax.block_until_ready(seen)
 
     gc.collect()  # jaxlib holds arrays it was given, as an earlier run's stream, until then
     sparse, dense = (places.empty(shape, memory.stream_dtype, place, scratch) for _ in range(2))
@@ -191,13 +191,13 @@ def prune_blocks(
                 )
                 params = devices.agree(params)
         with clock("statistics"):
-            sums = statistics(t, params)
+            seen = statistics(t, params)
         with clock("prune"):
             stored_as = {s.name: stored[s.name]["kernel"].dtype.name for s in family.linears}
             params, grids, layers = prune_block(
                 family,
                 params,
-                sums,
+                seen,
                 budget[t],
                 config,
                 quant,

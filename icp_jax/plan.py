@@ -147,15 +147,16 @@ def _on_device(
         tuning = (compensation._steps, tuned_as, params, state, None, some, some, count, rate)
         yield "compensate", held + size(state) + 4 * size(some) + programs.beside(*tuning)
     shapes = {s.name: block[s.name]["kernel"].shape for s in family.linears}
-    widths = family.tap_widths(shapes)
-    sums = {tap: jax.eval_shape(partial(stats.zeros, width)) for tap, width in widths.items()}
-    collect = programs.beside(steps.collect, apply, params, x, sums, count)
-    yield "statistics", held + size(sums) + 2 * sent + collect
-    for tap in widths:
-        linears = [shapes[s.name] for s in family.linears if s.tap == tap]
-        for found in _tap(config, sums, tap, linears, programs):
+    seen = jax.eval_shape(partial(steps.no_statistics, family, shapes))
+    collect = programs.beside(steps.collect, apply, params, x, seen, count)
+    yield "statistics", held + size(seen) + 2 * sent + collect
+    for tap in family.tap_widths(shapes):
+        linears = [
+            (shapes[s.name], seen.energies.get(s.name)) for s in family.linears if s.tap == tap
+        ]
+        for found in _tap(config, seen.sums, tap, linears, programs):
             yield "prune", held + found
-        del sums[tap]
+        del seen.sums[tap]
 
 
 def _tap(config, sums, tap, linears, programs) -> Iterator[int]:
@@ -170,13 +171,13 @@ def _tap(config, sums, tap, linears, programs) -> Iterator[int]:
         options["block"] = config.prune.block_size
         yield held + programs.beside(method.prepare, moments, 0.01)
         held += size(prepared)
-    for shape in linears:
+    for shape, total in linears:
         kernel = _shape(shape)
         pruning = (method.prune, kernel, prepared, count)
         yield held + programs.beside(*pruning, pattern=pattern, **options)
         lost = [_shape(())] if method.walks else []
         compared = (stats.output_error, kernel, kernel, moments, *lost)
-        yield held + size(kernel) + programs.beside(*compared)
+        yield held + size(kernel) + programs.beside(*compared, total=total)
 
 
 class Plan(NamedTuple):

@@ -18,7 +18,7 @@ from icp_jax.mesh import ONE, Devices
 from icp_jax.models.spec import Family
 from icp_jax.pruners import METHODS
 from icp_jax.pruners.damping import climb
-from icp_jax.steps import Params
+from icp_jax.steps import Params, Statistics
 
 ADVICE = "more calibration samples or a larger --prune.damping may help"
 
@@ -41,7 +41,7 @@ class LayerReport:
 def prune_block(
     family: Family,
     params: Params,
-    sums: dict[str, stats.Sums],
+    seen: Statistics,
     budget: Mapping[str, int],
     config: PruneConfig,
     quant: QuantConfig | None = None,
@@ -52,7 +52,7 @@ def prune_block(
 ) -> tuple[Params, dict[str, quantize.Grid], list[LayerReport]]:
     """Prune every linear of a block to its budget; linears that read one tap share its factor.
 
-    params, and sums of the inputs by tap: emptied on the way, since each is as large as the block.
+    params, and the sums in `seen`: emptied on the way, since each is as large as the block.
     quant: round the kept weights too, on grids whose scales fit `dtypes`, a dtype a linear.
     Raises InputError for a Hessian that no damping helps, naming its layers, and `where`.
     """
@@ -61,7 +61,7 @@ def prune_block(
     grids: dict[str, quantize.Grid] = {}
     found, rungs, pruned = {}, {}, {name: params.pop(name) for name in tuple(params)}
     for tap in dict.fromkeys(spec.tap for spec in family.linears):
-        moments = streams.settle(stats.moments(sums.pop(tap)))
+        moments = streams.settle(stats.moments(seen.sums.pop(tap)))
         heap.give_back()  # the sums, in tiles: their holes fit none of the matrices to come
         try:
             prepared, rungs[tap] = climb(method.prepare, moments, config.damping)
@@ -90,7 +90,8 @@ def prune_block(
             if grid is not None and not method.walks:
                 new = quantize.round_kernel(new, keep, grid)
             pruned[spec.name] = {**pruned[spec.name], "kernel": devices.whole(new)}
-            error = streams.settle(stats.output_error(kernel, new, moments, *lost))
+            energy = seen.energies.get(spec.name)
+            error = streams.settle(stats.output_error(kernel, new, moments, *lost, total=energy))
             found[spec.name] = (kernel.size, jnp.sum(~keep, dtype=jnp.int32), error)
             tick(len(found), len(family.linears))
         jax.block_until_ready(found)  # one tap's matrices at a time

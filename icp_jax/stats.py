@@ -114,10 +114,16 @@ def output_error(
     after: Float[Array, "i o"],
     m: Moments,
     lost: Float[Array, ""] | None = None,
+    total: Float[Array, ""] | None = None,
 ) -> Float[Array, ""]:
     """‖(W - Ŵ)ᵀx‖² / ‖Wᵀx‖², in the mean over the calibration tokens.
 
-    lost: the numerator, where the pruner knows it.
+    lost: the numerator, where the pruner knows it; total: the denominator, over all tokens, where
+    it was counted.
     """
     lost = output_energy(before - after, m) if lost is None else lost
-    return lost / jnp.maximum(output_energy(before, m), jnp.finfo(jnp.float32).tiny)
+    if total is None:
+        energy = output_energy(before, m)
+    else:
+        energy = total / jnp.maximum(m.tokens, 1).astype(jnp.float32)
+    return lost / jnp.maximum(energy, jnp.finfo(jnp.float32).tiny)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from icp_jax import stats
+from icp_jax.budgets import Shapes
 from icp_jax.errors import InputError
 from icp_jax.mesh import ONE, Devices
 from icp_jax.models.spec import Family
@@ -43,10 +44,14 @@ class Apply:
     def __call__(self, params: Params, x: jax.Array) -> jax.Array:
         return self.module.apply({"params": params}, x.astype(self.dtype)).astype(jnp.float32)
 
-    def taps(self, params: Params, x: jax.Array) -> dict[str, jax.Array]:
-        """The inputs of the block's linears."""
-        _, found = self.module.apply({"params": params}, x.astype(self.dtype), mutable=["taps"])
-        return {name: values[0] for name, values in found["taps"].items()}
+    def watched(
+        self, params: Params, x: jax.Array
+    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        """The inputs of the block's linears by tap, and by linear ‖Wᵀx‖² of every sample."""
+        kinds = ["taps", "energies"]
+        _, found = self.module.apply({"params": params}, x.astype(self.dtype), mutable=kinds)
+        taps = {name: values[0] for name, values in found["taps"].items()}
+        return taps, {name: sown["outputs"][0] for name, sown in found["energies"].items()}
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -62,16 +67,34 @@ def embed_tokens(
     return lambda tokens, valid: embed_batch(family.embed, dtype, params, tokens)
 
 
+class Statistics(NamedTuple):
+    """What the pruners are told of a block's linears."""
+
+    sums: dict[str, stats.Sums]  # of the inputs, by tap
+    energies: dict[str, jax.Array]  # ‖Wᵀx‖² over all tokens, by linear, of all but the last one
+
+
+def no_statistics(family: Family, shapes: Shapes) -> Statistics:
+    """Before the first sample. The last linear is not computed just to know its energy."""
+    sums = {tap: stats.zeros(width) for tap, width in family.tap_widths(shapes).items()}
+    return Statistics(sums, {s.name: jnp.zeros(()) for s in family.linears[:-1]})
+
+
 @partial(jax.jit, static_argnums=0, donate_argnums=3)
-def collect(apply, params, x, sums, valid):
-    """Add one batch of the inputs of every linear to the sums; padding counts for nothing."""
+def collect(apply, params, x, seen, valid):
+    """Add one batch to the statistics of every linear; padding counts for nothing."""
     real = jnp.arange(x.shape[0]) < valid
+    taps, energies = apply.watched(params, x)
     added = {}
-    for name, tap in apply.taps(params, x).items():
+    for name, tap in taps.items():
         tap = jnp.where(real.reshape(-1, *[1] * (tap.ndim - 1)), tap, 0)
         rows = tap.reshape(-1, tap.shape[-1])
-        added[name] = stats.add(sums[name], rows, valid * (rows.shape[0] // x.shape[0]))
-    return added
+        added[name] = stats.add(seen.sums[name], rows, valid * (rows.shape[0] // x.shape[0]))
+    of_real = {
+        name: total + jnp.sum(jnp.where(real[:, None], energies[name].reshape(len(real), -1), 0))
+        for name, total in seen.energies.items()
+    }
+    return Statistics(added, of_real)
 
 
 @partial(jax.jit, static_argnums=0)

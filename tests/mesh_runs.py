@@ -60,14 +60,15 @@ def layout(model):
     apply = steps.Apply(family.block_at(0), "float32")
     params = steps.to_device(model.params["blocks"]["0"], eight)
     x = eight.samples(np.zeros((16, 24, family.hidden_size), np.float32))
-    sums = {k: stats.zeros(t.shape[-1]) for k, t in jax.eval_shape(apply.taps, params, x).items()}
+    shapes = {s.name: params[s.name]["kernel"].shape for s in family.linears}
+    seen = eight.whole(steps.no_statistics(family, shapes))
     kernel = eight.rows(params["fc1"]["kernel"])
     moments = eight.whole(stats.from_inputs(jax.random.normal(jax.random.key(0), (99, 32))))
     walk = pruners.walk, kernel, pruners.factor(moments), np.int32(9)
     found = {}
     for name, (function, *args), options in (
         ("forward", (steps.forward, apply, params, x, np.int32(16)), {}),
-        ("collect", (steps.collect, apply, params, x, eight.whole(sums), np.int32(16)), {}),
+        ("collect", (steps.collect, apply, params, x, seen, np.int32(16)), {}),
         ("walk 2:4", walk, {"pattern": (2, 4)}),
     ):
         compiled = function.lower(*args, **options).compile()

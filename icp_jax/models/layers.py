@@ -1,7 +1,8 @@
 """Flax Linen modules that the families share: linears with taps, norms, attention.
 
 Every linear's kernel is 2-D `[in, out]`. A linear's input leaves the module through
-`self.sow('taps', ...)`, one tap for each distinct input.
+`self.sow('taps', ...)`, one tap for each distinct input, and the energy of what it makes of it,
+bias left out, through `self.sow('energies', ...)`, where that is asked for.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Linear(nn.Module):
         kernel = self.param(
             "kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features), jnp.float32
         )
-        bias = None
+        bias = moved = None
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         if after is not WHOLE:  # in float32, whatever the params are stored in
@@ -69,7 +70,15 @@ class Linear(nn.Module):
         if after.scale is not None:
             kernel = after.scale.astype(jnp.float32)[:, None] * kernel
         y = linear(x, kernel.astype(x.dtype))
+        if self.is_mutable_collection("energies"):
+            self.sow("energies", "outputs", _energies(y, moved))
         return y if bias is None else y + bias.astype(x.dtype)
+
+
+def _energies(y: Float[Array, "b *s o"], moved: Float[Array, "o"] | None) -> Float[Array, "b"]:
+    out = y.astype(jnp.float32)
+    out = out if moved is None else out + moved
+    return jnp.sum(jnp.square(out), axis=tuple(range(1, out.ndim)))
 
 
 class LayerNorm(nn.Module):

@@ -165,8 +165,8 @@ def test_the_plan_and_its_defaults(place):
     # 8 × 8 patches in windows of 3 × 3, block 1 whole: q·k and the weighted sum, 2 flops each
     forward = 2 * 64 * (found.size + 2 * (9 + 64 + 9) * 16)
     moments = 64 * 3 * (3 * 16**2 + 32**2)
-    # of the layers, as they are reported: two products each, half of them by symmetry
-    errors = 2 * 3 * (16**2 * (48 + 16 + 32) + 32**2 * 16)
+    # as they are reported: a product each and lin2's energy, half of them by symmetry
+    errors = 3 * (16**2 * (48 + 16 + 32) + 2 * 32**2 * 16)
     assert uniform.flops == 4 * (3 * forward + moments) + errors
 
 

@@ -1,0 +1,60 @@
+"""The statistics pass: what it counts of real samples, and what it never computes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import LLAMA, OPT
+from vision.small_sam import CONFIG as SAM
+
+from icp_jax import stats, steps
+from icp_jax.models import make_family
+
+CASES = {
+    "opt": (OPT, (24,)),
+    "opt post-norm": ({**OPT, "do_layer_norm_before": False}, (24,)),
+    "llama": (LLAMA, (24,)),
+    "sam windowed": (SAM, (8, 8)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_energies_are_those_of_the_moments(case):
+    """A bias is no part of them, what a norm's affine is folded into is; padding counts nothing."""
+    config, positions = CASES[case]
+    family = make_family(config)
+    apply = steps.Apply(family.block_at(0), "float32")
+    x = jax.random.normal(jax.random.key(0), (3, *positions, family.hidden_size))
+    params = apply.module.init(jax.random.key(1), x)["params"]
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    noisy = [p + 0.3 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
+    params = jax.tree.unflatten(tree, noisy)
+    shapes = {s.name: params[s.name]["kernel"].shape for s in family.linears}
+
+    seen = steps.no_statistics(family, shapes)
+    for batch, valid in ((x, 3), (x.at[2:].set(7.0), 2)):
+        seen = steps.collect(apply, params, batch, seen, np.int32(valid))
+    assert set(seen.energies) == {s.name for s in family.linears[:-1]}
+    for spec in family.linears[:-1]:
+        moments = stats.moments(seen.sums[spec.tap])
+        want = stats.output_energy(params[spec.name]["kernel"], moments)
+        assert int(moments.tokens) == 5 * np.prod(positions)
+        np.testing.assert_allclose(seen.energies[spec.name] / int(moments.tokens), want, rtol=1e-5)
+        kernel = params[spec.name]["kernel"]
+        with_it = stats.output_error(kernel, 0.9 * kernel, moments, total=seen.energies[spec.name])
+        np.testing.assert_allclose(with_it, 0.01, rtol=1e-4)
+
+
+def test_the_last_linear_is_not_multiplied_out():
+    family = make_family(OPT)
+    apply = steps.Apply(family.block, "float32")
+    x = jnp.zeros((2, 24, family.hidden_size))
+    params = apply.module.init(jax.random.key(1), x)["params"]
+    shapes = {s.name: params[s.name]["kernel"].shape for s in family.linears}
+    seen = steps.no_statistics(family, shapes)
+    lowered = steps.collect.lower(apply, params, x, seen, np.int32(2))
+    whole = steps.Statistics(seen.sums, {**seen.energies, "fc2": jnp.zeros(())})
+    more = steps.collect.lower(apply, params, x, whole, np.int32(2))
+    flops = [low.compile().cost_analysis()["flops"] for low in (more, lowered)]
+    assert flops[0] - flops[1] > 2 * 48 * 128 * 32 * 0.9
