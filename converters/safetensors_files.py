@@ -68,9 +68,9 @@ def _read_header(path: Path) -> tuple[bytes, dict[str, Any]]:
         raw = file.read(length)
     try:
         header = json.loads(raw)
-    except ValueError:
+        ends = [e["data_offsets"][1] for k, e in header.items() if k != "__metadata__"]
+    except (ValueError, AttributeError, KeyError, IndexError, TypeError):
         raise ConversionError(f"{path} is not a safetensors file: unreadable header") from None
-    ends = [e["data_offsets"][1] for k, e in header.items() if k != "__metadata__"]
     expected = 8 + length + max(ends, default=0)
     if size != expected:
         what = "truncated" if size < expected else "longer than its header says"
@@ -134,14 +134,16 @@ class SafetensorsReader:
 
 
 def _entry(shard: str, name: str, raw: dict[str, Any], header_bytes: int) -> Entry:
-    if raw["dtype"] not in DTYPES:
+    try:
+        kind, shape, (begin, end) = raw["dtype"], tuple(raw["shape"]), raw["data_offsets"]
+    except (KeyError, TypeError, ValueError):
+        raise ConversionError(f"tensor {name!r} in {shard}: its header is incomplete") from None
+    if kind not in DTYPES:
         raise ConversionError(
-            f"tensor {name!r} has dtype {raw['dtype']}, which is not supported "
+            f"tensor {name!r} has dtype {kind}, which is not supported "
             f"(already quantized?); supported: {', '.join(DTYPES)}"
         )
-    dtype = DTYPES[raw["dtype"]]
-    begin, end = raw["data_offsets"]
-    shape = tuple(raw["shape"])
+    dtype = DTYPES[kind]
     if int(np.prod(shape, dtype=np.int64)) * dtype.itemsize != end - begin:
         raise ConversionError(f"tensor {name!r} in {shard}: shape and byte count disagree")
     return Entry(shard, dtype, shape, header_bytes + begin, end - begin)

@@ -12,7 +12,13 @@ import numpy as np
 
 from converters.files import TORCH_SUFFIXES
 from converters.rules import ConversionError, first_line
-from converters.safetensors_files import Entry, Layout, check_tensor, plan_layout
+from converters.safetensors_files import (
+    DTYPE_NAMES,
+    Entry,
+    Layout,
+    check_tensor,
+    plan_layout,
+)
 
 SAM2 = "image_encoder.trunk."  # how the names of SAM 2's encoder begin
 
@@ -25,63 +31,84 @@ class TorchReader:
 
     def __init__(self, folder: Path, shards: list[str], index: str | None):
         try:
-            import torch
+            import torch  # noqa: F401
         except ImportError:
             raise ConversionError(
                 f"{folder / shards[0]} needs torch to be read: pip install 'icp-jax[torch]'"
             ) from None
-        self._tensors: dict[str, Any] = {}
-        for shard in shards:
-            path = folder / shard
-            try:
-                state = _load(torch, path)
-            except Exception as error:  # unpickling runs into many kinds; all mean the same
-                raise ConversionError(f"{path} cannot be read: {first_line(error)}") from None
-            for name, tensor in _tensors(torch, path, state).items():
-                if name in self._tensors:
-                    raise ConversionError(f"duplicate tensor {name!r} in {shard}")
-                self._tensors[name] = tensor
-        planned = {n: (self.dtype(n), self.shape(n)) for n in self._tensors}
+        self._tensors: dict[Path, Mapping[str, Any]] = {}  # of the shards that are open
+        self._mapped: set[Path] = set()
+        self._path: dict[str, Path] = {}
+        planned: dict[str, tuple[np.dtype, tuple[int, ...]]] = {}
+        for path in (folder / shard for shard in shards):
+            for name, tensor in self._open(path).items():
+                if name in planned:
+                    raise ConversionError(f"duplicate tensor {name!r} in {path.name}")
+                planned[name] = _dtype(name, tensor), tuple(tensor.shape)
+                self._path[name] = path
+            self.forget()
         if Path(shards[0]).suffix in TORCH_SUFFIXES:
             self.layout = _file_layout(shards[0], planned)
         else:
             self.layout = plan_layout(planned, {"format": "pt"})
 
+    def _open(self, path: Path) -> Mapping[str, Any]:
+        import torch
+
+        if path not in self._tensors:
+            try:
+                state, mapped = _load(torch, path)
+            except Exception as error:  # unpickling runs into many kinds; all mean the same
+                raise ConversionError(f"{path} cannot be read: {first_line(error)}") from None
+            self._tensors[path] = _tensors(torch, path, state)
+            self._mapped |= {path} if mapped else set()
+        return self._tensors[path]
+
     def names(self) -> list[str]:
-        return list(self._tensors)
+        return list(self._path)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._tensors[name].shape)
+        return self.layout.entries[name].shape
 
     def dtype(self, name: str) -> np.dtype:
-        dtype = str(self._tensors[name].dtype).removeprefix("torch.")
-        if dtype == "bfloat16":
-            return np.dtype(ml_dtypes.bfloat16)
-        return np.dtype("bool" if dtype == "bool" else dtype)
+        return self.layout.entries[name].dtype
 
     def read(self, name: str) -> np.ndarray:
         import torch
 
-        tensor = self._tensors[name].contiguous()
+        tensor = self._open(self._path[name])[name].contiguous()
         if tensor.dtype == torch.bfloat16:
             return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
         return tensor.numpy()
 
     def fetch(self, names: Iterable[str]) -> None:
-        """Nothing: the tensors are in memory."""
+        """Nothing: torch does not say where in the file a tensor lies."""
 
     def forget(self) -> None:
-        """Nothing, for the same reason."""
+        """Let go of the mapped shards: each is unmapped with the last array read from it, and
+        mapped again when it is next asked for. Shards that cannot be mapped stay in memory.
+        """
+        for path in self._mapped & set(self._tensors):
+            del self._tensors[path]
 
     def close(self) -> None:
         self._tensors.clear()
 
 
-def _load(torch, path: Path):
+def _dtype(name: str, tensor: Any) -> np.dtype:
+    kind = str(tensor.dtype).removeprefix("torch.")
+    known = {str(dtype): dtype for dtype in DTYPE_NAMES}
+    if kind not in known:
+        raise ConversionError(f"tensor {name!r} has dtype {kind}, which is not supported")
+    return known[kind]
+
+
+def _load(torch: Any, path: Path) -> tuple[Any, bool]:
+    """What a file holds, and whether it is mapped rather than read."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True), True
     except RuntimeError:  # files from before the zip format cannot be mapped
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True), False
 
 
 class TorchWriter:

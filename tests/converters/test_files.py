@@ -1,6 +1,7 @@
 """Shards read and written: bytes, layouts, and files that are not what they should be."""
 
 import json
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -73,6 +74,35 @@ def test_bin_shards(tmp_path, sharded):
     np.testing.assert_array_equal(reader.read("a"), state["a"].numpy())
     assert reader.read("b").dtype == ml_dtypes.bfloat16
     assert reader.shape("a") == (3, 2)
+
+
+@pytest.mark.needs_torch
+def test_bin_shards_are_let_go_of(tmp_path):
+    """What was read stays good; with its last array a shard leaves memory; it can be read again."""
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "pytorch_model.bin"
+    torch.save({"a": torch.arange(1024.0), "b": torch.ones(8)}, path)
+    reader = open_checkpoint(tmp_path)
+
+    def mapped():
+        return str(path) in Path("/proc/self/maps").read_text()
+
+    assert not mapped()
+    a = reader.read("a")
+    reader.forget()
+    np.testing.assert_array_equal(a, np.arange(1024.0))
+    assert mapped()
+    del a
+    assert not mapped()
+    np.testing.assert_array_equal(reader.read("b"), np.ones(8))
+
+
+@pytest.mark.needs_torch
+def test_bin_of_a_dtype_unheard_of(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save({"a": torch.ones(3, dtype=torch.complex64)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ConversionError, match="'a' has dtype complex64"):
+        open_checkpoint(tmp_path)
 
 
 @pytest.mark.needs_torch
