@@ -104,12 +104,15 @@ def compensate(
     inputs, targets = (a if isinstance(a, Stream) else np.asarray(a) for a in (inputs, targets))
     nbytes = int(np.prod(inputs.shape[1:])) * inputs.dtype.itemsize
     size, total = streams.gather_size(len(inputs), nbytes), epochs * len(inputs)
-    few = np.arange(min(size, 8, max(1, len(inputs) // 16)))
-    ((_, probe, valid),) = streams.batches((inputs, targets), size, few)
+    few = np.arange(min(8, max(1, len(inputs) // 16)))
+
+    def loss_of(params, samples=few):
+        return _mean_loss(apply, params, keep, inputs, targets, size, samples)
+
     given = params
     if again is None:  # the steps use theirs up
         params = jax.tree.map(lambda p: jnp.array(p, copy=True), params)
-    before = after = float(_probe(apply, params, keep, *probe, valid))
+    before = after = loss_of(params)
     state, means, done = _adam.init(params), [], 0
     for epoch in range(epochs):
         order = np.random.default_rng((*_sequence(seed), epoch)).permutation(len(inputs))
@@ -132,26 +135,26 @@ def compensate(
         if not np.isfinite(means[-1]):
             break
     if epochs:
-        after = float(_probe(apply, params, keep, *probe, valid))
+        after = loss_of(params)
     restored = ""
     if not np.all(np.isfinite([*means, after])):
         restored = NOT_FINITE
     elif after > before:
         given, again = (given if again is None else again()), None
-        before, after = (_mean_loss(apply, p, keep, inputs, targets, size) for p in (given, params))
+        before, after = (loss_of(p, np.arange(len(inputs))) for p in (given, params))
         if after > before:
-            square = jnp.mean(jnp.square(probe[1][:valid].astype(jnp.float32)))
+            square = np.mean(np.square(np.asarray(targets[few], np.float32)))
             restored = ROSE if after - before > MATTERS * float(square) else NO_GAIN
     if restored:
         params = given if again is None else again()
     return apply_keep(params, keep), Compensation(before, after, tuple(means), restored)
 
 
-def _mean_loss(apply, params, keep, inputs, targets, size) -> float:
-    """Over all samples."""
-    batches = streams.batches((inputs, targets), size)
+def _mean_loss(apply, params, keep, inputs, targets, size, samples) -> float:
+    """Over these samples, `size` to a transfer."""
+    batches = streams.batches((inputs, targets), size, samples)
     sums = [np.float32(n) * _probe(apply, params, keep, *sent, n) for _, sent, n in batches]
-    return float(np.sum(jax.device_get(sums))) / len(inputs)
+    return float(np.sum(jax.device_get(sums))) / len(samples)
 
 
 def _sequence(seed: int | Sequence[int]) -> tuple[int, ...]:

@@ -40,24 +40,21 @@ def _restored(report: BlockReport) -> list[str]:
 
 
 def check_share(reports: Sequence[BlockReport], taps: dict[str, str], blocks: int) -> None:
-    """Raises InputError, with the list, where more than a tenth needed a remedy.
+    """Raises InputError, with the list, where more than a tenth of the layers needed a remedy.
 
-    Counted are Hessians (layers that read one tap share one) and, apart from them, blocks whose
-    compensation diverged; one of a kind is never too many, however small the model. taps: layer
-    -> tap; blocks: of the whole model.
+    A remedy is a Hessian damped further, for all layers that read its tap, or a compensation that
+    diverged, for all layers of its block; a single one is never too many, however small the model.
+    taps: layer -> tap; blocks: of the whole model.
     """
     damped = {(r.block, taps[x.name]) for r in reports for x in r.layers if x.rungs}
-    if too_many(len(damped), blocks * len(set(taps.values()))):
-        lines = "; ".join(line for report in reports for line in _damped(report))
-        advice = "more calibration samples or a larger --prune.damping may help"
-        raise InputError(f"more than a tenth of the Hessians: {lines}: {advice}")
     diverged = [r for r in reports if r.compensation and r.compensation.restored in DIVERGED]
-    if too_many(len(diverged), blocks - 1):
-        lines = "; ".join(line for report in diverged for line in _restored(report))
-        advice = "lower --compensate.lr, or set --compensate.epochs 0"
-        raise InputError(f"more than a tenth of the compensations: {lines}: {advice}")
-
-
-def too_many(count: int, total: int) -> bool:
-    """More than a tenth, and more than one."""
-    return count > 1 and 10 * count > total
+    layers = {(block, name) for block, tap in damped for name in taps if taps[name] == tap}
+    layers |= {(report.block, name) for report in diverged for name in taps}
+    if len(damped) + len(diverged) > 1 and 10 * len(layers) > blocks * len(taps):
+        lines = [line for report in reports for line in _damped(report)]
+        lines += [line for report in diverged for line in _restored(report)]
+        advice = ["more calibration samples or a larger --prune.damping may help"] * bool(damped)
+        advice += ["lower --compensate.lr, or set --compensate.epochs 0"] * bool(diverged)
+        raise InputError(
+            f"more than a tenth of the layers needed a remedy: {'; '.join(lines + advice)}"
+        )

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from icp_jax import compensate, keep_zeros
+from icp_jax import compensate, keep_zeros, streams
 
 
 def affine(params, x):
@@ -82,3 +82,16 @@ def test_keep_zeros_in_the_users_own_loop(make):
         kernel = np.asarray(params["kernel"])
         assert kernel[0, 0] == kernel[1, 1] == 0
         assert kernel[0, 1] != 1 and np.all(np.asarray(params["bias"]) != 0)
+
+
+def test_the_losses_told_are_of_eight_samples(problem, monkeypatch):
+    """However many of them go to the device at once."""
+    params, x, y = problem
+    x, y = np.tile(x, (128 // len(x) + 1, 1, 1))[:128], np.tile(y, (128 // len(x) + 1, 1, 1))[:128]
+    x = x + np.random.default_rng(5).normal(size=x.shape).astype(np.float32)
+    at_once = compensate(affine, params, x, y, epochs=0)[1].before
+    monkeypatch.setattr(streams, "GATHER_BYTES", 1)
+    one_by_one = compensate(affine, params, x, y, epochs=0)[1].before
+    mean = np.mean((np.asarray(affine(params, x[:8])) - y[:8]) ** 2)
+    assert at_once == pytest.approx(mean, rel=1e-5)
+    assert one_by_one == pytest.approx(mean, rel=1e-5)

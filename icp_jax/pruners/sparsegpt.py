@@ -51,8 +51,9 @@ def factor(moments: Moments, damping: float | Float[Array, ""] = 0.01) -> Factor
 
 
 def _share(budget: Int[Array, ""], end: Int[Array, ""], inputs: int) -> Int[Array, ""]:
-    """floor(budget·end / inputs) in int32: budget = a·inputs + r keeps the products small."""
-    return budget // inputs * end + budget % inputs * end // inputs
+    """floor(budget·end / inputs), inputs < 2¹⁶: budget = a·inputs + r, and r·end fits uint32."""
+    rest = (budget % inputs).astype(jnp.uint32) * end.astype(jnp.uint32) // inputs
+    return budget // inputs * end + rest.astype(jnp.int32)
 
 
 @partial(jax.jit, static_argnames=("pattern", "block"))
@@ -92,7 +93,7 @@ def walk(
     """
     inputs, outputs = kernel.shape
     if pattern is not None:
-        block = block // pattern[1] * pattern[1]
+        block = max(block // pattern[1], 1) * pattern[1]  # whole groups
     sub = _sub_width(block, pattern)
     pad = -inputs % block
     w = jnp.where(factor.dead[:, None], 0.0, kernel.astype(jnp.float32))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from icp_jax import stats
 from icp_jax.pruners import factor, sparsegpt, walk
+from icp_jax.pruners.sparsegpt import _share
 from icp_jax.quantize import make_grid
 
 
@@ -139,3 +140,43 @@ def test_ties_go_to_the_lowest_input_then_output():
 )
 def test_any_shape(inputs, outputs, sparsity, seed):
     assert_same(*compare(*problem(inputs, outputs, seed), sparsity=sparsity))
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    groups=st.integers(1, 30),
+    outputs=st.integers(1, 20),
+    pattern=st.sampled_from([(2, 4), (4, 8)]),
+    seed=st.integers(0, 99),
+)
+def test_any_number_of_groups(groups, outputs, pattern, seed):
+    assert_same(*compare(*problem(groups * pattern[1], outputs, seed), pattern=pattern))
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    groups=st.integers(4, 30),
+    pattern=st.sampled_from([None, (2, 4), (4, 8)]),
+    bits=st.sampled_from([3, 4]),
+    seed=st.integers(0, 99),
+)
+def test_any_number_of_inputs_with_a_grid(groups, pattern, bits, seed):
+    kernel, x = problem(groups * 8, 64, seed)
+    on_grid_alike(*compare(kernel, x, 0.5, pattern, bits), kernel, bits)
+
+
+def test_groups_wider_than_the_block():
+    """The walk then goes by whole groups."""
+    kernel, x = problem(256, 24)
+    prepared = factor(stats.from_inputs(x))
+    for (n, m), block in (((128, 256), 128), ((2, 4), 2)):
+        _, keep = sparsegpt(kernel, prepared, 0, pattern=(n, m), block=block)
+        assert np.all(np.asarray(keep).reshape(-1, m, 24).sum(axis=1) == n)
+
+
+def test_shares_of_the_widest_layers():
+    """53248 inputs, Llama-3.1-405B's: the product inside passes 2³¹."""
+    inputs, budget = 53248, 53248 * 16384 - 1
+    for end in (1, 127, 53000, inputs):
+        found = _share(jnp.int32(budget), jnp.int32(end), inputs)
+        assert int(found) == budget * end // inputs
