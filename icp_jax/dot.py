@@ -1,16 +1,29 @@
-"""Matrix products with a transposed left side, which XLA's CPU backend is slow at as they stand.
+"""Matrix products: their precision, and those with a transposed left side.
 
-It takes up to twice the time of the same product without the transposition
-(`benchmarks/bench_dot.py`). On other backends everything is left to XLA.
+XLA's CPU backend is slow at the latter as they stand: they take up to twice the time of the same
+product without the transposition (`benchmarks/bench_dot.py`). On other backends all is left to it.
 """
 
 from __future__ import annotations
+
+import contextlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
+
+
+def full_precision(dtype: str) -> contextlib.AbstractContextManager[Any]:
+    """While tracing: products of float32 arrays in float32, where a GPU would take TF32 for them.
+
+    The CPU knows nothing else, and products of bfloat16 arrays are left as they are.
+    """
+    if dtype != "float32" or jax.default_backend() == "cpu":
+        return contextlib.nullcontext()
+    return jax.default_matmul_precision("highest")
 
 
 def left_transposed(

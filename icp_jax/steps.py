@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from icp_jax import stats
 from icp_jax.budgets import Shapes
+from icp_jax.dot import full_precision
 from icp_jax.errors import InputError
 from icp_jax.mesh import ONE, Devices
 from icp_jax.models.spec import Family
@@ -42,21 +43,24 @@ class Apply:
         return Apply(self.module.clone(remat=True), self.dtype)
 
     def __call__(self, params: Params, x: jax.Array) -> jax.Array:
-        return self.module.apply({"params": params}, x.astype(self.dtype)).astype(jnp.float32)
+        with full_precision(self.dtype):
+            return self.module.apply({"params": params}, x.astype(self.dtype)).astype(jnp.float32)
 
     def watched(
         self, params: Params, x: jax.Array
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
         """The inputs of the block's linears by tap, and by linear ‖Wᵀx‖² of every sample."""
         kinds = ["taps", "energies"]
-        _, found = self.module.apply({"params": params}, x.astype(self.dtype), mutable=kinds)
+        with full_precision(self.dtype):
+            _, found = self.module.apply({"params": params}, x.astype(self.dtype), mutable=kinds)
         taps = {name: values[0] for name, values in found["taps"].items()}
         return taps, {name: sown["outputs"][0] for name, sown in found["energies"].items()}
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def embed_batch(module, dtype, params, tokens):
-    return module.apply({"params": params}, tokens).astype(dtype), None
+    with full_precision("float32"):
+        return module.apply({"params": params}, tokens).astype(dtype), None
 
 
 def embed_tokens(

@@ -1,11 +1,16 @@
 """Products with a transposed left side are the products they replace, derivatives and all."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import OPT
 
-from icp_jax.dot import left_transposed, linear
+from icp_jax.dot import full_precision, left_transposed, linear
+from icp_jax.models import make_family
+from icp_jax.steps import Apply
 
 
 @pytest.mark.parametrize("rows", [1, 40])
@@ -46,3 +51,18 @@ def test_the_gradient_has_no_product_with_a_transposed_left_side():
     # JAX's own sums over the rows of both sides, `[0, 1] x [0, 1]`
     assert any("contracting_dims = [0, 1] x [0, 1]" in line for line in dots(jnp.matmul))
     assert not any("contracting_dims = [0, 1] x [0, 1]" in line for line in dots(linear))
+
+
+def test_on_a_gpu_float32_means_float32(monkeypatch):
+    """No TF32: all products of a block and of its gradient ask for full precision there."""
+    family = make_family(OPT)
+    x = jnp.ones((1, 8, 32))
+    params = family.block_at(0).init(jax.random.key(0), x)["params"]
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+
+    def loss(p):
+        return jnp.sum(Apply(family.block_at(0), "float32")(p, x))
+
+    text = str(jax.make_jaxpr(jax.value_and_grad(loss))(params))
+    assert text.count("dot_general[") == text.count("precision=(Precision.HIGHEST") > 15
+    assert isinstance(full_precision("bfloat16"), contextlib.nullcontext)

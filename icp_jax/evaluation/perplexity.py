@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from icp_jax import streams
+from icp_jax.dot import full_precision
 from icp_jax.errors import InputError
 from icp_jax.models.spec import Family
 from icp_jax.steps import Apply, Params, compute_dtype, embed_tokens, forward, to_device
@@ -48,7 +49,8 @@ def _nll(head, dtype, params, table, x, tokens):
 
     def some(part):
         x, target = part
-        logits = head.apply({"params": params}, x, table).astype(jnp.float32)
+        with full_precision(dtype):
+            logits = head.apply({"params": params}, x, table).astype(jnp.float32)
         chosen = jnp.take_along_axis(logits, target[:, None], axis=-1)[:, 0]
         return jax.nn.logsumexp(logits, axis=-1) - chosen
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from icp_jax.dot import full_precision
 from icp_jax.errors import InputError
 from icp_jax.models.sam import SamConfig, make, predict_masks
 from icp_jax.vision.process import Frame, binarise, postprocess, preprocess
@@ -33,14 +34,18 @@ class Prediction(NamedTuple):
 
 @partial(jax.jit, static_argnums=0)
 def _apply(module, params, x):
-    return module.apply({"params": params}, x)
+    with full_precision(x.dtype.name):
+        return module.apply({"params": params}, x)
 
 
 def _float32(tree):
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), tree)
 
 
-_decode = jax.jit(predict_masks, static_argnums=0, static_argnames="multimask_output")
+@partial(jax.jit, static_argnums=0, static_argnames="multimask_output")
+def _decode(*args, **options):
+    with full_precision("float32"):
+        return predict_masks(*args, **options)
 
 
 class SamPredictor:
