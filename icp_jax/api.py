@@ -19,6 +19,7 @@ from icp_jax.config import (
     RunConfig,
     check,
 )
+from icp_jax.errors import InputError
 from icp_jax.evaluation.perplexity import Perplexity, perplexity
 from icp_jax.export import save
 from icp_jax.pipeline import BlockReport, Progress, prune_blocks
@@ -79,7 +80,8 @@ def prune(
 ) -> tuple[Model, list[BlockReport]]:
     """Prune a model in memory on tokens `[N, T]`, or pixels `[N, 3, S, S]`; it stays as it is.
 
-    memory: where the two streams live, and in what precision. devices: how many share the work.
+    memory: where the two streams live, and in what precision; `device` and `host` in it are for
+    runs that are planned first, and refused here. devices: how many share the work.
     settings: fields of PruneConfig, such as `sparsity=0.5, method="wanda"`. Returns the pruned
     model, with leaves in the dtypes of the given one, and a report of every block.
     """
@@ -87,6 +89,8 @@ def prune(
     compensation = compensation or CompensateConfig()
     quant = quant or QuantConfig()
     memory = memory or MemoryConfig()
+    if memory.device or memory.host:
+        raise InputError("memory.device and memory.host are for prune_folder: set streams instead")
     run = RunConfig(prune=config, quant=quant, compensate=compensation, memory=memory, seed=seed)
     check(dataclasses.replace(run, devices=devices))
     tokens = inputs.checked(model, tokens)

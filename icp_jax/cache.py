@@ -13,10 +13,15 @@ from pathlib import Path
 
 def use() -> None:
     """Point JAX at the user's cache folder. To be called before JAX is imported."""
+    for name, value in (  # keep every program, however quickly compiled
+        ("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", 0),
+        ("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", -1),
+    ):
+        os.environ.setdefault(name, str(value))
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = base / "icp-jax" / f"xla-{_processor()}"
+    folder = base / "icp-jax" / f"xla-{processor()[:12]}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -24,18 +29,13 @@ def use() -> None:
     if not os.access(folder, os.W_OK):
         return
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
-    for name, value in (
-        ("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", 0),
-        ("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", -1),
-    ):
-        os.environ.setdefault(name, str(value))
 
 
-def _processor() -> str:
-    """What this processor can do: a home may be shared, and compiled code fits one kind."""
+def processor() -> str:
+    """A digest of what this processor can do: compiled code hangs on it, and how sums round."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         features = next(line for line in lines if line.startswith(("flags", "Features")))
     except (OSError, StopIteration):
         features = platform.processor()
-    return hashlib.sha256(f"{platform.machine()} {features}".encode()).hexdigest()[:12]
+    return hashlib.sha256(f"{platform.machine()} {features}".encode()).hexdigest()

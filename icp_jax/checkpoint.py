@@ -180,6 +180,12 @@ class Work:
             if path.name not in names:
                 _remove(path) if path.is_dir() else path.unlink()
 
+    def proven(self, t: int) -> tuple[Params, dict[str, Grid]]:
+        """`read`, its checksum first. Raises Kept for a block that is not as it was written."""
+        if self._intact(t) is None:
+            raise Kept(f"the checkpoint of block {t} is damaged: --resume prunes it again")
+        return self.read(t)
+
     def read(self, t: int) -> tuple[Params, dict[str, Grid]]:
         """A finished block in the dtypes of the source, and its grids by linear."""
         tree = read_tree(self._block(t))

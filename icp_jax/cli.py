@@ -59,13 +59,23 @@ def _default(kind: type, args: list[str]) -> Any:
     """What the command line overrides: with --config, the run that the file describes."""
     from icp_jax import config
 
+    name = _value(args, "--config")
+    if name is None:
+        return None
+    run = config.load(name)
+    method, pattern = (_value(args, f"--prune.{field}") for field in ("method", "pattern"))
+    if method not in (None, run.prune.method) or pattern not in (None, "unstructured"):
+        # alpha and beta were the config's choice for its own
+        run = dataclasses.replace(run, prune=dataclasses.replace(run.prune, alpha=None, beta=None))
+    return kind(**{f.name: getattr(run, f.name) for f in dataclasses.fields(run)})
+
+
+def _value(args: list[str], option: str) -> str | None:
+    """What an option is given, `--x VALUE` or `--x=VALUE`."""
     for k, arg in enumerate(args):
         name, equals, value = arg.partition("=")
-        if name == "--config":
-            value = value if equals else next(iter(args[k + 1 :]), "")
-            run = config.load(value)
-            fields = {f.name: getattr(run, f.name) for f in dataclasses.fields(run)}
-            return kind(**fields)
+        if name == option:
+            return value if equals else next(iter(args[k + 1 :]), "")
     return None
 
 
@@ -116,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
             return _fail(f"the disk is full{_kept(error) or nothing}")
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             why = f"{error.filename}: {error.strerror}{_kept(error, '; stopped ')}"
-            return _fail(f"cannot write {why}")
+            return _fail(f"cannot open {why}")
         raise
     except (MemoryError, RuntimeError) as error:  # XLA's errors are RuntimeErrors
         if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
@@ -207,12 +217,12 @@ def _run_config(command: Any) -> Any:
 def _prune(command: Any) -> None:
     from icp_jax.hosts import launch
     from icp_jax.report import console
-    from icp_jax.run import follow, plan, prune_folder
+    from icp_jax.run import dry_run, follow, prune_folder
 
     config = _run_config(command)
     if command.dry_run:
-        found = plan(config)
-        _print(command.json, dataclasses.asdict(found), lambda: console.plan(found))
+        found = dry_run(config)
+        _print(command.json, dataclasses.asdict(found), lambda: console.dry_run(found))
         return
     hosts = command.hosts
     with launch(hosts.coordinator, hosts.count, hosts.index) as leads:

@@ -39,7 +39,8 @@ class Prune(RunConfig):
     """Prune a Hugging Face checkpoint, block by block, into a new folder."""
 
     config: str = ""
-    """Start from a config: a Python file with get_config(), or the name of one that comes along."""
+    """Start from a config: a Python file with get_config(), or the name of one that comes along.
+    Its alpha and beta go where another method or a pattern is given."""
     resume: bool = False
     """Go on after the last block that an interrupted run into the same folder finished."""
     hosts: Hosts = field(default_factory=Hosts)

@@ -135,7 +135,7 @@ def check(config: RunConfig) -> None:
         raise InputError(f"quant.group must be 32, 64 or 128, got {q.group}")
     if not 0 <= p.sparsity < 1:
         raise InputError(f"sparsity must be in [0, 1), got {p.sparsity:g}")
-    if p.pattern is not None and (p.alpha is not None or p.beta is not None):
+    if p.pattern not in (None, "unstructured") and (p.alpha is not None or p.beta is not None):
         raise InputError("alpha and beta apply to unstructured pruning only: drop them or pattern")
     parse_bytes("memory.device", m.device)
     parse_bytes("memory.host", m.host)

@@ -14,7 +14,7 @@ from icp_jax.config import RunConfig
 from icp_jax.models.spec import Family
 from icp_jax.pruners import METHODS
 
-PHASES = ("dense", "compensate", "statistics", "prune", "sparse", "write")
+PHASES = ("embed", "dense", "compensate", "statistics", "prune", "sparse", "write")
 Shapes = Mapping[str, tuple[int, int]]  # linear -> (inputs, outputs)
 
 
@@ -48,18 +48,19 @@ def flops(
 
 
 def moved(
-    family: Family, config: RunConfig, stream: int, blocks: Sequence[int], there: bool
+    family: Family, config: RunConfig, stream: int, embed: int, blocks: Sequence[int], there: bool
 ) -> dict[str, int]:
     """Bytes between host and device, by phase, over the whole run.
 
-    stream: bytes of one; blocks: stored bytes of each block; there: the streams stay on the
-    device.
+    stream: bytes of one; embed, blocks: stored bytes of the embedding and of each block; there:
+    the streams stay on the device.
     """
     count = len(blocks)
     epochs = config.compensate.epochs if METHODS[config.prune.method].compensates else 0
-    passes = {"dense": 2 * count, "statistics": count, "sparse": 3 * count}
+    passes = {"embed": 1, "dense": 2 * count, "statistics": count, "sparse": 3 * count}
     passes["compensate"] = 2 * epochs * (count - 1)
     found = {name: 0 if there else passes.get(name, 0) * stream for name in PHASES}
+    found["embed"] += embed
     found["dense"] += sum(blocks)
     found["write"] += 2 * sum(blocks)  # float32, where the checkpoint has 16 bits
     return found

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +92,7 @@ def load_corpus(data: str, evaluation: bool = False) -> Corpus:
         return readers[kind](path)
     except UnicodeDecodeError:
         raise InputError(f"{data} is not UTF-8 text") from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{data} cannot be read: {first_line(error)}") from None
 
 
@@ -146,8 +147,9 @@ def _read_npy(path: Path) -> Corpus:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError as error:
         raise InputError(f"{path} is not an array of token ids: {first_line(error)}") from None
-    rows = array[None] if array.ndim == 1 else array
-    return Corpus(path.name, [_ids(row, path) for row in rows])
+    if not isinstance(array, np.ndarray) or array.ndim not in (1, 2):
+        raise InputError(f"{path} is not an array of token ids, [T] or [N, T]")
+    return Corpus(path.name, [_ids(row, path) for row in np.atleast_2d(array)])
 
 
 def _ids(values: Any, where: Any) -> np.ndarray:

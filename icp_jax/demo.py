@@ -42,6 +42,14 @@ def demo(out: str | Path, sparsity: float) -> dict[str, Any]:
         shutil.rmtree(out)
     out.mkdir(parents=True)
     write_json(out / RESULT, {"model": BUNDLED.name, "methods": []})
+    try:
+        return _compare(out, sparsity)
+    except KeyboardInterrupt as error:
+        error.add_note(f"in the demo; what it had finished is in {out}")
+        raise
+
+
+def _compare(out: Path, sparsity: float) -> dict[str, Any]:
     heldout = BUNDLED / "heldout.txt"
     with console.progress("dense: ") as tick:
         dense = evaluate(BUNDLED, heldout, progress=tick)

@@ -16,6 +16,8 @@ from converters.rules import Placed, lookup
 from icp_jax.errors import InputError
 from icp_jax.residency import FolderSource, Model, part_of
 
+RECORD = "icp_run.json"  # what a run did, in the folder that it wrote
+
 
 def check_free(out: str | Path) -> Path:
     """The output folder's path. Raises InputError where something is there already."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from icp_jax.cache import processor
 from icp_jax.config import RunConfig
 from icp_jax.errors import Kept
 from icp_jax.records import sha256, versions
@@ -50,6 +51,8 @@ def fingerprint(config: RunConfig, weights: Weights, samples: dict[str, Any]) ->
     found = {name: value for name, value in settings.items() if name not in FREE}
     found |= {f"source {name}": digest for name, digest in weights.digests.items()}
     found |= samples | {"device": jax.devices()[0].device_kind}
+    if jax.default_backend() == "cpu":
+        found["processor"] = processor()
     return found | {f"version of {name}": value for name, value in versions().items()}
 
 

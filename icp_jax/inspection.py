@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,14 @@ from converters import table_for
 from converters.files import Reader, lone_torch_file, open_checkpoint
 from converters.rules import ConversionError, Placed
 from icp_jax.errors import InputError
+from icp_jax.export import RECORD
+from icp_jax.masks import parse_pattern
 from icp_jax.models import FAMILIES, make_family
 from icp_jax.packed import Unpacked, is_pruned
-from icp_jax.residency import FolderSource, describe, read_config
+from icp_jax.residency import FolderSource, all_finite, describe, read_config
 
-GROUPS = (4, 8)  # the sizes of groups in which a pattern is looked for
+AT_ONCE = 1 << 25  # bytes of tensors read before their pages are given back
+GROUPS = (4, 8)  # the sizes of groups in which a pattern is always looked for
 
 
 @dataclass(frozen=True)
@@ -54,16 +58,19 @@ def verify_export(
         raise RuntimeError(f"{folder}: the exported tensors are not those of the source")
     by_name = {rule.name: rule for rule in source.placed}
     layers = {}
-    names = weights.names()
+    names, read = weights.names(), 0
     for k, name in enumerate(names):
         tick(k, len(names))
-        reader.forget()
-        source.reader.forget()
+        if read > AT_ONCE:
+            reader.forget()
+            source.reader.forget()
+            read = 0
         tensor, rule = weights.read(name), by_name.get(name)
+        read += tensor.nbytes
         budget = None if rule is None else _budget(rule, budgets)
         if budget is None:
             free = tuned and rule is not None and rule.path[0] == "blocks" and rule.path[1] != "0"
-            if not free and tensor.tobytes() != source.reader.read(name).tobytes():
+            if not free and not same_bytes(tensor, source.reader.read(name)):
                 raise RuntimeError(f"exported tensor {name!r} changed, and should not have")
         else:
             zeros = tensor.size - int(np.count_nonzero(tensor))
@@ -72,7 +79,7 @@ def verify_export(
             if pattern is not None and densest_group(tensor, pattern[1]) > pattern[0]:
                 raise RuntimeError(f"exported tensor {name!r} breaks the pattern {pattern}")
             layers[name] = (zeros, tensor.size)
-        if not _finite(tensor):
+        if not all_finite(tensor):
             raise InputError(
                 f"pruned tensor {name!r} leaves the range of {tensor.dtype}: "
                 "lower --compensate.lr or add calibration samples"
@@ -94,26 +101,30 @@ def densest_group(weight: np.ndarray, m: int) -> int:
     return int(groups.sum(axis=2).max())
 
 
-def _finite(tensor: np.ndarray) -> bool:
-    integer = np.issubdtype(tensor.dtype, np.integer) or tensor.dtype == np.bool_
-    return integer or bool(np.all(np.isfinite(tensor)))
+def same_bytes(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two tensors of one dtype and shape are equal to the bit, NaN or not."""
+    one, two = (np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in (a, b))
+    size = 1 << 24  # a part at a time, so that little memory is taken
+    return len(one) == len(two) and all(
+        np.array_equal(one[k : k + size], two[k : k + size]) for k in range(0, len(one), size)
+    )
 
 
 def verify(folder: str | Path, source: str | Path | None = None) -> dict[str, Any]:
     """Facts about a folder, pruned here or anywhere, as plain values.
 
     layers: for every linear that could be pruned (of a model of no known family: every weight of
-    rank two in a block) its size, zeros, sparsity, and the n:m
-    patterns that hold in every group of 4 and of 8 inputs. not_finite: tensors with NaN or
-    infinity. With `source`: changed, unchanged, missing and added tensors, and those whose
-    shape or dtype is another.
+    rank two in a block) its size, zeros, sparsity, and the n:m patterns that hold in every group
+    of 4, of 8, and of m inputs, where the run's record names a pattern of such m. not_finite:
+    tensors with NaN or infinity. With `source`: changed, unchanged, missing and added tensors, and
+    those whose shape or dtype is another.
     """
     folder = Path(folder)
     if lone_torch_file(folder) is None:
         read_config(folder, quantized=True)
     reader = open_checkpoint(folder)
     prunable = _prunable(describe(folder, reader, quantized=True), reader)
-    weights = Unpacked(reader, folder)
+    weights, groups = Unpacked(reader, folder), _groups(folder)
     other = None if source is None else open_checkpoint(source)
     layers: list[dict[str, Any]] = []
     not_finite: list[str] = []
@@ -123,16 +134,16 @@ def verify(folder: str | Path, source: str | Path | None = None) -> dict[str, An
     for name in weights.names():
         reader.forget()
         tensor = weights.read(name)
-        if not _finite(tensor):
+        if not all_finite(tensor):
             not_finite.append(name)
         if tensor.ndim == 2 and prunable(name):
-            layers.append(_layer(name, tensor))
+            layers.append(_layer(name, tensor, groups))
         if other is not None and name in other.names():
             old = other.read(name)
             if old.shape != tensor.shape or old.dtype != tensor.dtype:
                 reshaped.append(name)
             else:
-                (unchanged if old.tobytes() == tensor.tobytes() else changed).append(name)
+                (unchanged if same_bytes(old, tensor) else changed).append(name)
     if not layers:
         raise ConversionError(f"{folder} holds no weights of transformer blocks")
     zeros, size = (sum(layer[key] for layer in layers) for key in ("zeros", "size"))
@@ -147,6 +158,15 @@ def verify(folder: str | Path, source: str | Path | None = None) -> dict[str, An
     return facts
 
 
+def _groups(folder: Path) -> list[int]:
+    """GROUPS, and the group of the pattern that the folder's record says it was pruned to."""
+    pattern = None
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no record, or another's
+        record = json.loads((folder / RECORD).read_text())
+        pattern = parse_pattern(record["config"]["prune"]["pattern"])
+    return sorted({*GROUPS, *([pattern[1]] if pattern else [])})
+
+
 def _prunable(config: dict[str, Any], reader: Reader) -> Callable[[str], bool]:
     """Whether a name is that of a linear that is pruned: by the family's table where it fits."""
     kind = str(config.get("model_type"))
@@ -158,10 +178,10 @@ def _prunable(config: dict[str, Any], reader: Reader) -> Callable[[str], bool]:
     return lambda name: name.endswith(".weight") and ".layers." in f".{name}"
 
 
-def _layer(name: str, tensor: np.ndarray) -> dict[str, Any]:
+def _layer(name: str, tensor: np.ndarray, groups: Sequence[int]) -> dict[str, Any]:
     zeros = tensor.size - int(np.count_nonzero(tensor))
     patterns = []
-    for m in GROUPS:
+    for m in groups:
         if tensor.shape[1] % m == 0 and (n := densest_group(tensor, m)) < m:
             patterns.append(f"{n}:{m}")
     record = {"name": name, "size": tensor.size, "zeros": zeros, "sparsity": zeros / tensor.size}

@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from icp_jax.errors import InputError
+from icp_jax.errors import InputError, Kept
 
 AXIS = "devices"
 
@@ -83,13 +83,13 @@ class Devices:
         return json.loads(text.tobytes())
 
     def check_same(self, what: str, array: np.ndarray) -> None:
-        """Raises InputError in every process where they do not hold the same bytes."""
+        """Raises Kept in every process where they do not hold the same bytes."""
         if self._across:
             from jax.experimental import multihost_utils
 
             seen = np.int32(zlib.crc32(np.ascontiguousarray(array).data) >> 1)
             if len(set(np.ravel(multihost_utils.process_allgather(seen)).tolist())) > 1:
-                raise InputError(f"the hosts have different {what}: give all of them the same")
+                raise Kept(f"the hosts have different {what}: give all of them the same")
 
     def _put(self, tree: Any, spec: P) -> Any:
         if self.mesh is None:

@@ -5,6 +5,7 @@ All take and give samples as a NumPy array does: `stream[where]`, `stream[where]
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import os
@@ -95,16 +96,26 @@ def choose(wanted: str, both: int, device_room: int, host_room: int) -> Place:
 
 
 def host_free() -> int:
-    """Bytes of memory that this process may still take: of the machine, or of its cgroup."""
+    """Bytes of memory that this process may still take: of the machine, or of its cgroups.
+
+    Cached pages of files that nobody has used of late count as free.
+    """
     free = [proc("meminfo", "MemAvailable")]
+    root, own = Path("/sys/fs/cgroup"), Path()
+    with contextlib.suppress(OSError, IndexError):
+        own = Path(Path("/proc/self/cgroup").read_text().splitlines()[-1].partition("::/")[2])
+    groups = (cgroup_free(root / part) for part in (own, *own.parents))
+    return max(0, min([*free, *(count for count in groups if count is not None)]))
+
+
+def cgroup_free(group: Path) -> int | None:
+    """Bytes that a cgroup still allows; None where it sets no limit, or is of an older kind."""
     try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        if limit != "max":
-            free.append(int(limit) - used)
+        limit, used = (int((group / f"memory.{x}").read_text()) for x in ("max", "current"))
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):
-        pass  # no cgroup, or an older kind
-    return max(0, min(free))
+        return None
+    return limit - used + int(stat.get("inactive_file", 0))
 
 
 def device_free() -> int:

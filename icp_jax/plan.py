@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from icp_jax import compensation, cost, heap, places, stats, steps, streams
+from icp_jax import compensation, cost, heap, places, quantize, stats, steps, streams
 from icp_jax.budgets import budgets
 from icp_jax.config import MemoryConfig, RunConfig, check, parse_bytes
 from icp_jax.errors import InputError
@@ -78,11 +78,13 @@ def need(work: Workload, memory: MemoryConfig) -> Need:
     """Bytes by phase with these settings; `memory.streams` must be a place, not auto."""
     family, samples = work.family, work.config.calibration.samples
     one, programs = work.hidden(memory.stream_dtype), Programs()
+    bare = places.proc("self/status", "VmRSS")
     positions = int(np.prod(one.shape[1:-1]))
     devices = work.config.devices or 1
     batch = streams.batch_size(-(-samples // devices), positions, memory.batch_tokens)  # of each
     gather = streams.gather_size(samples, size(one))
     at_once = dict.fromkeys(cost.PHASES, 0)
+    at_once["embed"] = _embedding(work, memory.stream_dtype, batch, programs)
     for module, block in _kinds(work):
         parts = _on_device(work, module, block, one, batch, gather, memory.remat, programs)
         for phase, found in parts:
@@ -91,24 +93,36 @@ def need(work: Workload, memory: MemoryConfig) -> Need:
     base = places.proc("self/status", "VmRSS") + RUNTIME
     del programs
     both, stored = 2 * samples * size(one), [size(block) for block in work.blocks]
+    embed = size(work.embed)
     kept = {"device": 0, "host": 0, "disk": 0} | {memory.streams: both}
     flops = cost.flops(family, work.shapes, work.config, positions)
-    moved = cost.moved(family, work.config, both // 2, stored, memory.streams == "device")
+    moved = cost.moved(family, work.config, both // 2, embed, stored, memory.streams == "device")
     phases = []
     for name in cost.PHASES:
-        device = at_once[name] + kept["device"]
-        arrays = kept["host"]
-        if name in ("dense", "write"):  # between them nothing of the source's block is held
-            arrays += max(stored)
+        full = 2 if name == "embed" else 1  # one stream is still empty then
+        device = at_once[name] + kept["device"] // full
+        arrays = kept["host"] // full
+        # between "dense" and "write" nothing of the source's block is held
+        arrays += {"embed": embed, "dense": max(stored), "write": max(stored)}.get(name, 0)
         if jax.default_backend() == "cpu":
-            arrays += kept["device"] + devices * at_once[name]
+            arrays += kept["device"] // full + devices * at_once[name]
         elif memory.streams != "device":
             arrays += 4 * max(batch, gather) * size(one)
         host = base + int(arrays * (1 + SLACK))
+        if name == "embed":  # no other program is there yet, and nothing freed is kept
+            host = bare + RUNTIME + arrays
         phases.append(Phase(name, device, host, flops[name], moved[name]))
-    whole = sum(stored) + size(work.embed) + work.others
+    whole = sum(stored) + embed + work.others
     disk = whole + sum(stored) + kept["disk"]
     return Need(tuple(phases), memory, both, base, disk)
+
+
+def _embedding(work: Workload, dtype: str, batch: int, programs: Programs) -> int:
+    """Bytes at once on the device while the first stream is made."""
+    params = jax.tree.map(lambda leaf: _shape(leaf.shape), work.embed)
+    tokens = _shape((batch, *work.sample.shape[1:]), work.sample.dtype)
+    step = programs.beside(steps.embed_batch, work.family.embed, dtype, params, tokens)
+    return size(params) + max(size(work.embed), 2 * size(tokens) + step)
 
 
 def _kinds(work: Workload) -> Iterator[tuple[Any, Params]]:
@@ -173,6 +187,18 @@ def _tap(config, sums, tap, linears, programs) -> Iterator[int]:
         held += size(prepared)
     for shape, total in linears:
         kernel = _shape(shape)
+        if config.quant.bits is not None:
+            q, diagonal = config.quant, _shape(shape[:1])
+            ranges = {"group": q.group, "symmetric": q.symmetric, "search": q.search}
+            making = partial(quantize.make_grid, **ranges)
+            grid = jax.eval_shape(making, kernel, count, importance=diagonal)
+            made = (quantize.make_grid, kernel, count)
+            yield held + programs.beside(*made, importance=diagonal, **ranges)
+            if method.walks:
+                options["grid"] = grid
+            else:
+                rounding = (quantize.round_kernel, kernel, _shape(shape, bool), grid)
+                yield held + 2 * size(kernel) + programs.beside(*rounding)
         pruning = (method.prune, kernel, prepared, count)
         yield held + programs.beside(*pruning, pattern=pattern, **options)
         lost = [_shape(())] if method.walks else []
@@ -215,8 +241,7 @@ def plan(config: RunConfig, device: str = "", host: str = "") -> Plan:
     source = describe(config.model)
     work = workload(source, resolved(config, source))
     budgets(work.family, work.shapes, config.prune, config.quant)
-    limits = _limits(config.memory, device, host)
-    limits["host"] = limits["host"] or places.host_free() + places.proc("self/status", "VmRSS")
+    limits = _limits(config.memory, device, host, free=True)
     need = fit(work, **limits)
     rates = cost.measure(work.config.dtype)
     work_by_phase = {p.name: p.flops for p in need.phases}
@@ -226,21 +251,30 @@ def plan(config: RunConfig, device: str = "", host: str = "") -> Plan:
 
 
 def settle(source: FolderSource, config: RunConfig) -> RunConfig:
-    """A resolved config whose place and batch fit; on the CPU without limits, as it is."""
-    limits = _limits(config.memory)
-    if not any(limits.values()):
-        return config
-    found = fit(workload(source, config), **limits)
-    return dataclasses.replace(config, memory=found.memory)
+    """A resolved config whose place and batch fit, with nothing left open that roundings hang on.
+
+    On the CPU without limits the defaults are taken, whatever is free.
+    """
+    limits, memory = _limits(config.memory, free=jax.default_backend() != "cpu"), config.memory
+    if any(limits.values()):
+        memory = fit(workload(source, config), **limits).memory
+    batch = memory.batch_tokens or streams.batch_tokens()
+    memory = dataclasses.replace(memory, batch_tokens=batch, remat=bool(memory.remat))
+    return dataclasses.replace(config, memory=memory)
 
 
-def _limits(memory: MemoryConfig, device: str = "", host: str = "") -> dict[str, int | None]:
+def _limits(
+    memory: MemoryConfig, device: str = "", host: str = "", *, free: bool
+) -> dict[str, int | None]:
+    """Bytes of each memory; free: where none are set, what is free."""
     found = {
         "device": parse_bytes("device memory", device or memory.device),
         "host": parse_bytes("host memory", host or memory.host),
     }
-    if jax.default_backend() != "cpu":
-        found["device"] = found["device"] or places.device_free()
+    if free:
+        found["host"] = found["host"] or places.host_free() + places.proc("self/status", "VmRSS")
+        if jax.default_backend() != "cpu":
+            found["device"] = found["device"] or places.device_free()
     return found
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jax
+import ml_dtypes
 import numpy as np
 
 from converters import table_for
@@ -60,6 +61,23 @@ def part_of(placed: Placed) -> tuple[str, ...]:
     return placed.path[:2] if placed.path[0] == "blocks" else placed.path[:1]
 
 
+def all_finite(tensor: np.ndarray) -> bool:
+    """Whether there is no NaN and no infinity; a part at a time, so that little memory is taken."""
+    flat = tensor.reshape(-1)
+    if flat.dtype == ml_dtypes.bfloat16:  # its exponent's bits all set; NumPy would convert each
+        flat, exponent = flat.view(np.uint16), np.uint16(0x7F80)
+        return not any(np.any((part & exponent) == exponent) for part in _parts(flat))
+    return flat.dtype.kind != "f" or all(np.isfinite(part).all() for part in _parts(flat))
+
+
+def _parts(flat: np.ndarray, size: int = 1 << 20) -> Iterator[np.ndarray]:
+    return (flat[start : start + size] for start in range(0, len(flat), size))
+
+
+def _not_finite(name: str) -> InputError:
+    return InputError(f"tensor {name!r} has values that are not finite: NaN or inf")
+
+
 class FolderSource:
     """A Hugging Face folder, or Meta's `.pth` file, alone or in a folder: checked whole by name
     and shape, read part by part.
@@ -83,10 +101,18 @@ class FolderSource:
         tree: Params = {}
         for rule in self._parts[part]:
             tensor = self.reader.read(rule.name)
-            if not np.all(np.isfinite(tensor)):
-                raise InputError(f"tensor {rule.name!r} has values that are not finite: NaN or inf")
+            if not all_finite(tensor):
+                raise _not_finite(rule.name)
             insert(tree, rule.path[len(part) :], rule.to_tree(tensor))
         return tree
+
+    def check_finite(self) -> None:
+        """Look through all weights. Raises InputError for NaN or infinity, naming the tensor."""
+        for rules in self._parts.values():
+            for rule in rules:
+                if not all_finite(self.reader.read(rule.name)):
+                    raise _not_finite(rule.name)
+            self.reader.forget()
 
     def embed(self) -> Params:
         return self._read(("embed",))

@@ -15,7 +15,7 @@ from icp_jax.budgets import budgets
 from icp_jax.checkpoint import Say, Work, log
 from icp_jax.config import RunConfig, check
 from icp_jax.errors import InputError
-from icp_jax.export import FolderSink, check_free, write_json
+from icp_jax.export import RECORD, FolderSink, check_free, write_json
 from icp_jax.fingerprint import Weights, fingerprint
 from icp_jax.inspection import Counted, verify_export
 from icp_jax.masks import parse_pattern
@@ -26,9 +26,7 @@ from icp_jax.records import block_record, peak_mib, read_block, versions
 from icp_jax.remedies import remedies
 from icp_jax.residency import FolderSource, resolve
 from icp_jax.steps import Params
-from icp_jax.workload import resolved
-
-RECORD = "icp_run.json"
+from icp_jax.workload import describe, resolved, size, workload
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Pruned:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class DryRun:
     """What a run would do, and an estimate of what it costs."""
 
     model: str
@@ -53,31 +51,29 @@ class Plan:
     zeros: int
     size: int
     flops: float  # matrix products
-    stream_bytes: int  # both streams, on the host
+    stream_bytes: int  # both streams
     block_bytes: int  # the largest block's float32 params, on the device
     kind: str = "text"  # what a sample is: text, or vision
 
 
-def _budgets(config: RunConfig, source: FolderSource) -> list[dict[str, int]]:
-    shapes = [source.shapes(t) for t in range(source.family.n_blocks)]
-    return budgets(source.family, shapes, config.prune, config.quant)
+def dry_run(config: RunConfig) -> DryRun:
+    """Everything that can be known before the run: targets, counts, cost.
 
-
-def plan(config: RunConfig) -> Plan:
-    """Everything that can be known before the run: targets, counts, cost. Touches nothing."""
+    Touches nothing; of a hub id only the config is fetched.
+    """
     check(config)
     if config.out:
         check_free(config.out)
-    source = FolderSource(resolve(config.model))
-    full, counts = resolved(config, source), _budgets(config, source)
-    family, n = source.family, full.calibration.samples
+    source = describe(config.model)
+    full = resolved(config, source)
+    work = workload(source, full)
+    family, shapes, n = work.family, work.shapes, full.calibration.samples
     t = family.positions(full.calibration.seq_len)
     roles = {spec.name: spec.role for spec in family.linears}
     layers: list[dict[str, Any]] = []
-    all_shapes = [source.shapes(b) for b in range(len(counts))]
-    for b, (shapes, block) in enumerate(zip(all_shapes, counts, strict=True)):
+    for b, block in enumerate(budgets(family, shapes, full.prune, full.quant)):
         for name, zeros in block.items():
-            i, o = shapes[name]
+            i, o = shapes[b][name]
             layers.append(
                 {
                     "block": b,
@@ -89,9 +85,7 @@ def plan(config: RunConfig) -> Plan:
                     "sparsity": zeros / (i * o),
                 }
             )
-    by_block = [sum(4 * i * o for i, o in shapes.values()) for shapes in all_shapes]
-    source.close()
-    return Plan(
+    return DryRun(
         model=config.model,
         method=full.prune.method,
         samples=n,
@@ -99,9 +93,9 @@ def plan(config: RunConfig) -> Plan:
         layers=layers,
         zeros=sum(row["zeros"] for row in layers),
         size=sum(row["inputs"] * row["outputs"] for row in layers),
-        flops=sum(cost.flops(family, all_shapes, full, t).values()),
-        stream_bytes=2 * n * t * family.hidden_size * 4,
-        block_bytes=max(by_block),
+        flops=sum(cost.flops(family, shapes, full, t).values()),
+        stream_bytes=2 * n * size(work.hidden(full.memory.stream_dtype)),
+        block_bytes=max(sum(4 * i * o for i, o in block.values()) for block in shapes),
         kind=family.kind,
     )
 
@@ -127,12 +121,15 @@ def prune_folder(
     devices = mesh.choose(config.devices)
     with Work(config.out, resume, keep, say) as work:
         source = FolderSource(resolve(config.model))
-        full, counts = resolved(config, source), _budgets(config, source)
+        full = resolved(config, source)
+        shapes = [source.shapes(t) for t in range(source.family.n_blocks)]
+        counts = budgets(source.family, shapes, config.prune, config.quant)
         if config.quant.packed and source.family.kind == "vision":
             raise InputError("quant.packed is for language models: leave it out")
         tokens = inputs.calibration(full.calibration, source)
         full = settle(source, work.as_begun(full))
         weights = Weights(source)
+        source.check_finite()
         samples = inputs.record(source, tokens)
         finished = work.open(fingerprint(full, weights, samples))
         devices.tell([block_record(block.report) for block in finished])
@@ -157,8 +154,10 @@ def prune_folder(
             seal=seal,
             devices=devices,
         )
-        counted = _export(work, source, config, counts, blocks, progress)
-        weights.check()
+        try:
+            counted = _export(work, source, config, counts, blocks, progress)
+        finally:
+            weights.check()  # an export that is not as it should be may come of that
         seconds = time.perf_counter() - started
         seconds += sum(sum(block.report.seconds.values()) for block in finished)
         record = _record(full, weights, samples, blocks, counted, seconds)
@@ -218,7 +217,7 @@ def _export(
         sink = FolderSink(source, work.export)
     try:
         for t in range(last + 1):
-            sink.write(t, *work.read(t))
+            sink.write(t, *work.proven(t))
             progress(last, "export", t + 1, last + 1, None)
         sink.close()
     except BaseException:

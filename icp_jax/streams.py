@@ -30,12 +30,17 @@ MOMENT = 2e-4  # seconds; a program lets go of its temporaries just after its re
 GATHER_BYTES = 1 << 22  # a batch of samples for compensation: at most so many bytes a stream
 
 
+def batch_tokens() -> int:
+    """Where nothing else is asked for."""
+    return BATCH_TOKENS.get(jax.default_backend(), BATCH_TOKENS_ELSEWHERE)
+
+
 def batch_size(samples: int, positions: int, tokens: int | None = None, devices: int = 1) -> int:
     """Samples a batch for passes that only go forward, a multiple of the devices.
 
     tokens: positions a device at once, if not ours.
     """
-    tokens = tokens or BATCH_TOKENS.get(jax.default_backend(), BATCH_TOKENS_ELSEWHERE)
+    tokens = tokens or batch_tokens()
     return devices * max(1, min(-(-samples // devices), tokens // positions))
 
 

@@ -15,6 +15,7 @@ from converters.rules import Placed, insert
 from icp_jax import inputs, mesh, steps
 from icp_jax.budgets import shares
 from icp_jax.config import RunConfig
+from icp_jax.masks import parse_pattern
 from icp_jax.models import Family, make_family
 from icp_jax.residency import FolderSource, not_given, part_of, read_config, resolve
 
@@ -72,7 +73,8 @@ def describe(model: str) -> Described:
 def resolved(config: RunConfig, source: inputs.Described) -> RunConfig:
     """The config with every unset field filled in for this model."""
     p = config.prune
-    alpha, beta = (1.0, 0.0) if p.pattern else shares(source.family, p)
+    structured = parse_pattern(p.pattern) is not None
+    alpha, beta = (1.0, 0.0) if structured else shares(source.family, p)
     rearrange = p.rearrange or source.family.default_rearrangement
     return dataclasses.replace(
         config,

@@ -1,6 +1,7 @@
 """Bad input: one line that says what is wrong, status 2, nothing written, the source untouched."""
 
 import errno
+import gzip
 import hashlib
 import json
 import re
@@ -68,14 +69,12 @@ def rename_tensor(old, new):
     return spoil
 
 
-def set_weight(value):
+def set_weight(value, name="layers.1.fc2.weight"):
     def spoil(place):
         from safetensors.numpy import load_file, save_file
 
         tensors = dict(load_file(weights(place)))
-        tensors["model.decoder.layers.1.fc2.weight"] = value(
-            tensors["model.decoder.layers.1.fc2.weight"]
-        )
+        tensors[f"model.decoder.{name}"] = value(tensors[f"model.decoder.{name}"])
         save_file(tensors, weights(place), {"format": "pt"})
 
     return spoil
@@ -83,8 +82,19 @@ def set_weight(value):
 
 def one_nan(w):
     w = w.copy()
-    w[3, 4] = np.nan
+    w.flat[3] = np.nan
     return w
+
+
+def incomplete_header(place):
+    header = b'{"a": {"dtype": "F32", "data_offsets": [0, 0]}}'
+    weights(place).write_bytes(len(header).to_bytes(8, "little") + header)
+
+
+def corrupt_gzip(place):
+    packed = bytearray(gzip.compress(b'{"text": "some words of a text"}\n' * 999))
+    packed[10] = 0b111  # the first block's kind, behind the header: there is no such kind
+    (place / "a.jsonl.gz").write_bytes(packed)
 
 
 def overflowing(place):
@@ -124,6 +134,10 @@ CASES = {
     "already quantized": (
         lambda p: edit_config(p, quantization_config={}), [], "already quantized"),
     "NaN in a weight": (set_weight(one_nan), [], "layers.1.fc2.weight' has values that are not"),
+    "NaN in the head": (
+        set_weight(one_nan, "final_layer_norm.weight"), [],
+        "tensor 'model.decoder.final_layer_norm.weight' has values that are not"),
+    "incomplete header": (incomplete_header, [], "'a' in model.safetensors: its header is incomp"),
     "NaN from a block": (overflowing, [], "block 1 gives values that are not finite"),
     "unknown activation": (
         lambda p: edit_config(p, activation_function="mish"), [], "'mish' is not supported"),
@@ -135,6 +149,11 @@ CASES = {
         write("a.jsonl", b'{"text": "a"}\n{"tex'), [DATA, "a.jsonl"], "line 2 is not JSON"),
     "line without text": (write("a.jsonl", b'{"a": 1}'), [DATA, "a.jsonl"], "neither 'text' nor"),
     "gz that is not": (write("a.jsonl.gz", b"zz"), [DATA, "a.jsonl.gz"], "cannot be read"),
+    "gz that is damaged": (corrupt_gzip, [DATA, "a.jsonl.gz"], "cannot be read"),
+    "an id, not a list of them": (ids("a.npy", 7), [DATA, "a.npy"], "not an array of token ids"),
+    "several arrays": (
+        lambda p: [np.savez(p / "a.npz", a=np.arange(99)), (p / "a.npz").rename(p / "a.npy")],
+        [DATA, "a.npy"], "not an array of token ids"),
     "folder that datasets did not save": (NONE, [DATA, "model"], "not a folder that datasets saved"),
     "ids that are not integers": (ids("a.npy", [0.5] * 99), [DATA, "a.npy"], "integer token ids"),
     "ids beyond the vocabulary": (

@@ -1,5 +1,6 @@
 """The command line as people meet it: help, speed of start, interruption."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,7 +10,10 @@ import time
 import numpy as np
 import pytest
 
+from icp_jax import PruneConfig, RunConfig, cache
 from icp_jax.cli import main
+from icp_jax.residency import FolderSource
+from icp_jax.workload import resolved
 
 
 @pytest.mark.parametrize("command", [[], ["prune"], ["eval"], ["segment"], ["convert"], ["demo"]])
@@ -72,3 +76,60 @@ def test_a_second_run_compiles_nothing(tmp_path, opt_folder):
         hits.append(done.stderr.count("Persistent compilation cache hit"))
     assert len(compiled[0]) > 5 and compiled[1] == compiled[0]
     assert hits[1] >= len(compiled[0]) > hits[0]
+
+
+def test_every_program_is_cached_wherever_the_cache_is(monkeypatch, tmp_path):
+    for name in list(os.environ):
+        if name.startswith("JAX_PERSISTENT_CACHE"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "environ", dict(os.environ))
+        cache.use()
+        assert os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] == "0"
+        assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path)
+
+
+def test_an_interrupted_demo_says_what_is_there(tmp_path, capsys, monkeypatch):
+    def stop(out, sparsity):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("icp_jax.demo._compare", stop)
+    assert main(["demo", "--out", str(tmp_path / "d")]) == 130
+    said = f"icp-jax: interrupted in the demo; what it had finished is in {tmp_path / 'd'}\n"
+    assert capsys.readouterr().err == said
+
+
+def dry(capsys, *options):
+    """The sparsity of every layer of a dry run, in order."""
+    assert main(["prune", *options, "--dry-run", "--json"]) == 0
+    return [layer["sparsity"] for layer in json.loads(capsys.readouterr().out)["layers"]]
+
+
+def test_what_replaces_alpha_and_beta_of_a_config(tmp_path, opt_folder, capsys):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from icp_jax import PruneConfig, RunConfig\n"
+        "def get_config():\n"
+        f"    return RunConfig(model={str(opt_folder)!r}, prune=PruneConfig(alpha=0.8, beta=0.1))\n"
+    )
+    own = dry(capsys, "--config", str(path))
+    assert max(own) - min(own) > 0.1
+    assert dry(capsys, "--config", str(path), "--prune.method", "icp") == own
+    for method in ("sparsegpt", "wanda"):
+        assert dry(capsys, "--config", str(path), f"--prune.method={method}") == (
+            dry(capsys, "--model", str(opt_folder), "--prune.method", method)
+        )
+    assert set(dry(capsys, "--config", str(path), "--prune.pattern", "1:4")) == {0.75}
+    assert dry(capsys, "--config", str(path), "--prune.pattern", "unstructured") == own
+    assert (
+        main(["prune", "--config", str(path), "--prune.pattern", "2:4", "--prune.beta", "0"]) == 2
+    )
+
+
+def test_unstructured_may_be_said(opt_folder, capsys):
+    source = FolderSource(opt_folder)
+    config = RunConfig(model=str(opt_folder), prune=PruneConfig(pattern="unstructured"))
+    found = resolved(config, source).prune
+    assert (found.alpha, found.beta) == (0.691, 0.2)
+    source.close()

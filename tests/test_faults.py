@@ -103,7 +103,7 @@ def test_an_output_that_cannot_be_written(place, capsys):
         pytest.skip("root may write anywhere; the next test does it without the system's help")
     (place / "work").chmod(0o555)
     assert main(ARGUMENTS) == 2
-    assert "cannot write" in error(capsys)
+    assert "cannot open" in error(capsys)
 
 
 def test_a_file_system_that_is_read_only(place, capsys, monkeypatch):
@@ -165,6 +165,29 @@ def test_a_damaged_first_checkpoint(model, place, at, capsys):
     flip(place / "work" / ".out.partial" / "block-00000.json")
     assert main([*ARGUMENTS, "--resume"]) == 0
     assert "block 0 is damaged: going on from the beginning" in capsys.readouterr().err
+    same(place, model)
+
+
+def test_damage_between_the_checkpoint_and_the_export(model, place, at, capsys):
+    """Within one run: what goes into the output is what was sealed, or nothing does."""
+    at(3, "sparse", lambda: flip(largest(place / "work" / ".out.partial")))
+    assert main(ARGUMENTS) == 2
+    said = "icp-jax: the checkpoint of block 1 is damaged: --resume prunes it again; stopped after"
+    assert error(capsys).startswith(said) and not (place / "work" / "out").exists()
+    assert main([*ARGUMENTS, "--resume"]) == 0
+    assert "block 1 is damaged: going on after block 0" in capsys.readouterr().err
+    same(place, model)
+
+
+def test_a_source_shard_that_changes_while_the_export_is_checked(model, place, at, capsys):
+    (place / "model").unlink()
+    write_opt(place / "model", num_hidden_layers=BLOCKS, hidden_size=64, word_embed_proj_dim=64)
+    at(BLOCKS - 1, "check", lambda: flip(place / "model" / "model.safetensors"))
+    assert main(ARGUMENTS) == 2
+    said = "model.safetensors changed under the run: put it back as it was; stopped after block 3"
+    assert error(capsys) == f"icp-jax: {said}; go on with --resume"
+    flip(place / "model" / "model.safetensors")
+    assert main([*ARGUMENTS, "--resume"]) == 0
     same(place, model)
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import ml_dtypes
 import numpy as np
 import pytest
 from conftest import write_opt
@@ -10,6 +11,8 @@ from safetensors.numpy import load_file, save_file
 
 import icp_jax
 from icp_jax.cli import main
+from icp_jax.inspection import same_bytes
+from icp_jax.residency import all_finite
 
 
 @pytest.fixture
@@ -66,3 +69,30 @@ def test_a_source_of_another_shape_is_reported(tmp_path, pruned):
     facts = icp_jax.verify(pruned, source=other)
     assert "model.decoder.layers.0.fc1.weight" in facts["reshaped"]
     shutil.rmtree(other)
+
+
+def test_the_pattern_of_the_record_is_looked_for(tmp_path, bundled):
+    folder = write_opt(tmp_path / "model", hidden_size=40, ffn_dim=80, word_embed_proj_dim=40)
+    (tmp_path / "text.txt").write_text((bundled / "calibration.txt").read_text()[:6000])
+    args = ["--prune.pattern", "3:5", "--prune.method", "wanda", "--calibration.samples", "4"]
+    args += ["--calibration.data", str(tmp_path / "text.txt"), "--out", str(tmp_path / "out")]
+    assert main(["prune", "--model", str(folder), *args]) == 0
+    layers = icp_jax.verify(tmp_path / "out")["layers"]
+    assert layers and all("3:5" in layer["patterns"] for layer in layers)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.int32])
+def test_finite_to_the_last_number(dtype):
+    size = (1 << 20) + 3  # more than is looked at together
+    values = np.full(size, np.finfo(np.float16).max if dtype is not np.int32 else 7, dtype)
+    assert all_finite(values) and all_finite(values[:1].reshape(())) and all_finite(values[:0])
+    if dtype is not np.int32:
+        for bad in (np.nan, -np.inf):
+            values[-1] = bad
+            assert not all_finite(values.reshape(1, -1))
+
+
+def test_the_same_to_the_bit():
+    a = np.array([[0.0, np.nan], [1.0, 2.0]], np.float32)
+    assert same_bytes(a, a.copy()) and same_bytes(a.T, np.ascontiguousarray(a.T))
+    assert not same_bytes(a, -a * -1 + 1) and not same_bytes(np.float32([0.0]), np.float32([-0.0]))

@@ -94,3 +94,15 @@ def test_bfloat16_streams_cost_little(pruned, monkeypatch):
     errors = np.array([[a.error, b.error] for a, b in zip(found, expected, strict=True)])
     assert not np.array_equal(errors[:, 0], errors[:, 1])
     np.testing.assert_allclose(errors[:, 0], errors[:, 1], rtol=0.05)
+
+
+def test_what_a_cgroup_leaves_free(tmp_path):
+    group = tmp_path / "group"
+    assert places.cgroup_free(group) is None
+    group.mkdir()
+    (group / "memory.max").write_text("max\n")
+    assert places.cgroup_free(group) is None
+    (group / "memory.max").write_text("1000\n")
+    (group / "memory.current").write_text("900\n")
+    (group / "memory.stat").write_text("anon 300\ninactive_file 500\nactive_file 100\n")
+    assert places.cgroup_free(group) == 600

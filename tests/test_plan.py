@@ -5,13 +5,21 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from conftest import write_opt
 
+import icp_jax.plan as planning
+from icp_jax import CalibrationConfig, PruneConfig, RunConfig, places
 from icp_jax.cli import main
-from icp_jax.config import parse_bytes
+from icp_jax.config import MemoryConfig, parse_bytes
+from icp_jax.plan import settle
+from icp_jax.residency import FolderSource
+from icp_jax.run import prune_folder
+from icp_jax.workload import resolved
 
 SHAPES = {  # blocks of OPT, samples, tokens, further options
     "small": (dict(hidden_size=256, ffn_dim=1024, num_hidden_layers=3), 32, 256, []),
@@ -26,6 +34,12 @@ SHAPES = {  # blocks of OPT, samples, tokens, further options
         256,
         512,
         ["--prune.method", "sparsegpt"],
+    ),
+    "large vocabulary": (
+        dict(hidden_size=256, ffn_dim=1024, num_hidden_layers=2, vocab_size=120_000),
+        4,
+        128,
+        ["--prune.beta", "0.1"],
     ),
 }
 
@@ -118,6 +132,71 @@ def test_prune_uses_the_same_plan(few, capsys, tmp_path):
     assert main(["prune", *few, "--out", "out", *options]) == 0
     record = json.loads((tmp_path / "out" / "icp_run.json").read_text())
     assert record["config"]["memory"]["streams"] == "host"
+
+
+def test_an_accelerator_is_given_what_is_free(few, monkeypatch):
+    """Both memories: streams that the host has no room for go to disk there too."""
+    source = FolderSource(few[1])
+    config = resolved(RunConfig(model=few[1], calibration=CalibrationConfig("ids.npy")), source)
+    seen = {}
+
+    def fit(work, **limits):
+        seen.update(limits)
+        return SimpleNamespace(memory=MemoryConfig("disk", remat=True))
+
+    monkeypatch.setattr(planning, "fit", fit)
+    assert settle(source, config).memory == MemoryConfig(batch_tokens=1024, remat=False)
+    assert not seen  # the CPU has no limits of its own
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(places, "device_free", lambda: 7)
+    assert settle(source, config).memory == MemoryConfig("disk", batch_tokens=4096, remat=True)
+    assert seen["device"] == 7 and 0 < seen["host"] <= places.proc("meminfo", "MemTotal")
+    source.close()
+
+
+def test_planned_and_measured_disk_agree(few, capsys, tmp_path):
+    few = [*few, "--calibration.samples", "8"]
+    planned = plan(capsys, *few, "--memory.streams", "disk")
+    found = []
+
+    def progress(block, phase, done, total, loss):
+        if phase == "check" and not done:
+            work = tmp_path / ".out.partial"
+            found.append(sum(p.stat().st_size for p in work.rglob("*") if p.is_file()))
+
+    calibration = CalibrationConfig("ids.npy", samples=8, seq_len=64)
+    prune = PruneConfig(beta=0.0)
+    prune_folder(RunConfig(few[1], "out", prune, calibration=calibration), progress)
+    (without_streams,) = found
+    left = planned["peak"]["disk"] - planned["stream_bytes"]
+    assert left == pytest.approx(without_streams, rel=0.15)
+
+
+@pytest.mark.parametrize("method, rounds", [("sparsegpt", False), ("wanda", True)])
+def test_quantization_is_planned(few, capsys, monkeypatch, method, rounds):
+    real, asked = planning.Programs.beside, set()
+
+    def beside(self, function, *args, **options):
+        asked.add(function.__name__)
+        return real(self, function, *args, **options)
+
+    monkeypatch.setattr(planning.Programs, "beside", beside)
+    plan(capsys, *few, "--prune.method", method)
+    assert not asked & {"make_grid", "round_kernel"}
+    plan(capsys, *few, "--prune.method", method, "--quant.bits", "4", "--quant.search")
+    assert asked >= {"make_grid"} and ("round_kernel" in asked) == rounds
+
+
+def test_a_dry_run_needs_no_weights(few, capsys, tmp_path):
+    options = [*few, "--memory.stream-dtype", "bfloat16", "--dry-run", "--json"]
+    assert main(["prune", *options]) == 0
+    full = json.loads(capsys.readouterr().out)
+    (tmp_path / "model" / "model.safetensors").unlink()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "model" / name).unlink()
+    assert main(["prune", *options]) == 0
+    assert json.loads(capsys.readouterr().out) == full
+    assert full["stream_bytes"] == 2 * 256 * 64 * 64 * 2
 
 
 def test_a_config_is_enough(few, capsys, tmp_path):

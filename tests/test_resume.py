@@ -13,6 +13,7 @@ from icp_jax import CalibrationConfig, CompensateConfig, PruneConfig, QuantConfi
 from icp_jax.cli import main
 from icp_jax.config import MemoryConfig
 from icp_jax.errors import InputError, Kept
+from icp_jax.mesh import Devices
 from icp_jax.run import prune_folder
 
 BLOCKS = 4
@@ -202,6 +203,35 @@ def test_the_batch_that_was_begun_with_is_kept(place):
     cut_off(config, 2, "prune")
     prune_folder(config_for(place), resume=True)
     assert contents(place / "work" / "out") == contents(place / "work" / "whole")
+
+
+def test_the_record_says_what_was_chosen_and_going_on_takes_limits(place, whole):
+    """What was left open is on record as it was run; a limit given later only moves the streams."""
+    assert whole[1]["config"]["memory"]["batch_tokens"] == 1024
+    assert whole[1]["config"]["memory"]["remat"] is False
+    cut_off(config_for(place), 1, "sparse")
+    prune_folder(config_for(place, memory=MemoryConfig("disk", host="20GiB")), resume=True)
+    assert contents(place / "work" / "out")[0] == whole[0]
+
+
+def test_another_processor_is_refused(place, monkeypatch):
+    cut_off(config_for(place), 1, "prune")
+    monkeypatch.setattr("icp_jax.fingerprint.processor", lambda: "0" * 64)
+    with pytest.raises(Kept, match="processor changed; give what the run was begun with"):
+        prune_folder(config_for(place), resume=True)
+
+
+def test_hosts_with_different_samples_do_not_cost_what_was_finished(place, monkeypatch):
+    cut_off(config_for(place), 2, "prune")
+    before = sorted(p.name for p in (place / "work" / ".out.partial").iterdir())
+
+    def differ(self, what, array):
+        raise Kept(f"the hosts have different {what}")
+
+    monkeypatch.setattr(Devices, "check_same", differ)
+    with pytest.raises(Kept, match="different calibration samples"):
+        prune_folder(config_for(place), resume=True)
+    assert sorted(p.name for p in (place / "work" / ".out.partial").iterdir()) == before
 
 
 def test_bad_input_does_not_cost_what_was_finished(place):

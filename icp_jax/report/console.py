@@ -100,7 +100,7 @@ def segmented(record: dict[str, Any]) -> None:
     print(f"{record['out']}: {record['area']} pixels, predicted IoU {record['predicted_iou']:.4f}")
 
 
-def plan(found: Any) -> None:
+def dry_run(found: Any) -> None:
     """Counts of every layer and the cost; equal blocks are folded together."""
     table = Table("block", "layer", "role", title=f"{found.model} by {found.method}")
     for name in ("inputs", "outputs", "zeros", "sparsity"):
@@ -124,7 +124,7 @@ def plan(found: Any) -> None:
             found.seq_len
         ),
         f"cost: {found.flops / 1e12:.3g} TFLOP of matrix products; streams "
-        f"{found.stream_bytes / 2**20:.0f} MiB on the host; "
+        f"{found.stream_bytes / 2**20:.0f} MiB; "
         f"a block's float32 linears {found.block_bytes / 2**20:.0f} MiB on the device",
         "nothing was written",
     ):

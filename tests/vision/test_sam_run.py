@@ -10,7 +10,7 @@ from vision import small_sam
 import icp_jax
 from icp_jax import CalibrationConfig, CompensateConfig, PruneConfig, RunConfig
 from icp_jax.cli import main
-from icp_jax.run import plan, prune_folder
+from icp_jax.run import dry_run, prune_folder
 
 
 @pytest.fixture(scope="module")
@@ -149,19 +149,21 @@ def test_memory_and_folder_give_the_same_bytes(place, tmp_path):
     assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
 
 
-def test_the_plan_and_its_defaults(place):
+def test_a_dry_run_and_its_defaults(place):
     config = config_for(place / "model", "", place / "images", sparsity=0.6)
-    found = plan(config)
+    found = dry_run(config)
     assert found.zeros == round(0.6 * found.size) and found.kind == "vision"
     by_block = {b: [r for r in found.layers if r["block"] == b] for b in range(3)}
     assert [r["role"] for r in by_block[0]] == ["qkv", "o", "f1", "f2"]
     for b, rows in by_block.items():  # α is 0.85: the last block has less; β is 0: layers alike
         share = 0.6 * 0.85 if b == 2 else 0.6 + 0.15 * 0.6 / 2
         assert all(r["sparsity"] == pytest.approx(share, abs=3e-3) for r in rows)
-    moved = plan(config_for(place / "model", "", place / "images", beta=0.2)).layers
+    moved = dry_run(config_for(place / "model", "", place / "images", beta=0.2)).layers
     qkv, f2 = (next(r["sparsity"] for r in moved if r["role"] == role) for role in ("qkv", "f2"))
     assert qkv < 0.5 < f2
-    uniform = plan(config_for(place / "model", "", place / "images", method="wanda", sparsity=0.6))
+    uniform = dry_run(
+        config_for(place / "model", "", place / "images", method="wanda", sparsity=0.6)
+    )
     # 8 × 8 patches in windows of 3 × 3, block 1 whole: q·k and the weighted sum, 2 flops each
     forward = 2 * 64 * (found.size + 2 * (9 + 64 + 9) * 16)
     moments = 64 * 3 * (3 * 16**2 + 32**2)
