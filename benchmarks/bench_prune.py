@@ -2,7 +2,7 @@
 
     python benchmarks/bench_prune.py --out bench_prune.json
     python benchmarks/bench_prune.py --shape opt-1.3b --samples 8 --out bench_prune_opt-1.3b.json
-    python benchmarks/bench_prune.py --shape llama-7b --samples 4 --rounds 1 \\
+    python benchmarks/bench_prune.py --shape llama-7b --samples 8 --rounds 1 \\
         --sides torch-eager torch-fused --out bench_prune_llama-7b.json
 
 Both sides get the same random weights, the same tokens and the same budgets, and run in fresh
