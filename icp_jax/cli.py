@@ -120,6 +120,9 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(f"{error}{_kept(error, '; stopped ')}")
     except KeyboardInterrupt as error:
         return _fail(f"interrupted{_kept(error) or '; nothing was written'}", 130)
+    except BrokenPipeError:  # `| head` has read enough; and nothing more is to be written at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             nothing = "; nothing was kept: free space, or write elsewhere"

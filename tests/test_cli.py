@@ -32,6 +32,14 @@ def test_every_option_says_what_it_does(capsys):
         assert option in out
 
 
+def test_a_reader_that_has_read_enough():
+    """`icp-jax prune --help | head -1`"""
+    code = [sys.executable, "-m", "icp_jax.cli", "prune", "--help"]
+    done = subprocess.Popen(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done.stdout.close()
+    assert done.communicate(timeout=60)[1] == "" and done.returncode == 1
+
+
 def test_help_imports_no_heavy_package():
     code = (
         "import sys\nfrom icp_jax.cli import main\n"

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 import icp_jax
 from icp_jax.cli import main
 from icp_jax.inspection import same_bytes
+from icp_jax.report import console
 from icp_jax.residency import all_finite
 
 
@@ -51,6 +52,18 @@ def test_the_command(pruned, opt_folder, capsys):
     assert main(["verify", str(pruned), "--source", str(opt_folder)]) == 0
     out = capsys.readouterr().out
     assert "18 tensors changed" in out and "tensors that are not finite: none" in out
+    assert "changed beside the layers above: none" in out
+
+
+def test_what_changed_is_said_once_for_all_blocks(tmp_path, opt_folder, tokens, capsys):
+    model = icp_jax.load(opt_folder)
+    done, _ = icp_jax.prune(model, tokens, sparsity=0.5)
+    folder = icp_jax.save(done, tmp_path / "pruned")
+    assert main(["verify", str(folder), "--source", str(opt_folder)]) == 0
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("changed beside")]
+    names = line.partition(": ")[2].split(", ")
+    assert "model.decoder.layers.1-2.fc1.bias" in names and len(names) == 10
+    assert console._ranges([1, 2, 3, 7, 9, 10]) == "1-3,7,9-10"
 
 
 def test_not_finite_is_said_and_fails(tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -233,6 +234,27 @@ def verified(facts: dict[str, Any]) -> None:
         for kind in ("reshaped", "missing", "added"):
             lines.append(f"{kind}: {', '.join(facts[kind]) or 'none'}")
         others = [n for n in facts["changed"] if n not in {x["name"] for x in facts["layers"]}]
-        lines.append(f"changed beside the layers above: {', '.join(others) or 'none'}")
+        lines.append(f"changed beside the layers above: {', '.join(_by_name(others)) or 'none'}")
     for line in lines:
         out.print(line, highlight=False, soft_wrap=True)
+
+
+def _by_name(names: list[str]) -> list[str]:
+    """Names of tensors, those that only differ in the block as one: `layers.1-5.fc1.bias`."""
+    blocks: dict[str, list[int]] = {}
+    for name in names:
+        head, *rest = re.split(r"\.(\d+)\.", name, maxsplit=1)
+        found = blocks.setdefault(f"{head}.{{}}.{rest[1]}" if rest else name, [])
+        found += map(int, rest[:1])
+    return [name.format(_ranges(sorted(where))) for name, where in blocks.items()]
+
+
+def _ranges(numbers: list[int]) -> str:
+    """[1, 2, 3, 7] as `1-3,7`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)
