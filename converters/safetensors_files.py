@@ -68,7 +68,7 @@ def _read_header(path: Path) -> tuple[bytes, dict[str, Any]]:
         raw = file.read(length)
     try:
         header = json.loads(raw)
-        ends = [e["data_offsets"][1] for k, e in header.items() if k != "__metadata__"]
+        ends = [int(e["data_offsets"][1]) for k, e in header.items() if k != "__metadata__"]
     except (ValueError, AttributeError, KeyError, IndexError, TypeError):
         raise ConversionError(f"{path} is not a safetensors file: unreadable header") from None
     expected = 8 + length + max(ends, default=0)
@@ -135,7 +135,8 @@ class SafetensorsReader:
 
 def _entry(shard: str, name: str, raw: dict[str, Any], header_bytes: int) -> Entry:
     try:
-        kind, shape, (begin, end) = raw["dtype"], tuple(raw["shape"]), raw["data_offsets"]
+        kind, shape = str(raw["dtype"]), tuple(map(int, raw["shape"]))
+        begin, end = map(int, raw["data_offsets"])
     except (KeyError, TypeError, ValueError):
         raise ConversionError(f"tensor {name!r} in {shard}: its header is incomplete") from None
     if kind not in DTYPES:

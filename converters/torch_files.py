@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import mmap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,41 +33,32 @@ class TorchReader:
 
     def __init__(self, folder: Path, shards: list[str], index: str | None):
         try:
-            import torch  # noqa: F401
+            import torch
         except ImportError:
             raise ConversionError(
                 f"{folder / shards[0]} needs torch to be read: pip install 'icp-jax[torch]'"
             ) from None
-        self._tensors: dict[Path, Mapping[str, Any]] = {}  # of the shards that are open
-        self._mapped: set[Path] = set()
-        self._path: dict[str, Path] = {}
+        self._tensors: dict[str, Any] = {}
+        self._mapped: set[str] = set()
         planned: dict[str, tuple[np.dtype, tuple[int, ...]]] = {}
         for path in (folder / shard for shard in shards):
-            for name, tensor in self._open(path).items():
+            try:
+                state, mapped = _load(torch, path)
+            except Exception as error:  # unpickling runs into many kinds; all mean the same
+                raise ConversionError(f"{path} cannot be read: {first_line(error)}") from None
+            for name, tensor in _tensors(torch, path, state).items():
                 if name in planned:
                     raise ConversionError(f"duplicate tensor {name!r} in {path.name}")
                 planned[name] = _dtype(name, tensor), tuple(tensor.shape)
-                self._path[name] = path
-            self.forget()
+                self._tensors[name] = tensor
+                self._mapped |= {name} if mapped else set()
         if Path(shards[0]).suffix in TORCH_SUFFIXES:
             self.layout = _file_layout(shards[0], planned)
         else:
             self.layout = plan_layout(planned, {"format": "pt"})
 
-    def _open(self, path: Path) -> Mapping[str, Any]:
-        import torch
-
-        if path not in self._tensors:
-            try:
-                state, mapped = _load(torch, path)
-            except Exception as error:  # unpickling runs into many kinds; all mean the same
-                raise ConversionError(f"{path} cannot be read: {first_line(error)}") from None
-            self._tensors[path] = _tensors(torch, path, state)
-            self._mapped |= {path} if mapped else set()
-        return self._tensors[path]
-
     def names(self) -> list[str]:
-        return list(self._path)
+        return list(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self.layout.entries[name].shape
@@ -76,20 +69,31 @@ class TorchReader:
     def read(self, name: str) -> np.ndarray:
         import torch
 
-        tensor = self._open(self._path[name])[name].contiguous()
+        tensor = self._tensors[name].contiguous()
         if tensor.dtype == torch.bfloat16:
             return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
         return tensor.numpy()
 
     def fetch(self, names: Iterable[str]) -> None:
-        """Nothing: torch does not say where in the file a tensor lies."""
+        """Ask the system to read these tensors ahead; returns at once."""
+        self._advise(names, "MADV_WILLNEED")
 
     def forget(self) -> None:
-        """Let go of the mapped shards: each is unmapped with the last array read from it, and
-        mapped again when it is next asked for. Shards that cannot be mapped stay in memory.
+        """Give back the memory of what was read; arrays stay good, and are read again if used.
+
+        Shards that cannot be mapped stay in memory.
         """
-        for path in self._mapped & set(self._tensors):
-            del self._tensors[path]
+        self._advise(self._tensors, "MADV_DONTNEED")
+
+    def _advise(self, names: Iterable[str], advice: str) -> None:
+        if not hasattr(mmap, advice):
+            return
+        madvise = ctypes.CDLL(None).madvise  # torch has the mapping, and no such call
+        for name in self._mapped.intersection(names):  # in other memory it would be a loss of data
+            storage = self._tensors[name].untyped_storage()
+            start = storage.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
+            count = storage.data_ptr() + storage.nbytes() - start
+            madvise(ctypes.c_void_p(start), ctypes.c_size_t(count), getattr(mmap, advice))
 
     def close(self) -> None:
         self._tensors.clear()

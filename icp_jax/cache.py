@@ -21,7 +21,7 @@ def use() -> None:
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = base / "icp-jax" / f"xla-{processor()[:12]}"
+    folder = base / "icp-jax" / f"xla-{_processor()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -31,11 +31,11 @@ def use() -> None:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
 
 
-def processor() -> str:
-    """A digest of what this processor can do: compiled code hangs on it, and how sums round."""
+def _processor() -> str:
+    """What this processor can do: a home may be shared, and compiled code fits one kind."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         features = next(line for line in lines if line.startswith(("flags", "Features")))
     except (OSError, StopIteration):
         features = platform.processor()
-    return hashlib.sha256(f"{platform.machine()} {features}".encode()).hexdigest()
+    return hashlib.sha256(f"{platform.machine()} {features}".encode()).hexdigest()[:12]

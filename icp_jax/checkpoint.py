@@ -24,7 +24,6 @@ from typing import Any
 
 import filelock
 
-from converters.rules import ConversionError
 from icp_jax.config import RunConfig
 from icp_jax.errors import InputError, Kept
 from icp_jax.export import check_free, sync, write_json
@@ -245,7 +244,8 @@ class Work:
             return False
         if not self._opened:  # another's work, which this run was not fit to go on with
             return True
-        bad_input = isinstance(error, InputError | ConversionError) and not isinstance(error, Kept)
+        # the source was whole when this was opened: a ConversionError now is no bad input
+        bad_input = isinstance(error, InputError) and not isinstance(error, Kept)
         return self.keep and not bad_input
 
 

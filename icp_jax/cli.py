@@ -17,6 +17,7 @@ from icp_jax import cache, heap, interrupts
 from icp_jax.errors import InputError
 
 PROG = "icp-jax"
+NO_PATTERN = ("None", "unstructured")
 
 
 def parse(args: list[str]) -> Any:
@@ -64,19 +65,20 @@ def _default(kind: type, args: list[str]) -> Any:
         return None
     run = config.load(name)
     method, pattern = (_value(args, f"--prune.{field}") for field in ("method", "pattern"))
-    if method not in (None, run.prune.method) or pattern not in (None, "unstructured"):
+    if method not in (None, run.prune.method) or pattern not in (None, *NO_PATTERN):
         # alpha and beta were the config's choice for its own
         run = dataclasses.replace(run, prune=dataclasses.replace(run.prune, alpha=None, beta=None))
     return kind(**{f.name: getattr(run, f.name) for f in dataclasses.fields(run)})
 
 
 def _value(args: list[str], option: str) -> str | None:
-    """What an option is given, `--x VALUE` or `--x=VALUE`."""
+    """What an option is given, `--x VALUE` or `--x=VALUE`, the last time it is."""
+    found = None
     for k, arg in enumerate(args):
         name, equals, value = arg.partition("=")
         if name == option:
-            return value if equals else next(iter(args[k + 1 :]), "")
-    return None
+            found = value if equals else next(iter(args[k + 1 :]), "")
+    return found
 
 
 def _options(kind: type, prefix: str = "") -> Iterator[str]:

@@ -55,7 +55,8 @@ class Plan(RunConfig):
     """Memory by phase, FLOPs, bytes moved and the least time of a prune, and settings that fit."""
 
     config: str = ""
-    """Start from a config: a Python file with get_config(), or the name of one that comes along."""
+    """Start from a config: a Python file with get_config(), or the name of one that comes along.
+    Its alpha and beta go where another method or a pattern is given."""
     device_memory: str = ""
     """What the run may take of the device's memory, such as 8GiB. Unset: what is free there."""
     host_memory: str = ""

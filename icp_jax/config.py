@@ -99,7 +99,7 @@ class MemoryConfig:
     """What the run may take of the device's memory, such as 8GiB: place and batch are made to fit.
     Unset: on an accelerator what is free there, on the CPU no limit."""
     host: str = ""
-    """The same for the host's memory. Unset: no limit."""
+    """The same for the host's memory."""
 
 
 @dataclass(frozen=True)

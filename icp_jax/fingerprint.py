@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import platform
+from pathlib import Path
 from typing import Any
 
 import jax
 
-from icp_jax.cache import processor
 from icp_jax.config import RunConfig
 from icp_jax.errors import Kept
 from icp_jax.records import sha256, versions
@@ -15,6 +16,21 @@ from icp_jax.residency import FolderSource
 
 # Settings that may differ: where things lie. What lies there is compared by its digest.
 FREE = ("model", "out", "calibration.data", "memory.streams", "memory.device", "memory.host")
+# Of /proc/cpuinfo's flags those of arithmetic; others come and go with the kernel.
+VECTORS = (
+    "sse",
+    "ssse",
+    "avx",
+    "fma",
+    "f16c",
+    "amx",
+    "asimd",
+    "sve",
+    "sme",
+    "neon",
+    "bf16",
+    "i8mm",
+)
 SHOWN = 4  # differences in one line
 DIGEST = 64  # characters of a SHA-256: nothing to show
 
@@ -52,8 +68,18 @@ def fingerprint(config: RunConfig, weights: Weights, samples: dict[str, Any]) ->
     found |= {f"source {name}": digest for name, digest in weights.digests.items()}
     found |= samples | {"device": jax.devices()[0].device_kind}
     if jax.default_backend() == "cpu":
-        found["processor"] = processor()
+        found["processor"] = _arithmetic()
     return found | {f"version of {name}": value for name, value in versions().items()}
+
+
+def _arithmetic() -> str:
+    """What the processor can do with numbers: the order of sums, and so rounding, hangs on it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        flags = next(line for line in lines if line.startswith(("flags", "Features"))).split()
+    except (OSError, StopIteration):
+        return platform.machine()
+    return " ".join([platform.machine(), *sorted(x for x in set(flags) if x.startswith(VECTORS))])
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> str:

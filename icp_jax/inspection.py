@@ -21,7 +21,6 @@ from icp_jax.models import FAMILIES, make_family
 from icp_jax.packed import Unpacked, is_pruned
 from icp_jax.residency import FolderSource, all_finite, describe, read_config
 
-AT_ONCE = 1 << 25  # bytes of tensors read before their pages are given back
 GROUPS = (4, 8)  # the sizes of groups in which a pattern is always looked for
 
 
@@ -58,15 +57,12 @@ def verify_export(
         raise RuntimeError(f"{folder}: the exported tensors are not those of the source")
     by_name = {rule.name: rule for rule in source.placed}
     layers = {}
-    names, read = weights.names(), 0
+    names = weights.names()
     for k, name in enumerate(names):
         tick(k, len(names))
-        if read > AT_ONCE:
-            reader.forget()
-            source.reader.forget()
-            read = 0
+        reader.forget()
+        source.reader.forget()
         tensor, rule = weights.read(name), by_name.get(name)
-        read += tensor.nbytes
         budget = None if rule is None else _budget(rule, budgets)
         if budget is None:
             free = tuned and rule is not None and rule.path[0] == "blocks" and rule.path[1] != "0"
@@ -139,6 +135,7 @@ def verify(folder: str | Path, source: str | Path | None = None) -> dict[str, An
         if tensor.ndim == 2 and prunable(name):
             layers.append(_layer(name, tensor, groups))
         if other is not None and name in other.names():
+            other.forget()
             old = other.read(name)
             if old.shape != tensor.shape or old.dtype != tensor.dtype:
                 reshaped.append(name)

@@ -22,6 +22,7 @@ from converters.files import TORCH_SUFFIXES, Reader, lone_torch_file, open_check
 from converters.rules import Placed, check_shape, first_line, insert
 from converters.safetensors_files import Layout
 from converters.sam_names import config_of
+from icp_jax.dot import full_precision
 from icp_jax.errors import InputError
 from icp_jax.models import Family, make_family
 
@@ -204,11 +205,12 @@ class Model:
         Of a vision family: the image embedding `[b, g, g, C]` of pixels `[b, 3, S, S]`.
         """
         family, params = self.family, self.params if params is None else params
-        x = family.embed.apply({"params": params["embed"]}, tokens)
-        for t in range(family.n_blocks):
-            x = family.block_at(t).apply({"params": params["blocks"][str(t)]}, x)
-        table = family.head_table(params["embed"])
-        logits = family.head.apply({"params": params["head"]}, x, table)
+        with full_precision(jax.tree.leaves(params["embed"])[0].dtype.name):
+            x = family.embed.apply({"params": params["embed"]}, tokens)
+            for t in range(family.n_blocks):
+                x = family.block_at(t).apply({"params": params["blocks"][str(t)]}, x)
+            table = family.head_table(params["embed"])
+            logits = family.head.apply({"params": params["head"]}, x, table)
         assert isinstance(logits, jax.Array)  # apply returns a pair only with `mutable`
         return logits
 

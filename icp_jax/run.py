@@ -14,7 +14,7 @@ from icp_jax import cost, inputs, mesh
 from icp_jax.budgets import budgets
 from icp_jax.checkpoint import Say, Work, log
 from icp_jax.config import RunConfig, check
-from icp_jax.errors import InputError
+from icp_jax.errors import InputError, Kept
 from icp_jax.export import RECORD, FolderSink, check_free, write_json
 from icp_jax.fingerprint import Weights, fingerprint
 from icp_jax.inspection import Counted, verify_export
@@ -127,7 +127,15 @@ def prune_folder(
         if config.quant.packed and source.family.kind == "vision":
             raise InputError("quant.packed is for language models: leave it out")
         tokens = inputs.calibration(full.calibration, source)
-        full = settle(source, work.as_begun(full))
+        begun = work.as_begun(full)
+        try:
+            settled = settle(source, begun)
+        except InputError as error:
+            if begun == full:
+                raise
+            kept = "going on keeps the batch and rematerialisation that the run was begun with"
+            raise Kept(f"{error}; {kept}") from None
+        full = settled
         weights = Weights(source)
         source.check_finite()
         samples = inputs.record(source, tokens)
@@ -138,26 +146,26 @@ def prune_folder(
             weights.check()
             work.seal(report)
 
-        blocks = prune_blocks(
-            source,
-            work,
-            tokens,
-            config.prune,
-            config.compensate,
-            config.quant,
-            dtype=full.dtype,
-            seed=full.seed,
-            memory=full.memory,
-            scratch=work.path,
-            progress=progress,
-            finished=finished,
-            seal=seal,
-            devices=devices,
-        )
         try:
+            blocks = prune_blocks(
+                source,
+                work,
+                tokens,
+                config.prune,
+                config.compensate,
+                config.quant,
+                dtype=full.dtype,
+                seed=full.seed,
+                memory=full.memory,
+                scratch=work.path,
+                progress=progress,
+                finished=finished,
+                seal=seal,
+                devices=devices,
+            )
             counted = _export(work, source, config, counts, blocks, progress)
         finally:
-            weights.check()  # an export that is not as it should be may come of that
+            weights.check()  # whatever is wrong may come of a source that has changed
         seconds = time.perf_counter() - started
         seconds += sum(sum(block.report.seconds.values()) for block in finished)
         record = _record(full, weights, samples, blocks, counted, seconds)

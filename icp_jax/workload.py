@@ -57,7 +57,8 @@ def describe(model: str) -> Described:
     path = Path(model).expanduser()
     if path.name == "config.json" and path.is_file():
         return ConfigOnly(path.parent)
-    if path.is_dir() and [p.name for p in path.iterdir() if p.stat().st_size] == ["config.json"]:
+    files = [p for p in path.iterdir() if p.is_file()] if path.is_dir() else []
+    if [p.name for p in files if p.stat().st_size] == ["config.json"]:
         return ConfigOnly(path)
     if path.exists() or model.count("/") != 1 or model.startswith((".", "/", "~")):
         return FolderSource(resolve(model))

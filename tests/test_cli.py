@@ -129,7 +129,10 @@ def test_what_replaces_alpha_and_beta_of_a_config(tmp_path, opt_folder, capsys):
             dry(capsys, "--model", str(opt_folder), "--prune.method", method)
         )
     assert set(dry(capsys, "--config", str(path), "--prune.pattern", "1:4")) == {0.75}
-    assert dry(capsys, "--config", str(path), "--prune.pattern", "unstructured") == own
+    for none in ("unstructured", "None"):
+        assert dry(capsys, "--config", str(path), "--prune.pattern", none) == own
+    last = ["--prune.method", "wanda", "--prune.method", "icp"]
+    assert dry(capsys, "--config", str(path), *last) == own
     assert (
         main(["prune", "--config", str(path), "--prune.pattern", "2:4", "--prune.beta", "0"]) == 2
     )

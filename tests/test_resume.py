@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import filelock
@@ -10,7 +11,14 @@ import pytest
 from conftest import write_opt
 from jax.experimental import multihost_utils
 
-from icp_jax import CalibrationConfig, CompensateConfig, PruneConfig, QuantConfig, RunConfig
+from icp_jax import (
+    CalibrationConfig,
+    CompensateConfig,
+    PruneConfig,
+    QuantConfig,
+    RunConfig,
+    fingerprint,
+)
 from icp_jax.cli import main
 from icp_jax.config import MemoryConfig
 from icp_jax.errors import InputError, Kept
@@ -215,10 +223,18 @@ def test_the_record_says_what_was_chosen_and_going_on_takes_limits(place, whole)
     assert contents(place / "work" / "out")[0] == whole[0]
 
 
+def test_a_limit_that_only_another_batch_would_fit(place):
+    cut_off(config_for(place), 1, "sparse")
+    with pytest.raises(Kept, match="too little by .*; going on keeps the batch and remat"):
+        prune_folder(config_for(place, memory=MemoryConfig(host="1MiB")), resume=True)
+    assert (place / "work" / ".out.partial" / "block-00000.json").exists()
+
+
 def test_another_processor_is_refused(place, monkeypatch):
     cut_off(config_for(place), 1, "prune")
-    monkeypatch.setattr("icp_jax.fingerprint.processor", lambda: "0" * 64)
-    with pytest.raises(Kept, match="processor changed; give what the run was begun with"):
+    assert re.fullmatch(r"\w+( \w+)+", fingerprint._arithmetic())
+    monkeypatch.setattr(fingerprint, "_arithmetic", lambda: "x86_64 sse sse2")
+    with pytest.raises(Kept, match="processor was .*, is x86_64 sse sse2; give what the run was"):
         prune_folder(config_for(place), resume=True)
 
 

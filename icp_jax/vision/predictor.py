@@ -42,10 +42,7 @@ def _float32(tree):
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), tree)
 
 
-@partial(jax.jit, static_argnums=0, static_argnames="multimask_output")
-def _decode(*args, **options):
-    with full_precision("float32"):
-        return predict_masks(*args, **options)
+_decode = jax.jit(predict_masks, static_argnums=0, static_argnames="multimask_output")
 
 
 class SamPredictor:

@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from icp_jax.dot import full_precision
 from icp_jax.models.sam.config import SamConfig
 from icp_jax.models.sam.decoder import MaskDecoder
 from icp_jax.models.sam.encoder import Block, Embed, Neck
@@ -23,7 +25,8 @@ Params = Mapping[str, Any]
 
 
 def _run(module: nn.Module, params: Params, *args: Any) -> Any:
-    return module.apply({"params": params}, *args)
+    with full_precision(jax.tree.leaves(args)[0].dtype.name):
+        return module.apply({"params": params}, *args)
 
 
 def encode_image(
