@@ -11,7 +11,7 @@ import mmap
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal, cast
@@ -100,22 +100,35 @@ def host_free() -> int:
 
     Cached pages of files that nobody has used of late count as free.
     """
-    free = [proc("meminfo", "MemAvailable")]
-    root, own = Path("/sys/fs/cgroup"), Path()
-    with contextlib.suppress(OSError, IndexError):
-        own = Path(Path("/proc/self/cgroup").read_text().splitlines()[-1].partition("::/")[2])
-    groups = (cgroup_free(root / part) for part in (own, *own.parents))
-    return max(0, min([*free, *(count for count in groups if count is not None)]))
+    groups = map(cgroup_free, cgroups(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")))
+    return max(0, min([proc("meminfo", "MemAvailable"), *(x for x in groups if x is not None)]))
+
+
+def cgroups(own: Path, root: Path) -> Iterator[Path]:
+    """The folders of this process's memory cgroups, of either version, and of those above them."""
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:  # number:controllers:/path; of version 2 with no controllers
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top, below = root / "memory" if controllers else root, Path(path.lstrip("/"))
+        yield from (top / part for part in (below, *below.parents))
 
 
 def cgroup_free(group: Path) -> int | None:
-    """Bytes that a cgroup still allows; None where it sets no limit, or is of an older kind."""
-    try:
-        limit, used = (int((group / f"memory.{x}").read_text()) for x in ("max", "current"))
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):
-        return None
-    return limit - used + int(stat.get("inactive_file", 0))
+    """Bytes that a cgroup still allows; None where it says nothing of a limit."""
+    for limit, used, cached in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        with contextlib.suppress(OSError, ValueError):  # the other version, or no limit
+            found = int((group / limit).read_text()) - int((group / used).read_text())
+            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            return found + int(stat.get(cached, 0))
+    return None
 
 
 def device_free() -> int:

@@ -96,13 +96,28 @@ def test_bfloat16_streams_cost_little(pruned, monkeypatch):
     np.testing.assert_allclose(errors[:, 0], errors[:, 1], rtol=0.05)
 
 
-def test_what_a_cgroup_leaves_free(tmp_path):
-    group = tmp_path / "group"
-    assert places.cgroup_free(group) is None
-    group.mkdir()
-    (group / "memory.max").write_text("max\n")
-    assert places.cgroup_free(group) is None
-    (group / "memory.max").write_text("1000\n")
-    (group / "memory.current").write_text("900\n")
-    (group / "memory.stat").write_text("anon 300\ninactive_file 500\nactive_file 100\n")
-    assert places.cgroup_free(group) == 600
+VERSIONS = {
+    "2": ("memory.max", "memory.current", "inactive_file"),
+    "1": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_what_a_cgroup_leaves_free(tmp_path, version):
+    limit, used, cached = VERSIONS[version]
+    assert places.cgroup_free(tmp_path) is None
+    (tmp_path / limit).write_text("max\n")
+    assert places.cgroup_free(tmp_path) is None
+    (tmp_path / limit).write_text("1000\n")
+    (tmp_path / used).write_text("900\n")
+    (tmp_path / "memory.stat").write_text(f"anon 300\n{cached} 500\nactive_file 100\n")
+    assert places.cgroup_free(tmp_path) == 600
+
+
+def test_the_cgroups_of_a_process(tmp_path):
+    own = tmp_path / "cgroup"
+    assert list(places.cgroups(own, tmp_path)) == []  # a system without any
+    own.write_text("4:cpu,memory:/a/b\n1:cpuset:/c\n0::/d:e\n")
+    found = [str(path.relative_to(tmp_path)) for path in places.cgroups(own, tmp_path)]
+    assert found == ["memory/a/b", "memory/a", "memory", "d:e", "."]
+    assert 0 < places.host_free() <= places.proc("meminfo", "MemTotal")
