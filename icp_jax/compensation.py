@@ -134,6 +134,7 @@ def compensate(
         tick(done, total, means[-1])
         if not np.isfinite(means[-1]):
             break
+    del state  # room for the params as they were, should they be asked for
     if epochs:
         after = loss_of(params)
     restored = ""

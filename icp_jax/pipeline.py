@@ -136,7 +136,7 @@ def prune_blocks(
         if not np.all(np.isfinite(energies)):
             raise InputError(f"block {block} gives values that are not finite (NaN or infinity)")
 
-    def to_device(stored):
+    def to_device(stored, devices=devices):
         params = streams.settle(steps.to_device(stored, devices))
         source.forget()
         return params
@@ -186,7 +186,7 @@ def prune_blocks(
                     lr=compensation.lr,
                     gamma=compensation.gamma,
                     seed=(seed, t),
-                    again=partial(steps.to_device, stored),
+                    again=partial(to_device, stored, ONE),
                     tick=ticker(t, "compensate"),
                 )
                 params = devices.agree(params)
