@@ -11,6 +11,7 @@ import pytest
 from conftest import write_opt
 from jax.experimental import multihost_utils
 
+from converters.rules import ConversionError
 from icp_jax import (
     CalibrationConfig,
     CompensateConfig,
@@ -23,6 +24,7 @@ from icp_jax.cli import main
 from icp_jax.config import MemoryConfig
 from icp_jax.errors import InputError, Kept
 from icp_jax.mesh import Devices
+from icp_jax.residency import FolderSource
 from icp_jax.run import prune_folder
 
 BLOCKS = 4
@@ -254,6 +256,22 @@ def test_hosts_with_different_samples_do_not_cost_what_was_finished(place, monke
     with pytest.raises(Kept, match="different calibration samples"):
         prune_folder(config_for(place), resume=True)
     assert sorted(p.name for p in (place / "work" / ".out.partial").iterdir()) == before
+
+
+def test_a_source_that_breaks_while_it_is_read_does_not_cost_what_was_finished(place, monkeypatch):
+    cut_off(config_for(place), 2, "prune")
+
+    def broken(self, t):
+        raise ConversionError("the file cannot be read any more")
+
+    monkeypatch.setattr(FolderSource, "block", broken)
+    with pytest.raises(ConversionError, match="any more"):
+        prune_folder(config_for(place), resume=True)
+    assert (place / "work" / ".out.partial" / "block-00001.json").exists()
+    monkeypatch.undo()
+    said = []
+    prune_folder(config_for(place), resume=True, say=said.append)
+    assert said == ["going on after block 1"]
 
 
 def test_bad_input_does_not_cost_what_was_finished(place):
