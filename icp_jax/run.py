@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from icp_jax import cost, inputs, mesh
 from icp_jax.budgets import budgets
@@ -20,7 +21,7 @@ from icp_jax.fingerprint import Weights, fingerprint
 from icp_jax.inspection import Counted, verify_export
 from icp_jax.masks import parse_pattern
 from icp_jax.packed import PackedSink
-from icp_jax.pipeline import BlockReport, Finished, Progress, prune_blocks
+from icp_jax.pipeline import BlockReport, Finished, Progress, Sink, Source, prune_blocks
 from icp_jax.plan import settle
 from icp_jax.records import block_record, peak_mib, read_block, versions
 from icp_jax.remedies import remedies
@@ -127,15 +128,7 @@ def prune_folder(
         if config.quant.packed and source.family.kind == "vision":
             raise InputError("quant.packed is for language models: leave it out")
         tokens = inputs.calibration(full.calibration, source)
-        begun = work.as_begun(full)
-        try:
-            settled = settle(source, begun)
-        except InputError as error:
-            if begun == full:
-                raise
-            kept = "going on keeps the batch and rematerialisation that the run was begun with"
-            raise Kept(f"{error}; {kept}") from None
-        full = settled
+        full = _settled(source, work, full)
         weights = Weights(source)
         source.check_finite()
         samples = inputs.record(source, tokens)
@@ -147,16 +140,11 @@ def prune_folder(
             work.seal(report)
 
         try:
-            blocks = prune_blocks(
+            blocks = _prune(
                 source,
                 work,
                 tokens,
-                config.prune,
-                config.compensate,
-                config.quant,
-                dtype=full.dtype,
-                seed=full.seed,
-                memory=full.memory,
+                full,
                 scratch=work.path,
                 progress=progress,
                 finished=finished,
@@ -175,6 +163,18 @@ def prune_folder(
     return Pruned(work.out, counted.sparsity, seconds, blocks)
 
 
+def _settled(source: FolderSource, work: Work, full: RunConfig) -> RunConfig:
+    """`settle`, with what a run that is taken up again was begun with. Raises InputError."""
+    begun = work.as_begun(full)
+    try:
+        return settle(source, begun)
+    except InputError as error:
+        if begun == full:
+            raise
+        kept = "going on keeps the batch and rematerialisation that the run was begun with"
+        raise Kept(f"{error}; {kept}") from None
+
+
 def follow(config: RunConfig) -> None:
     """What every process but the first does of `prune_folder`: the same work, and no files."""
     check(config)
@@ -184,21 +184,28 @@ def follow(config: RunConfig) -> None:
     tokens = inputs.calibration(full.calibration, source)
     full = settle(source, full)
     reports = [read_block(record) for record in devices.tell([])]
-    prune_blocks(
+    # the first process has those blocks; what is read here only has their shapes
+    finished = [Finished(report, partial(source.block, report.block)) for report in reports]
+    _prune(source, Nowhere(), tokens, full, finished=finished, devices=devices)
+    source.close()
+
+
+def _prune(
+    source: Source, sink: Sink, tokens: np.ndarray, full: RunConfig, **rest: Any
+) -> list[BlockReport]:
+    """`prune_blocks` with all that a resolved config says of it."""
+    return prune_blocks(
         source,
-        Nowhere(),
+        sink,
         tokens,
-        config.prune,
-        config.compensate,
-        config.quant,
+        full.prune,
+        full.compensate,
+        full.quant,
         dtype=full.dtype,
         seed=full.seed,
         memory=full.memory,
-        # the first process has those blocks; what is read here only has their shapes
-        finished=[Finished(report, partial(source.block, report.block)) for report in reports],
-        devices=devices,
+        **rest,
     )
-    source.close()
 
 
 class Nowhere:

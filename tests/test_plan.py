@@ -16,6 +16,7 @@ import icp_jax.plan as planning
 from icp_jax import CalibrationConfig, PruneConfig, RunConfig, places
 from icp_jax.cli import main
 from icp_jax.config import MemoryConfig, parse_bytes
+from icp_jax.need import Programs
 from icp_jax.plan import settle
 from icp_jax.residency import FolderSource
 from icp_jax.run import prune_folder
@@ -174,13 +175,13 @@ def test_planned_and_measured_disk_agree(few, capsys, tmp_path):
 
 @pytest.mark.parametrize("method, rounds", [("sparsegpt", False), ("wanda", True)])
 def test_quantization_is_planned(few, capsys, monkeypatch, method, rounds):
-    real, asked = planning.Programs.beside, set()
+    real, asked = Programs.beside, set()
 
     def beside(self, function, *args, **options):
         asked.add(function.__name__)
         return real(self, function, *args, **options)
 
-    monkeypatch.setattr(planning.Programs, "beside", beside)
+    monkeypatch.setattr(Programs, "beside", beside)
     plan(capsys, *few, "--prune.method", method)
     assert not asked & {"make_grid", "round_kernel"}
     plan(capsys, *few, "--prune.method", method, "--quant.bits", "4", "--quant.search")
