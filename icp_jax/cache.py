@@ -31,11 +31,15 @@ def use() -> None:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
 
 
-def _processor() -> str:
-    """What this processor can do: a home may be shared, and compiled code fits one kind."""
+def features() -> str:
+    """What this processor says that it can do, in words of its own."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        features = next(line for line in lines if line.startswith(("flags", "Features")))
+        return next(line for line in lines if line.startswith(("flags", "Features")))
     except (OSError, StopIteration):
-        features = platform.processor()
-    return hashlib.sha256(f"{platform.machine()} {features}".encode()).hexdigest()[:12]
+        return platform.processor()
+
+
+def _processor() -> str:
+    """A name for what it can do: a home may be shared, and compiled code fits one kind."""
+    return hashlib.sha256(f"{platform.machine()} {features()}".encode()).hexdigest()[:12]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from pathlib import Path
 from typing import Any
 
 import jax
 
+from icp_jax.cache import features
 from icp_jax.config import RunConfig
 from icp_jax.errors import Kept
 from icp_jax.records import sha256, versions
@@ -74,12 +74,8 @@ def fingerprint(config: RunConfig, weights: Weights, samples: dict[str, Any]) ->
 
 def _arithmetic() -> str:
     """What the processor can do with numbers: the order of sums, and so rounding, hangs on it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        flags = next(line for line in lines if line.startswith(("flags", "Features"))).split()
-    except (OSError, StopIteration):
-        return platform.machine()
-    return " ".join([platform.machine(), *sorted(x for x in set(flags) if x.startswith(VECTORS))])
+    words = sorted(x for x in set(features().split()) if x.startswith(VECTORS))
+    return " ".join([platform.machine(), *words])
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> str:

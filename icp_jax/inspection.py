@@ -19,7 +19,7 @@ from icp_jax.export import RECORD
 from icp_jax.masks import parse_pattern
 from icp_jax.models import FAMILIES, make_family
 from icp_jax.packed import Unpacked, is_pruned
-from icp_jax.residency import FolderSource, all_finite, describe, read_config
+from icp_jax.residency import FolderSource, all_finite, describe, parts, read_config
 
 GROUPS = (4, 8)  # the sizes of groups in which a pattern is always looked for
 
@@ -100,10 +100,7 @@ def densest_group(weight: np.ndarray, m: int) -> int:
 def same_bytes(a: np.ndarray, b: np.ndarray) -> bool:
     """Whether two tensors of one dtype and shape are equal to the bit, NaN or not."""
     one, two = (np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in (a, b))
-    size = 1 << 24  # a part at a time, so that little memory is taken
-    return len(one) == len(two) and all(
-        np.array_equal(one[k : k + size], two[k : k + size]) for k in range(0, len(one), size)
-    )
+    return len(one) == len(two) and all(map(np.array_equal, parts(one), parts(two)))
 
 
 def verify(folder: str | Path, source: str | Path | None = None) -> dict[str, Any]:

@@ -67,11 +67,12 @@ def all_finite(tensor: np.ndarray) -> bool:
     flat = tensor.reshape(-1)
     if flat.dtype == ml_dtypes.bfloat16:  # its exponent's bits all set; NumPy would convert each
         flat, exponent = flat.view(np.uint16), np.uint16(0x7F80)
-        return not any(np.any((part & exponent) == exponent) for part in _parts(flat))
-    return flat.dtype.kind != "f" or all(np.isfinite(part).all() for part in _parts(flat))
+        return not any(np.any((part & exponent) == exponent) for part in parts(flat))
+    return flat.dtype.kind != "f" or all(np.isfinite(part).all() for part in parts(flat))
 
 
-def _parts(flat: np.ndarray, size: int = 1 << 20) -> Iterator[np.ndarray]:
+def parts(flat: np.ndarray, size: int = 1 << 20) -> Iterator[np.ndarray]:
+    """`flat` in pieces of `size`, so that what is made of one is small."""
     return (flat[start : start + size] for start in range(0, len(flat), size))
 
 
@@ -93,6 +94,7 @@ class FolderSource:
         self.family: Family = make_family(self.config)
         table = table_for(self.config["model_type"])
         self.placed = table.place(self.config, self.reader.names())
+        self._finite = False
         self._parts: dict[tuple[str, ...], list[Placed]] = defaultdict(list)
         for rule in self.placed:
             check_shape(rule, self.reader.shape(rule.name))
@@ -102,18 +104,22 @@ class FolderSource:
         tree: Params = {}
         for rule in self._parts[part]:
             tensor = self.reader.read(rule.name)
-            if not all_finite(tensor):
+            if not (self._finite or all_finite(tensor)):
                 raise _not_finite(rule.name)
             insert(tree, rule.path[len(part) :], rule.to_tree(tensor))
         return tree
 
     def check_finite(self) -> None:
-        """Look through all weights. Raises InputError for NaN or infinity, naming the tensor."""
+        """Look through all weights, once for all that is read later.
+
+        Raises InputError for NaN or infinity, naming the tensor.
+        """
         for rules in self._parts.values():
             for rule in rules:
                 if not all_finite(self.reader.read(rule.name)):
                     raise _not_finite(rule.name)
             self.reader.forget()
+        self._finite = True
 
     def embed(self) -> Params:
         return self._read(("embed",))
