@@ -37,11 +37,13 @@ def flops(
         found["sparse"] += forward
         found["compensate"] += 3 * epochs * forward if t else 0
         found["statistics"] += forward + tokens * sum(w * w for w in widths)
-        # half of a product with a symmetric matrix: for the errors, or the walk, which knows them;
-        # and for the energy that the last one's error is relative to
-        inputs, outputs = block[family.linears[-1].name]
-        found["prune"] += inputs * inputs * outputs
+        # half of a product with a symmetric matrix: for the errors, or the walk, which knows them
         found["prune"] += sum(1.0 * i * i * o for i, o in block.values())
+        # the last one's energy takes either its outputs or such a product
+        inputs, outputs = block[family.linears[-1].name]
+        if 2 * tokens > inputs:
+            found["statistics"] -= 2.0 * tokens * inputs * outputs
+            found["prune"] += inputs * inputs * outputs
         if method.walks:
             found["prune"] += 2 / 3 * sum(w**3 for w in widths)
     return found

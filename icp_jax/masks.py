@@ -5,8 +5,9 @@ Ties go to the lowest index: among equal scores the one that comes first is prun
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,6 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from icp_jax.errors import InputError
+
+PARTS = 8  # of a row, that are counted side by side
 
 
 def parse_pattern(text: str | None) -> tuple[int, int] | None:
@@ -29,6 +32,19 @@ def parse_pattern(text: str | None) -> tuple[int, int] | None:
 def sortable(scores: Float[Array, "*s"]) -> Int[Array, "*s"]:
     """Non-negative float32 scores as int32 in the same order."""
     return jax.lax.bitcast_convert_type(jnp.abs(scores).astype(jnp.float32), jnp.int32)
+
+
+def _count(test: Callable[..., Bool[Array, "r p"]], *arrays: Array) -> Int[Array, "r 1"]:
+    """How many places of every row pass `test`, which is given the same part of all arrays.
+
+    On the CPU by adding up PARTS parts of a row elementwise, which XLA makes one loop of; before
+    a sum along the row it would write the hits out.
+    """
+    columns = arrays[0].shape[1]
+    parts = math.gcd(columns, PARTS) if jax.default_backend() == "cpu" else 1
+    split = [a.reshape(-1, parts, columns // parts) for a in arrays]
+    hits = [test(*(a[:, k] for a in split)).astype(jnp.int32) for k in range(parts)]
+    return jnp.sum(sum(hits), axis=1, keepdims=True)
 
 
 def _bisect(count_below, want, top: int, axis_shape) -> Int[Array, "*r"]:
@@ -53,24 +69,25 @@ def keep_largest(scores: Float[Array, "r c"], budget: Int[Array, "r"]) -> Bool[A
     """
     keys = sortable(scores)
     budget = budget.astype(jnp.int32)[:, None]
-
-    def count(hit):
-        return jnp.sum(hit, axis=1, keepdims=True, dtype=jnp.int32)
-
     top = int(jnp.iinfo(jnp.int32).max) - 1
-    threshold = _bisect(lambda v: count(keys < v), budget, top, budget.shape)
+    threshold = _bisect(lambda v: _count(lambda k: k < v, keys), budget, top, budget.shape)
     below, equal = keys < threshold, keys == threshold
-    wanted = budget - count(below)  # how many of the equal ones go
+    wanted = budget - _count(lambda k: k < threshold, keys)  # how many of the equal ones go
 
     def first_ones(_):
         index = jnp.arange(keys.shape[1], dtype=jnp.int32)
-        end = _bisect(lambda v: count(equal & (index < v)), wanted, keys.shape[1], budget.shape)
+
+        def tied_before(v):
+            return _count(lambda k, i: (k == threshold) & (i < v), keys, index[None])
+
+        end = _bisect(tied_before, wanted, keys.shape[1], budget.shape)
         return below | (equal & (index <= end) & (wanted > 0))
 
     def all_or_none(_):
         return below | (equal & (wanted > 0))
 
-    ambiguous = jnp.any((count(equal) != wanted) & (wanted > 0))
+    tied = _count(lambda k: k == threshold, keys)
+    ambiguous = jnp.any((tied != wanted) & (wanted > 0))
     return ~jax.lax.cond(ambiguous, first_ones, all_or_none, None)
 
 

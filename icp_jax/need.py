@@ -156,7 +156,8 @@ def _on_device(
         tuning = (compensation._steps, tuned_as, params, state, None, some, some, count, rate)
         yield "compensate", held + size(state) + 4 * size(some) + programs.beside(*tuning)
     shapes = {s.name: block[s.name]["kernel"].shape for s in family.linears}
-    seen = jax.eval_shape(partial(steps.no_statistics, family, shapes))
+    tokens = config.calibration.samples * int(np.prod(one.shape[1:-1]))
+    seen = jax.eval_shape(partial(steps.no_statistics, family, shapes, tokens))
     collect = programs.beside(steps.collect, apply, params, x, seen, count)
     yield "statistics", held + size(seen) + 2 * sent + collect
     for tap in family.tap_widths(shapes):

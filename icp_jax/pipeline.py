@@ -154,7 +154,8 @@ def prune_blocks(
         return energies
 
     def statistics(t, params):
-        seen, tick = steps.no_statistics(family, source.shapes(t)), ticker(t, "statistics")
+        tick = ticker(t, "statistics")
+        seen = steps.no_statistics(family, source.shapes(t), len(tokens) * positions)
         seen = devices.whole(seen)
         for where, (x,), valid in streams.batches([sparse], size, devices=devices):
             seen = streams.settle(steps.collect(applies[t], params, x, seen, valid))
@@ -228,6 +229,6 @@ def _to_store(params: Params, stored: Params, only: Mapping[str, int] | None) ->
     def leaf(path, new, old):
         if only is not None and not (path[0].key in only and path[-1].key == "kernel"):
             return old
-        return np.asarray(new).astype(old.dtype)
+        return np.asarray(new).astype(old.dtype, copy=False)
 
     return jax.tree_util.tree_map_with_path(leaf, params, stored)

@@ -29,7 +29,7 @@ def _edges(inputs: int) -> list[tuple[int, int]]:
 class Moments(NamedTuple):
     """Second moments of a linear's input."""
 
-    second: Float[Array, "d d"]  # mean of x xᵀ over tokens, float32
+    second: Float[Array, "d d"]  # mean of x xᵀ over tokens, float32; its upper half is read
     tokens: Int[Array, ""]
 
 
@@ -61,7 +61,7 @@ def add(sums: Sums, x: Float[Array, "n d"], count: Int[Array, ""]) -> Sums:
 
 @jax.jit
 def moments(sums: Sums) -> Moments:
-    """The whole symmetric mean from its upper half, filled in tile by tile."""
+    """The upper half of the mean, and zeros below: to transpose it would cost more than to fill."""
     side, tiles = (math.isqrt(8 * len(sums.tiles) + 1) - 1) // 2, iter(sums.tiles)
     edges = _edges(sum(tile.shape[1] for tile in sums.tiles[:side]))
     count = jnp.maximum(sums.rows, 1).astype(jnp.float32)
@@ -69,18 +69,17 @@ def moments(sums: Sums) -> Moments:
     for k, (top, bottom) in enumerate(edges):
         for left, right in edges[k:]:
             tile = next(tiles) / count
-            if left == top:  # products need not be symmetric to the last bit
-                tile = jnp.triu(tile) + jnp.triu(tile, 1).T
-            else:
-                second = second.at[left:right, top:bottom].set(tile.T)
+            tile = jnp.triu(tile) if left == top else tile
             second = second.at[top:bottom, left:right].set(tile)
     return Moments(second, sums.rows)
 
 
 def from_inputs(x: Float[Array, "n d"]) -> Moments:
-    """The moments of a matrix of inputs, at once. For library use."""
+    """The moments of a matrix of inputs, both halves, at once. For library use."""
     x = jnp.asarray(x)
-    return moments(add(zeros(x.shape[-1]), x.reshape(-1, x.shape[-1]), jnp.int32(x[..., 0].size)))
+    count = jnp.int32(x[..., 0].size)
+    upper, _ = moments(add(zeros(x.shape[-1]), x.reshape(-1, x.shape[-1]), count))
+    return Moments(upper + jnp.triu(upper, 1).T, count)
 
 
 @jax.jit
@@ -101,7 +100,8 @@ def output_energy(kernel: Float[Array, "i o"], m: Moments) -> Float[Array, ""]:
     def add(n, total):  # the matrix is symmetric: what is right of its diagonal counts twice
         (top, left), (start, right) = rows(upper[0, n]), rows(upper[1, n])
         tile = jax.lax.dynamic_slice(m.second, (top, start), (panel, panel))
-        tile = jnp.where(upper[0, n] == upper[1, n], tile, 2 * tile)
+        beyond = start - top + jnp.arange(panel) - jnp.arange(panel)[:, None]
+        tile = tile * (1 + jnp.sign(beyond)).astype(tile.dtype)
         product = jnp.matmul(tile, right, precision=jax.lax.Precision.HIGHEST)
         return total + jnp.sum(left * product)
 

@@ -75,13 +75,20 @@ class Statistics(NamedTuple):
     """What the pruners are told of a block's linears."""
 
     sums: dict[str, stats.Sums]  # of the inputs, by tap
-    energies: dict[str, jax.Array]  # ‖Wᵀx‖² over all tokens, by linear, of all but the last one
+    energies: dict[str, jax.Array]  # ‖Wᵀx‖² over all tokens, by linear
 
 
-def no_statistics(family: Family, shapes: Shapes) -> Statistics:
-    """Before the first sample. The last linear is not computed just to know its energy."""
+def no_statistics(family: Family, shapes: Shapes, tokens: int) -> Statistics:
+    """Before the first sample, of `tokens` in all.
+
+    The last linear is computed for nothing but its energy: only where that is less work than to
+    tell it from the moments, and its energy is left out otherwise.
+    """
     sums = {tap: stats.zeros(width) for tap, width in family.tap_widths(shapes).items()}
-    return Statistics(sums, {s.name: jnp.zeros(()) for s in family.linears[:-1]})
+    *counted, last = (spec.name for spec in family.linears)
+    if 2 * tokens <= shapes[last][0]:
+        counted.append(last)
+    return Statistics(sums, {name: jnp.zeros(()) for name in counted})
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=3)

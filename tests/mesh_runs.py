@@ -61,7 +61,7 @@ def layout(model):
     params = steps.to_device(model.params["blocks"]["0"], eight)
     x = eight.samples(np.zeros((16, 24, family.hidden_size), np.float32))
     shapes = {s.name: params[s.name]["kernel"].shape for s in family.linears}
-    seen = eight.whole(steps.no_statistics(family, shapes))
+    seen = eight.whole(steps.no_statistics(family, shapes, 16 * 24))
     kernel = eight.rows(params["fc1"]["kernel"])
     moments = eight.whole(stats.from_inputs(jax.random.normal(jax.random.key(0), (99, 32))))
     walk = pruners.walk, kernel, pruners.factor(moments), np.int32(9)
