@@ -104,12 +104,15 @@ def walk(
         upper = upper + jnp.diag(jnp.where(jnp.arange(inputs + pad) < inputs, 0.0, 1.0))
     budget, span = jnp.asarray(budget, jnp.int32), _span_width(inputs + pad, block)
 
-    def walk_block(carry, k):
-        w, spread = carry  # spread: the errors e of the blocks done, zero for those to come
-        start = k * block
+    def walk_block(first, before, carry, k):
+        w, errors = carry  # of the span from `first` on; the errors of blocks to come are zero
+        at, start = k * block, first + k * block
         u = jax.lax.dynamic_slice(upper, (start, start), (block, block))
-        w1 = jax.lax.dynamic_slice(w, (start, 0), (block, outputs))
-        w1 = w1 - _reaching(upper, spread, start, block, span)
+        w1 = jax.lax.dynamic_slice(w, (at, 0), (block, outputs))
+        reach = dot_transposed(jax.lax.dynamic_slice(upper, (first, start), (span, block)), errors)
+        if before is not None:
+            reach = jax.lax.dynamic_slice(before, (at, 0), (block, outputs)) + reach
+        w1 = w1 - reach
         if pattern is None:
             real = start + jnp.arange(block) < inputs
             scores = jnp.where(real[:, None], _saliency(w1, jnp.diagonal(u)), jnp.inf)
@@ -121,13 +124,26 @@ def walk(
         on_grid = (
             None if grid is None else lambda now, i: to_grid(now, at_input(grid, start + i, inputs))
         )
-        w1, keep, errors = _walk_inside(w1, keep, u, pattern, on_grid, sub)
-        w = jax.lax.dynamic_update_slice(w, w1, (start, 0))
-        spread = jax.lax.dynamic_update_slice(spread, errors, (start, 0))
-        return (w, spread), keep
+        w1, keep, errors1 = _walk_inside(w1, keep, u, pattern, on_grid, sub)
+        w = jax.lax.dynamic_update_slice(w, w1, (at, 0))
+        errors = jax.lax.dynamic_update_slice(errors, errors1, (at, 0))
+        return (w, errors), keep
 
-    steps = jnp.arange((inputs + pad) // block)
-    (new, errors), keep = jax.lax.scan(walk_block, (w, jnp.zeros_like(w)), steps)
+    def walk_span(carry, k):  # of the spans before only the errors matter, and those all at once
+        w, errors = carry
+        first = k * span
+        before = _reaching(upper, errors, first, span)
+        part = jax.lax.dynamic_slice(w, (first, 0), (span, outputs))
+        both = part, jnp.zeros_like(part)
+        (part, found), keep = jax.lax.scan(partial(walk_block, first, before), both, blocks)
+        w = jax.lax.dynamic_update_slice(w, part, (first, 0))
+        return (w, jax.lax.dynamic_update_slice(errors, found, (first, 0))), keep
+
+    blocks, carry = jnp.arange(span // block), (w, jnp.zeros_like(w))
+    if span == inputs + pad:
+        (new, errors), keep = jax.lax.scan(partial(walk_block, 0, None), carry, blocks)
+    else:
+        (new, errors), keep = jax.lax.scan(walk_span, carry, jnp.arange((inputs + pad) // span))
     damped = factor.added * jnp.sum(jnp.square(w - new))
     lost = jnp.maximum(jnp.sum(jnp.square(errors)) - damped, 0) / 2
     return new[:inputs].astype(kernel.dtype), keep.reshape(-1, outputs)[:inputs], lost
@@ -141,18 +157,16 @@ def _span_width(inputs: int, block: int) -> int:
     return fits[-1] if fits else inputs
 
 
-def _reaching(upper, spread, start, block, span):
-    """What the errors of the inputs before `start` come to in the block there, `[block, o]`."""
-    if span == len(spread):  # those still to come are zero
-        return dot_transposed(jax.lax.dynamic_slice(upper, (0, start), (span, block)), spread)
+def _reaching(upper, errors, first, span):
+    """What the errors of the inputs before `first` come to in the span there, `[span, o]`."""
 
     def add(k, total):
-        u = jax.lax.dynamic_slice(upper, (k * span, start), (span, block))
-        errors = jax.lax.dynamic_slice(spread, (k * span, 0), (span, spread.shape[1]))
-        return total + dot_transposed(u, errors)
+        u = jax.lax.dynamic_slice(upper, (k * span, first), (span, span))
+        part = jax.lax.dynamic_slice(errors, (k * span, 0), (span, errors.shape[1]))
+        return total + dot_transposed(u, part)
 
-    nothing = jnp.zeros((block, spread.shape[1]), spread.dtype)
-    return jax.lax.fori_loop(0, -(-start // span), add, nothing)
+    nothing = jnp.zeros((span, errors.shape[1]), errors.dtype)
+    return jax.lax.fori_loop(0, first // span, add, nothing)
 
 
 def _sub_width(block: int, pattern: tuple[int, int] | None) -> int:
