@@ -43,7 +43,7 @@ def assert_same(new, keep, want, want_keep):
     np.testing.assert_allclose(new, want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
 
 
-SHAPES = [(128, 64), (200, 48), (96, 1), (300, 130), (40, 16)]
+SHAPES = [(128, 64), (200, 48), (96, 1), (300, 130), (40, 16), (1000, 16)]  # the last: two spans
 
 
 @pytest.mark.parametrize("inputs,outputs", SHAPES)
@@ -53,7 +53,7 @@ def test_unstructured(inputs, outputs, sparsity):
 
 
 @pytest.mark.parametrize("pattern", [(2, 4), (4, 8), (1, 4), (3, 5)])
-@pytest.mark.parametrize("inputs,outputs", [(120, 40), (200, 32), (280, 1)])
+@pytest.mark.parametrize("inputs,outputs", [(120, 40), (200, 32), (280, 1), (1000, 8)])
 def test_n_of_m(pattern, inputs, outputs):
     new, keep, want, want_keep = compare(*problem(inputs, outputs), pattern=pattern)
     assert_same(new, keep, want, want_keep)
@@ -121,6 +121,16 @@ def test_factor_is_the_cholesky_of_the_inverse():
     upper = np.asarray(factor(stats.from_inputs(x)).upper)
     np.testing.assert_allclose(upper, u, atol=1e-4 * np.abs(u).max())
     assert np.all(np.tril(upper, -1) == 0)
+
+
+def test_only_the_upper_half_of_the_moments_is_read():
+    kernel, x = problem(140, 8)
+    whole = stats.from_inputs(x)
+    np.testing.assert_array_equal(whole.second, whole.second.T)
+    upper = whole._replace(second=jnp.triu(whole.second))
+    np.testing.assert_array_equal(factor(upper).upper, factor(whole).upper)
+    energies = [stats.output_energy(jnp.asarray(kernel), m) for m in (upper, whole)]
+    assert energies[0] == energies[1]
 
 
 def test_ties_go_to_the_lowest_input_then_output():
