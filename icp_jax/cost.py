@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from icp_jax import stats
 from icp_jax.config import RunConfig
 from icp_jax.models.spec import Family
 from icp_jax.pruners import METHODS
@@ -41,7 +42,7 @@ def flops(
         found["prune"] += sum(1.0 * i * i * o for i, o in block.values())
         # the last one's energy takes either its outputs or such a product
         inputs, outputs = block[family.linears[-1].name]
-        if 2 * tokens > inputs:
+        if not stats.outputs_cost_less(tokens, inputs):
             found["statistics"] -= 2.0 * tokens * inputs * outputs
             found["prune"] += inputs * inputs * outputs
         if method.walks:

@@ -82,6 +82,11 @@ def from_inputs(x: Float[Array, "n d"]) -> Moments:
     return Moments(upper + jnp.triu(upper, 1).T, count)
 
 
+def outputs_cost_less(tokens: int, inputs: int) -> bool:
+    """Whether ‖Wᵀx‖² is less work from a linear's outputs than by `output_energy`."""
+    return 2 * tokens <= inputs
+
+
 @jax.jit
 def output_energy(kernel: Float[Array, "i o"], m: Moments) -> Float[Array, ""]:
     """‖Wᵀx‖², in the mean over the calibration tokens."""

@@ -86,7 +86,7 @@ def no_statistics(family: Family, shapes: Shapes, tokens: int) -> Statistics:
     """
     sums = {tap: stats.zeros(width) for tap, width in family.tap_widths(shapes).items()}
     *counted, last = (spec.name for spec in family.linears)
-    if 2 * tokens <= shapes[last][0]:
+    if stats.outputs_cost_less(tokens, shapes[last][0]):
         counted.append(last)
     return Statistics(sums, {name: jnp.zeros(()) for name in counted})
 
