@@ -7,10 +7,12 @@ Beside the output folder OUT lies `.OUT.partial` for as long as there is somethi
     block-00003/       an Orbax checkpoint of pruned block 3, and its grids
     block-00003.json   its report, and a checksum over both; written last: it makes the block whole
     export/            the output while it is being written; renamed to OUT at the end
+    published.json     written just before that: with it and without export/ the run is over
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -33,7 +35,7 @@ from icp_jax.records import block_record, canonical, read_block, sha256
 from icp_jax.steps import Params
 from icp_jax.trees import read_tree, save_tree
 
-LOCK, FINGERPRINT, EXPORT = "lock", "fingerprint.json", "export"
+LOCK, FINGERPRINT, EXPORT, PUBLISHED = "lock", "fingerprint.json", "export", "published.json"
 Say = Callable[[str], None]
 log = logging.getLogger("icp_jax")
 
@@ -51,7 +53,8 @@ class Work:
     def __init__(
         self, out: str | Path, resume: bool = False, keep: bool = True, say: Say = log.warning
     ):
-        self.out = check_free(out)
+        self.given = out
+        self.out = Path(out).expanduser().absolute()
         self.path = self.out.parent / f".{self.out.name}.partial"
         self.export = self.path / EXPORT
         self.resume, self.keep, self.say = resume, keep, say
@@ -59,6 +62,11 @@ class Work:
         self._opened = self._published = False
 
     def __enter__(self) -> Work:
+        try:
+            check_free(self.given)
+        except InputError:
+            self._remove_leftover()
+            raise
         self._lock = self._acquire()
         self.whole = self._count()
         if self.whole and not self.resume:
@@ -88,7 +96,19 @@ class Work:
     def _block(self, t: int) -> Path:
         return self.path / f"block-{t:05d}"
 
+    def _remove_leftover(self) -> None:
+        """Remove what a run left that died when its output had its name already."""
+        if not self.path.is_dir():
+            return
+        lock = filelock.FileLock(self.path / LOCK, timeout=0)
+        with contextlib.suppress(OSError), lock:  # a run is at work, or nothing may be removed
+            if not self._count():
+                _remove(self.path)
+
     def _count(self) -> int:
+        """Blocks to go on from; none once the output has its name."""
+        if (self.path / PUBLISHED).is_file() and not self.export.is_dir():
+            return 0
         t = 0
         while (self.path / FINGERPRINT).is_file() and self._manifest(t).is_file():
             t += 1
@@ -174,7 +194,8 @@ class Work:
         names = {LOCK, FINGERPRINT} if self.whole else {LOCK}
         for t in range(self.whole):
             names |= {self._block(t).name, self._manifest(t).name}
-        # manifests first: without one a block is not whole
+        # manifests first: without one a block is not whole; and the mark of a published output
+        # before the output
         for path in sorted(self.path.iterdir(), key=lambda p: p.suffix != ".json"):
             if path.name not in names:
                 _remove(path) if path.is_dir() else path.unlink()
@@ -223,6 +244,7 @@ class Work:
         sync(self.export)
         if self.out.exists():
             raise Kept(f"{self.out} has appeared meanwhile: move it away")
+        self._write(self.path / PUBLISHED, {})
         os.rename(self.export, self.out)
         sync(self.out.parent, deep=False)
         self._published = True

@@ -298,12 +298,52 @@ def kill_and_resume(model, place, environment, times):
         process.communicate()
         work = place / "work" / ".out.partial"
         whole.append(len(list(work.glob("block-*.json"))))
-        if not (place / "work" / "out").exists():
+        done = (place / "work" / "out").exists()
+        if not done or work.exists():
             process = start(environment, "--resume")
             _, err = process.communicate(timeout=120)
-            assert process.returncode == 0, err
+            assert process.returncode == (2 if done else 0), err
         same(place, model)
     return whole
+
+
+def died(monkeypatch, before_rename=False):
+    """One run that dies as its output gets its name: nothing is tidied up."""
+    real = os.rename
+
+    def rename(old, new):
+        if Path(new).name == "out" and before_rename:
+            raise KeyboardInterrupt
+        real(old, new)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.rename", rename)
+        patch.setattr("icp_jax.checkpoint.Work.__exit__", lambda self, *_: self._lock.release())
+        return main(ARGUMENTS)
+
+
+def test_killed_before_the_output_has_its_name(model, place, monkeypatch, capsys):
+    assert died(monkeypatch, before_rename=True) == 130
+    assert (place / "work" / ".out.partial" / "export").is_dir()
+    capsys.readouterr()
+    assert main([*ARGUMENTS, "--resume"]) == 0
+    assert f"going on after block {BLOCKS - 1}" in capsys.readouterr().err
+    same(place, model)
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_killed_after_the_output_has_its_name(model, place, monkeypatch, capsys, moved):
+    """The finished blocks are of no more use, and go with the next run."""
+    assert died(monkeypatch) == 0
+    assert len(list((place / "work" / ".out.partial").glob("block-*.json"))) == BLOCKS
+    capsys.readouterr()
+    if moved:
+        (place / "work" / "out").rename(place / "out")
+        assert main(ARGUMENTS) == 0
+    else:
+        assert main(ARGUMENTS) == 2
+        assert "work/out exists already" in error(capsys)
+    same(place, model)
 
 
 def test_killed_and_resumed(model, place, environment):
