@@ -9,7 +9,7 @@ import contextlib
 import ctypes
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # from malloc.h
-KEPT = 1 << 26  # bytes of the largest buffer kept: holes left by larger ones cost too much
+KEPT = 1 << 28  # bytes of the largest buffer kept: holes left by larger ones cost too much
 
 
 def reuse() -> None:

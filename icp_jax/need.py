@@ -75,6 +75,7 @@ def need(work: Workload, memory: MemoryConfig) -> Need:
     """Bytes by phase with these settings; `memory.streams` must be a place, not auto."""
     family, samples = work.family, work.config.calibration.samples
     one, programs = work.hidden(memory.stream_dtype), Programs()
+    heap.give_back()
     bare = places.proc("self/status", "VmRSS")
     positions = int(np.prod(one.shape[1:-1]))
     devices = work.config.devices or 1

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import math
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-TILE, TILES = 192, 8  # inputs a tile, at least; tiles a side, at most
+TILE, TILE_MAX = 256, 512  # inputs a tile of the moments, on the CPU
+SIDE = 8  # tiles a side, elsewhere
 PANEL = 512  # rows and columns of the moments that are multiplied at once, at most
 
 
 class Sums(NamedTuple):
-    """Running sums of x xᵀ of one tap: the upper half of the symmetric matrix, in tiles."""
+    """Running sums of one tap."""
 
-    tiles: tuple[Float[Array, "p q"], ...]  # of the first row of tiles, of the second, ...
+    second: Float[Array, "d d"]  # of x xᵀ; its upper half is summed
     rows: Int[Array, ""]  # tokens seen
-
-
-def _edges(inputs: int) -> list[tuple[int, int]]:
-    """(start, end) of every tile of a side."""
-    width = max(TILE, -(-inputs // TILES))
-    return [(start, min(start + width, inputs)) for start in range(0, inputs, width)]
 
 
 class Moments(NamedTuple):
@@ -35,43 +30,51 @@ class Moments(NamedTuple):
 
 def zeros(inputs: int) -> Sums:
     """Empty sums for a tap of so many inputs."""
-    edges, tiles = _edges(inputs), []
-    for k, (start, end) in enumerate(edges):
-        tiles += [jnp.zeros((end - start, right - left), jnp.float32) for left, right in edges[k:]]
-    return Sums(tuple(tiles), jnp.zeros((), jnp.int32))
+    return Sums(jnp.zeros((inputs, inputs), jnp.float32), jnp.zeros((), jnp.int32))
+
+
+def _tile(inputs: int) -> int:
+    if jax.default_backend() == "cpu":
+        return min(inputs, max(TILE, min(TILE_MAX, inputs // 4)))
+    return min(inputs, max(TILE, -(-inputs // SIDE)))
 
 
 def add(sums: Sums, x: Float[Array, "n d"], count: Int[Array, ""]) -> Sums:
-    """Add rows; `count` of them are real, the others are zero."""
-    parts = [x[:, start:end] for start, end in _edges(x.shape[1])]
-    pairs = [(left, right) for k, left in enumerate(parts) for right in parts[k:]]
-    tiles = [
-        tile
-        + jax.lax.dot_general(
+    """Add rows; `count` of them are real, the others are zero.
+
+    One tile of the upper half after the other, in place.
+    """
+    (tokens, inputs), columns = x.shape, x.T
+    tile = _tile(inputs)
+    pairs = jnp.stack(jnp.triu_indices(-(-inputs // tile)))
+
+    def some(k):  # (start, columns); the last tile reaches back, with zeros for what was added
+        start = jnp.minimum(k * tile, inputs - tile)
+        part = jax.lax.dynamic_slice(columns, (start, 0), (tile, tokens))
+        if inputs % tile:
+            part = jnp.where((start + jnp.arange(tile) >= k * tile)[:, None], part, 0)
+        return start, part
+
+    def add_tile(k, second):
+        (top, left), (start, right) = some(pairs[0, k]), some(pairs[1, k])
+        product = jax.lax.dot_general(
             left,
             right,
-            (((0,), (0,)), ((), ())),
+            (((1,), (1,)), ((), ())),
             precision=jax.lax.Precision.HIGHEST,
             preferred_element_type=jnp.float32,
         )
-        for tile, (left, right) in zip(sums.tiles, pairs, strict=True)
-    ]
-    return Sums(tuple(tiles), sums.rows + count)
+        before = jax.lax.dynamic_slice(second, (top, start), (tile, tile))
+        return jax.lax.dynamic_update_slice(second, before + product, (top, start))
+
+    second = jax.lax.fori_loop(0, pairs.shape[1], add_tile, sums.second)
+    return Sums(second, sums.rows + count)
 
 
-@jax.jit
+@partial(jax.jit, donate_argnums=0)
 def moments(sums: Sums) -> Moments:
-    """The upper half of the mean, and zeros below: to transpose it would cost more than to fill."""
-    side, tiles = (math.isqrt(8 * len(sums.tiles) + 1) - 1) // 2, iter(sums.tiles)
-    edges = _edges(sum(tile.shape[1] for tile in sums.tiles[:side]))
-    count = jnp.maximum(sums.rows, 1).astype(jnp.float32)
-    second = jnp.zeros((edges[-1][1],) * 2, jnp.float32)
-    for k, (top, bottom) in enumerate(edges):
-        for left, right in edges[k:]:
-            tile = next(tiles) / count
-            tile = jnp.triu(tile) if left == top else tile
-            second = second.at[top:bottom, left:right].set(tile)
-    return Moments(second, sums.rows)
+    """The mean, in the place of the sums, which are used up."""
+    return Moments(sums.second / jnp.maximum(sums.rows, 1).astype(jnp.float32), sums.rows)
 
 
 def from_inputs(x: Float[Array, "n d"]) -> Moments:
@@ -79,7 +82,7 @@ def from_inputs(x: Float[Array, "n d"]) -> Moments:
     x = jnp.asarray(x)
     count = jnp.int32(x[..., 0].size)
     upper, _ = moments(add(zeros(x.shape[-1]), x.reshape(-1, x.shape[-1]), count))
-    return Moments(upper + jnp.triu(upper, 1).T, count)
+    return Moments(jnp.triu(upper) + jnp.triu(upper, 1).T, count)
 
 
 def outputs_cost_less(tokens: int, inputs: int) -> bool:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from icp_jax.masks import keep_largest, keep_n_of_m
-from icp_jax.pruners.triangular import dot, dot_transposed, inverse_cholesky
+from icp_jax.pruners.triangular import dot, dot_transposed, inverse_upper
 from icp_jax.quantize import Grid, at_input, to_grid
 from icp_jax.stats import Moments
 
@@ -36,8 +36,6 @@ class Factor(NamedTuple):
 def factor(moments: Moments, damping: float | Float[Array, ""] = 0.01) -> Factor:
     """U of H = 2·E[x xᵀ], damped by `damping` times its mean diagonal.
 
-    H is reversed in both axes, so that its Cholesky factor L gives U without inverting H: with P
-    the reversal, P H P = L Lᵀ and U = P L⁻¹ P.
     Not-a-number in `upper` means that H was not positive definite.
     """
     h = 2.0 * moments.second
@@ -46,8 +44,8 @@ def factor(moments: Moments, damping: float | Float[Array, ""] = 0.01) -> Factor
     dead = diagonal == 0
     diagonal = jnp.where(dead, 1.0, diagonal)
     added = damping * jnp.mean(diagonal)
-    h = jnp.where(jnp.eye(size, dtype=bool), (diagonal + added)[:, None], h)
-    return Factor(inverse_cholesky(h[::-1, ::-1])[::-1, ::-1], dead, added)
+    h = jnp.where(jnp.eye(size, dtype=bool), (diagonal + added)[:, None], jnp.triu(h))
+    return Factor(inverse_upper(h), dead, added)
 
 
 def _share(budget: Int[Array, ""], end: Int[Array, ""], inputs: int) -> Int[Array, ""]:
@@ -105,14 +103,14 @@ def walk(
     budget, span = jnp.asarray(budget, jnp.int32), _span_width(inputs + pad, block)
 
     def walk_block(first, before, carry, k):
-        w, errors = carry  # of the span from `first` on; the errors of blocks to come are zero
+        w, errors, moved = carry  # of the span from `first` on; errors to come are zero
         at, start = k * block, first + k * block
         u = jax.lax.dynamic_slice(upper, (start, start), (block, block))
-        w1 = jax.lax.dynamic_slice(w, (at, 0), (block, outputs))
+        given = jax.lax.dynamic_slice(w, (at, 0), (block, outputs))
         reach = dot_transposed(jax.lax.dynamic_slice(upper, (first, start), (span, block)), errors)
         if before is not None:
             reach = jax.lax.dynamic_slice(before, (at, 0), (block, outputs)) + reach
-        w1 = w1 - reach
+        w1 = given - reach
         if pattern is None:
             real = start + jnp.arange(block) < inputs
             scores = jnp.where(real[:, None], _saliency(w1, jnp.diagonal(u)), jnp.inf)
@@ -127,26 +125,26 @@ def walk(
         w1, keep, errors1 = _walk_inside(w1, keep, u, pattern, on_grid, sub)
         w = jax.lax.dynamic_update_slice(w, w1, (at, 0))
         errors = jax.lax.dynamic_update_slice(errors, errors1, (at, 0))
-        return (w, errors), keep
+        return (w, errors, moved + jnp.sum(jnp.square(given - w1))), keep
 
     def walk_span(carry, k):  # of the spans before only the errors matter, and those all at once
-        w, errors = carry
+        w, errors, moved = carry
         first = k * span
         before = _reaching(upper, errors, first, span)
         part = jax.lax.dynamic_slice(w, (first, 0), (span, outputs))
-        both = part, jnp.zeros_like(part)
-        (part, found), keep = jax.lax.scan(partial(walk_block, first, before), both, blocks)
+        start = part, jnp.zeros_like(part), moved
+        (part, found, moved), keep = jax.lax.scan(partial(walk_block, first, before), start, blocks)
         w = jax.lax.dynamic_update_slice(w, part, (first, 0))
-        return (w, jax.lax.dynamic_update_slice(errors, found, (first, 0))), keep
+        return (w, jax.lax.dynamic_update_slice(errors, found, (first, 0)), moved), keep
 
-    blocks, carry = jnp.arange(span // block), (w, jnp.zeros_like(w))
+    blocks, carry = jnp.arange(span // block), (w, jnp.zeros_like(w), jnp.zeros(()))
     if span == inputs + pad:
-        (new, errors), keep = jax.lax.scan(partial(walk_block, 0, None), carry, blocks)
+        (w, errors, moved), keep = jax.lax.scan(partial(walk_block, 0, None), carry, blocks)
     else:
-        (new, errors), keep = jax.lax.scan(walk_span, carry, jnp.arange((inputs + pad) // span))
-    damped = factor.added * jnp.sum(jnp.square(w - new))
-    lost = jnp.maximum(jnp.sum(jnp.square(errors)) - damped, 0) / 2
-    return new[:inputs].astype(kernel.dtype), keep.reshape(-1, outputs)[:inputs], lost
+        spans = jnp.arange((inputs + pad) // span)
+        (w, errors, moved), keep = jax.lax.scan(walk_span, carry, spans)
+    lost = jnp.maximum(jnp.sum(jnp.square(errors)) - factor.added * moved, 0) / 2
+    return w[:inputs].astype(kernel.dtype), keep.reshape(-1, outputs)[:inputs], lost
 
 
 def _span_width(inputs: int, block: int) -> int:

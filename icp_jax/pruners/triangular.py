@@ -1,80 +1,107 @@
-"""Cholesky factor and inverse by halves: nearly all the work is matrix products.
+"""The upper factor of an inverse by halves, in place: nearly all the work is matrix products.
 
-Half of a triangular matrix is zero, and half of a symmetric one is known: products with them are
-cut in pieces down to CUT, so that most of that half is never computed.
+Half of a triangular matrix is zero, and half of a symmetric one is known: products with them go
+panel by panel, so that most of that half is never computed. All functions take a matrix `m` and
+give it back with the part in `rows` and `columns` replaced, which XLA does without a copy.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
 from icp_jax.dot import left_transposed
 
 LEAF = 384  # the largest matrix that LAPACK factors and inverts at once
-CUT = 768  # a product with a triangular matrix of at most so many rows is computed whole
+PANEL = 512  # rows or columns of a product with a triangular matrix that are computed at once
+
+Matrix = Float[Array, "i i"]
+Range = tuple[int, int]  # start, end
 
 dot = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 dot_transposed = partial(left_transposed, precision=jax.lax.Precision.HIGHEST)
 
 
-def inverse_cholesky(h: Float[Array, "i i"]) -> Float[Array, "i i"]:
-    """L⁻¹ of H = L Lᵀ; of H its lower half is read. Not-a-number where H is not positive definite.
+def inverse_upper(h: Matrix) -> Matrix:
+    """U, upper triangular, with H⁻¹ = Uᵀ U; of H its upper half is read, the rest must be zero.
 
-    With H in quarters A, Bᵀ, B, C and K = B L_A⁻ᵀ, L_C is the factor of C - K Kᵀ and the lower
-    left quarter of L⁻¹ is -L_C⁻¹ K L_A⁻¹.
+    Not-a-number where H is not positive definite. With H in quarters A, B, Bᵀ, C, the lower right
+    quarter of U is the U_C of C, the upper left one the U_A of A - K Kᵀ with K = B U_Cᵀ, and the
+    upper right one -U_A K U_C.
     """
-    size = h.shape[0]
-    if size <= LEAF:
-        low = jax.lax.linalg.cholesky(h, symmetrize_input=False)
-        identity = jnp.eye(size, dtype=h.dtype)
-        return jax.lax.linalg.triangular_solve(low, identity, left_side=True, lower=True)
-    half = size // 2
-    first = inverse_cholesky(h[:half, :half])
-    below = _by_transposed_lower(h[half:, :half], first)
-    second = inverse_cholesky(_minus_square(h[half:, half:], below))
-    corner = -_lower_by(second, _by_lower(below, first))
-    none = jnp.zeros((half, size - half), h.dtype)
-    return jnp.block([[first, none], [corner, second]])
+    return _invert(h, (0, h.shape[0]))
 
 
-def _by_lower(x: Float[Array, "n i"], low: Float[Array, "i i"]) -> Float[Array, "n i"]:
-    """x @ low."""
-    half = low.shape[0] // 2
-    if low.shape[0] <= CUT:
-        return dot(x, low)
-    left = _by_lower(x[:, :half], low[:half, :half]) + dot(x[:, half:], low[half:, :half])
-    return jnp.concatenate([left, _by_lower(x[:, half:], low[half:, half:])], axis=1)
+def _invert(m: Matrix, of: Range) -> Matrix:
+    """The square `of`, H, becomes U."""
+    if of[1] - of[0] <= LEAF:
+        # with P the reversal of both axes: P H P = L Lᵀ, and U = P L⁻¹ P
+        h = with_layout_constraint(_get(m, of, of), Layout((0, 1)))  # as all of m, for LAPACK not
+        low = jax.lax.linalg.cholesky(h[::-1, ::-1], symmetrize_input=False)
+        identity = jnp.eye(len(low), dtype=m.dtype)
+        inverse = jax.lax.linalg.triangular_solve(low, identity, left_side=True, lower=True)
+        return _set(m, of, of, inverse[::-1, ::-1])
+    middle = of[0] + (of[1] - of[0]) // 2
+    first, second = (of[0], middle), (middle, of[1])
+    if of[1] - of[0] <= PANEL:  # here products do not stop at the diagonal
+        m = _set(m, second, first, jnp.zeros((second[1] - middle, middle - of[0]), m.dtype))
+    m = _invert(m, second)
+    m = _by_transposed(m, first, second)
+    m = _minus_square(m, first, second)
+    m = _invert(m, first)
+    m = _by_upper(m, first, second)
+    return _minus_upper_by(m, first, second)
 
 
-def _by_transposed_lower(x: Float[Array, "n i"], low: Float[Array, "i i"]) -> Float[Array, "n i"]:
-    """x @ lowᵀ."""
-    half = low.shape[0] // 2
-    if low.shape[0] <= CUT:
-        return dot(x, low.T)
-    right = _by_transposed_lower(x[:, half:], low[half:, half:])
-    right = right + dot(x[:, :half], low[half:, :half].T)
-    return jnp.concatenate([_by_transposed_lower(x[:, :half], low[:half, :half]), right], axis=1)
+def _get(m: Matrix, rows: Range, columns: Range) -> Float[Array, "r c"]:
+    return m[slice(*rows), slice(*columns)]
 
 
-def _lower_by(low: Float[Array, "i i"], x: Float[Array, "i n"]) -> Float[Array, "i n"]:
-    """low @ x."""
-    half = low.shape[0] // 2
-    if low.shape[0] <= CUT:
-        return dot(low, x)
-    bottom = dot(low[half:, :half], x[:half]) + _lower_by(low[half:, half:], x[half:])
-    return jnp.concatenate([_lower_by(low[:half, :half], x[:half]), bottom])
+def _set(m: Matrix, rows: Range, columns: Range, part: Float[Array, "r c"]) -> Matrix:
+    return jax.lax.dynamic_update_slice(m, part, (rows[0], columns[0]))
 
 
-def _minus_square(h: Float[Array, "i i"], x: Float[Array, "i n"]) -> Float[Array, "i i"]:
-    """h - x xᵀ, right in its lower half."""
-    half = h.shape[0] // 2
-    if h.shape[0] <= CUT:
-        return h - dot(x, x.T)
-    low = h[half:, :half] - dot(x[half:], x[:half].T)
-    top = jnp.concatenate([_minus_square(h[:half, :half], x[:half]), h[:half, half:]], axis=1)
-    bottom = jnp.concatenate([low, _minus_square(h[half:, half:], x[half:])], axis=1)
-    return jnp.concatenate([top, bottom])
+def _panels(of: Range) -> Iterator[tuple[Range, Range, Range]]:
+    """(panel, from the start to its end, from its start to the end)"""
+    if of[1] - of[0] <= PANEL:
+        yield of, of, of
+        return
+    middle = of[0] + (of[1] - of[0]) // 2
+    for panel, before, after in _panels((of[0], middle)):
+        yield panel, before, (after[0], of[1])
+    for panel, before, after in _panels((middle, of[1])):
+        yield panel, (of[0], before[1]), after
+
+
+def _by_transposed(m: Matrix, rows: Range, columns: Range) -> Matrix:
+    """X becomes X Uᵀ, with U the square of the columns."""
+    for panel, _, on in _panels(columns):
+        m = _set(m, rows, panel, dot(_get(m, rows, on), _get(m, panel, on).T))
+    return m
+
+
+def _by_upper(m: Matrix, rows: Range, columns: Range) -> Matrix:
+    """X becomes X U, with U the square of the columns."""
+    for panel, upto, _ in reversed(list(_panels(columns))):
+        m = _set(m, rows, panel, dot(_get(m, rows, upto), _get(m, upto, panel)))
+    return m
+
+
+def _minus_upper_by(m: Matrix, rows: Range, columns: Range) -> Matrix:
+    """X becomes -U X, with U the square of the rows."""
+    for panel, _, on in _panels(rows):
+        m = _set(m, panel, columns, -dot(_get(m, panel, on), _get(m, on, columns)))
+    return m
+
+
+def _minus_square(m: Matrix, rows: Range, columns: Range) -> Matrix:
+    """H, the square of the rows, becomes H - X Xᵀ in its upper half."""
+    for panel, _, on in _panels(rows):
+        less = dot(_get(m, panel, columns), _get(m, on, columns).T)
+        m = _set(m, panel, on, _get(m, panel, on) - less)
+    return m
