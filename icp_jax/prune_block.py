@@ -62,7 +62,7 @@ def prune_block(
     found, rungs, pruned = {}, {}, {name: params.pop(name) for name in tuple(params)}
     for tap in dict.fromkeys(spec.tap for spec in family.linears):
         moments = streams.settle(stats.moments(seen.sums.pop(tap)))
-        heap.give_back()  # the sums, in tiles: their holes fit none of the matrices to come
+        heap.give_back()  # the holes that the tap before left fit none of the matrices to come
         try:
             prepared, rungs[tap] = climb(method.prepare, moments, config.damping)
         except np.linalg.LinAlgError as failed:

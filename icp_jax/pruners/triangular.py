@@ -41,14 +41,14 @@ def _invert(m: Matrix, of: Range) -> Matrix:
     """The square `of`, H, becomes U."""
     if of[1] - of[0] <= LEAF:
         # with P the reversal of both axes: P H P = L Lᵀ, and U = P L⁻¹ P
-        h = with_layout_constraint(_get(m, of, of), Layout((0, 1)))  # as all of m, for LAPACK not
+        h = with_layout_constraint(_get(m, of, of), Layout((0, 1)))  # LAPACK's would spread to m
         low = jax.lax.linalg.cholesky(h[::-1, ::-1], symmetrize_input=False)
         identity = jnp.eye(len(low), dtype=m.dtype)
         inverse = jax.lax.linalg.triangular_solve(low, identity, left_side=True, lower=True)
         return _set(m, of, of, inverse[::-1, ::-1])
     middle = of[0] + (of[1] - of[0]) // 2
     first, second = (of[0], middle), (middle, of[1])
-    if of[1] - of[0] <= PANEL:  # here products do not stop at the diagonal
+    if of[1] - of[0] <= PANEL:  # products with a panel of U do not stop at the diagonal
         m = _set(m, second, first, jnp.zeros((second[1] - middle, middle - of[0]), m.dtype))
     m = _invert(m, second)
     m = _by_transposed(m, first, second)
@@ -67,7 +67,7 @@ def _set(m: Matrix, rows: Range, columns: Range, part: Float[Array, "r c"]) -> M
 
 
 def _panels(of: Range) -> Iterator[tuple[Range, Range, Range]]:
-    """(panel, from the start to its end, from its start to the end)"""
+    """(panel, from the start up to its end, from its start on), by the halves of `_invert`."""
     if of[1] - of[0] <= PANEL:
         yield of, of, of
         return
