@@ -98,8 +98,12 @@ class Work:
 
     def _remove_leftover(self) -> None:
         """Remove what a run left that died when its output had its name already."""
-        if not self.path.is_dir():
-            return
+        names = {LOCK, FINGERPRINT, EXPORT, PUBLISHED}
+        if not self.path.is_dir() or any(
+            path.name not in names and not path.name.startswith("block-")
+            for path in self.path.iterdir()
+        ):
+            return  # nothing there, or not a run's
         lock = filelock.FileLock(self.path / LOCK, timeout=0)
         with contextlib.suppress(OSError), lock:  # a run is at work, or nothing may be removed
             if not self._count():

@@ -346,6 +346,15 @@ def test_killed_after_the_output_has_its_name(model, place, monkeypatch, capsys,
     same(place, model)
 
 
+def test_a_folder_of_another_program_is_left(place):
+    (place / "work" / "out").mkdir()
+    other = place / "work" / ".out.partial"
+    other.mkdir()
+    (other / "download").write_text("half")
+    assert main(ARGUMENTS) == 2
+    assert [path.name for path in other.iterdir()] == ["download"]
+
+
 def test_killed_and_resumed(model, place, environment):
     kill_and_resume(model, place, environment, 2)
 

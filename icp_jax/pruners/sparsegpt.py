@@ -103,7 +103,7 @@ def walk(
     budget, span = jnp.asarray(budget, jnp.int32), _span_width(inputs + pad, block)
 
     def walk_block(first, before, carry, k):
-        w, errors, moved = carry  # of the span from `first` on; errors to come are zero
+        w, errors, moved = carry  # of the span from `first`; errors of blocks to come are 0
         at, start = k * block, first + k * block
         u = jax.lax.dynamic_slice(upper, (start, start), (block, block))
         given = jax.lax.dynamic_slice(w, (at, 0), (block, outputs))
