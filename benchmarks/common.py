@@ -48,7 +48,7 @@ def provenance() -> dict[str, Any]:
     here = Path(__file__).parent
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False
-    ).stdout.strip()
+    ).stdout.strip() or os.environ.get("COMMIT", "")  # a copy without the repository
     command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     return {"command": command, "commit": commit, "machine": machine(), "versions": versions()}
 

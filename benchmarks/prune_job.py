@@ -28,6 +28,7 @@ SHAPES = {
     "tiny-llama": Shape("llama", 64, 4, 176),
     "opt-125m": Shape("opt", 768, 12, 3072),
     "opt-1.3b": Shape("opt", 2048, 32, 8192),
+    "opt-6.7b": Shape("opt", 4096, 32, 16384),
     "llama-7b": Shape("llama", 4096, 32, 11008),
 }
 NORMS = {

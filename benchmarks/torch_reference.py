@@ -1,4 +1,5 @@
-"""The algorithm of `icp_jax` in plain PyTorch, on the CPU: what `bench_prune.py` compares with.
+"""The algorithm of `icp_jax` in plain PyTorch: what `bench_prune.py` compares with, on the CPU,
+and `bench_gpu.py`.
 
 OPT's and Llama's decoder layers, the two streams, SparseGPT and compensation, in float32 and as
 a PyTorch user would write them. It does no more work than it must: linears of one input share
@@ -200,7 +201,7 @@ def second_moments(block: Block, p: Params, stream: torch.Tensor, batch: int) ->
     sums: Params = {}
 
     def add(tap, y):
-        rows = y.reshape(-1, y.shape[-1])
+        rows = y.reshape(-1, y.shape[-1]).float()
         if tap not in sums:
             sums[tap] = torch.zeros(rows.shape[1], rows.shape[1])
         sums[tap].addmm_(rows.T, rows)
@@ -253,6 +254,8 @@ def prune_blocks(
     def clock(phase):
         started = time.perf_counter()
         yield
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         seconds[phase] += time.perf_counter() - started
 
     length = tokens.shape[1]

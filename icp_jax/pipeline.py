@@ -229,6 +229,6 @@ def _to_store(params: Params, stored: Params, only: Mapping[str, int] | None) ->
     def leaf(path, new, old):
         if only is not None and not (path[0].key in only and path[-1].key == "kernel"):
             return old
-        return np.asarray(new).astype(old.dtype, copy=False)
+        return np.asarray(steps.stored(new, old.dtype))
 
     return jax.tree_util.tree_map_with_path(leaf, params, stored)

@@ -40,8 +40,16 @@ class Samples:
         return self.shape[0]
 
     def __getitem__(self, where: slice | np.ndarray) -> jax.Array:
+        return stack(self.send(where))
+
+    def send(self, where: slice | np.ndarray) -> list[jax.Array]:
+        """Samples on their way to the device; `stack` joins them.
+
+        Not before they are used: a device computes one thing after the other, and what comes
+        after a join waits for the copies too.
+        """
         chosen = [self._parts[i] for i in np.arange(len(self))[where]]
-        return _stack(jax.device_put(chosen, self._here))
+        return jax.device_put(chosen, self._here)
 
     def __setitem__(self, where: slice, values: jax.Array) -> None:
         start, stop, _ = where.indices(len(self))
@@ -49,7 +57,7 @@ class Samples:
 
 
 @jax.jit
-def _stack(parts: list[jax.Array]) -> jax.Array:
+def stack(parts: list[jax.Array]) -> jax.Array:
     return jnp.stack(parts)
 
 
@@ -135,6 +143,12 @@ def device_free() -> int:
     """Bytes of the device's pool that are free; of the CPU, those of the host."""
     stats = jax.local_devices()[0].memory_stats()
     return stats["bytes_limit"] - stats["bytes_in_use"] if stats else host_free()
+
+
+def device_peak() -> int | None:
+    """The most bytes of the device's pool that were in use; the CPU has none of its own."""
+    stats = jax.local_devices()[0].memory_stats()
+    return stats["peak_bytes_in_use"] if stats else None
 
 
 def proc(file: str, field: str) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from icp_jax import cost, inputs, mesh
+from icp_jax import cost, inputs, mesh, places
 from icp_jax.budgets import budgets
 from icp_jax.checkpoint import Say, Work, log
 from icp_jax.config import RunConfig, check
@@ -255,6 +255,7 @@ def _record(
     counted: Counted,
     seconds: float,
 ) -> dict[str, Any]:
+    peak = places.device_peak()
     return {
         "config": dataclasses.asdict(config),
         "versions": versions(),
@@ -268,6 +269,7 @@ def _record(
         "size": counted.size,
         "seconds": round(seconds, 3),
         "peak_host_mib": round(peak_mib()),
+        "peak_device_mib": None if peak is None else round(peak / 2**20),
         "remedies": [line for block in blocks for line in remedies(block)],
         "blocks": [block_record(block) for block in blocks],
     }

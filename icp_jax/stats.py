@@ -44,6 +44,8 @@ def add(sums: Sums, x: Float[Array, "n d"], count: Int[Array, ""]) -> Sums:
 
     One tile of the upper half after the other, in place.
     """
+    if jax.default_backend() == "cpu":  # knows no such product of half precision; exact elsewhere
+        x = x.astype(jnp.float32)
     (tokens, inputs), columns = x.shape, x.T
     tile = _tile(inputs)
     pairs = jnp.stack(jnp.triu_indices(-(-inputs // tile)))

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from icp_jax import stats
 from icp_jax.budgets import Shapes
@@ -134,9 +135,18 @@ def rounded(leaves, dtypes):
     return [leaf.astype(d).astype(jnp.float32) for leaf, d in zip(leaves, dtypes, strict=True)]
 
 
-@jax.jit
-def _float32(params):
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+@partial(jax.jit, static_argnums=1)
+def _float32(leaves, turned):
+    return [
+        (leaf.T if back else leaf).astype(jnp.float32)
+        for leaf, back in zip(leaves, turned, strict=True)
+    ]
+
+
+@partial(jax.jit, static_argnums=1)
+def stored(leaf, dtype):
+    """A leaf as the export will hold it."""
+    return leaf.astype(dtype)
 
 
 def hidden(family: Family, embed: Params, sample: Any, dtype: str) -> jax.ShapeDtypeStruct:
@@ -145,5 +155,18 @@ def hidden(family: Family, embed: Params, sample: Any, dtype: str) -> jax.ShapeD
 
 
 def to_device(params: Params, devices: Devices = ONE) -> Params:
-    """A stored block on every device, as float32 master weights."""
-    return _float32(devices.whole(params))
+    """A stored block on every device, as float32 master weights.
+
+    A kernel that lies transposed, as checkpoints have it, travels so to an accelerator: turning
+    it is the accelerator's work.
+    """
+    leaves, tree = jax.tree.flatten(params)
+    turned = tuple(map(_lies_transposed, leaves))
+    sent = [leaf.T if back else leaf for leaf, back in zip(leaves, turned, strict=True)]
+    return jax.tree.unflatten(tree, _float32(devices.whole(sent), turned))
+
+
+def _lies_transposed(leaf: Any) -> bool:
+    if jax.default_backend() == "cpu" or not isinstance(leaf, np.ndarray) or leaf.ndim != 2:
+        return False
+    return leaf.flags.f_contiguous and not leaf.flags.c_contiguous

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from icp_jax.mesh import ONE, Devices
-from icp_jax.places import Samples, Stream, forget
+from icp_jax.places import Samples, Stream, forget, stack
 
 T = TypeVar("T")
 
@@ -85,20 +85,28 @@ def batches(
 
     def send(start: int):
         where = slice(start, min(start + size, total))
-        parts = [a[where] if order is None else a[order[where]] for a in arrays]
-        sent = tuple(devices.samples(_padded(part, size)) for part in parts)
+        chosen = where if order is None else order[where]
+        sent = [a.send(chosen) if isinstance(a, Samples) else placed(a[chosen]) for a in arrays]
         for a in arrays:  # on the CPU a batch may still be a view: it is read again, which is cheap
             forget(a)
-        return where, sent, np.int32(where.stop - where.start)
+        return where, sent
+
+    def placed(part):
+        return devices.samples(_padded(part, size))
+
+    def arrived(where, sent):
+        parts = (placed(stack(part)) if isinstance(part, list) else part for part in sent)
+        return where, tuple(parts), np.int32(where.stop - where.start)
 
     if jax.default_backend() == "cpu":  # nothing travels
-        yield from map(send, range(0, total, size))
+        for start in range(0, total, size):
+            yield arrived(*send(start))
         return
     ahead = send(0)
     for start in range(size, total, size):
         now, ahead = ahead, send(start)
-        yield now
-    yield ahead
+        yield arrived(*now)
+    yield arrived(*ahead)
 
 
 def advance(

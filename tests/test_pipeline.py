@@ -39,6 +39,17 @@ def test_same_seed_same_bytes_other_seed_others(model, tokens):
     assert not same(first.params, other.params)
 
 
+def test_blocks_in_bfloat16_cost_little(model, tokens):
+    """What an accelerator does by default, and `--dtype bfloat16` anywhere."""
+    whole, half = (
+        icp_jax.prune(model, tokens, method="sparsegpt", dtype=dtype)[1]
+        for dtype in ("float32", "bfloat16")
+    )
+    for one, other in zip(whole, half, strict=True):
+        assert one.error != other.error
+        assert other.error == pytest.approx(one.error, rel=0.05)
+
+
 def test_dense_stream_is_the_unpruned_model(model, tokens, monkeypatch):
     """What compensation is given as targets are the unpruned hidden states, block by block."""
     targets = []

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from icp_jax import api, places
+from icp_jax import api, places, steps
 from icp_jax.config import CompensateConfig, MemoryConfig
 
 
@@ -22,6 +22,23 @@ def test_samples_give_back_what_they_took(kind):
     np.testing.assert_array_equal(stream[order], values[order])
     assert stream[order].sharding.memory_kind == "device"
     assert len(stream) == 7 and {p.sharding.memory_kind for p in stream._parts} == {kind}
+
+
+def test_a_kernel_travels_as_it_lies(monkeypatch):
+    """To an accelerator, which turns it; the tree is the same."""
+    stored = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float16)
+    params = {"kernel": stored.T, "bias": stored[0], "scale": np.float16(2)}
+    here = steps.to_device(params)
+    sent = []
+    real = jax.device_put
+    monkeypatch.setattr(jax, "device_put", lambda tree: real(sent.append(tree) or tree))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    there = steps.to_device(params)
+    assert [leaf.shape for leaf in sent[0]] == [(3,), (5, 3), ()]
+    for name in params:
+        assert there[name].dtype == "float32"
+        np.testing.assert_array_equal(here[name], there[name])
+        np.testing.assert_array_equal(here[name], params[name])
 
 
 def test_a_stream_on_disk_leaves_no_file(tmp_path):

@@ -47,6 +47,12 @@ def test_energies_are_those_of_the_moments(case):
         np.testing.assert_allclose(with_it, 0.01, rtol=1e-4)
 
 
+def test_moments_of_half_precision_are_summed_in_float32():
+    x = jax.random.normal(jax.random.key(0), (300, 40)).astype("bfloat16")
+    want = np.asarray(x, np.float64).T @ np.asarray(x, np.float64) / 300
+    np.testing.assert_allclose(stats.from_inputs(x).second, want, rtol=1e-5, atol=1e-6)
+
+
 def test_the_last_linear_is_multiplied_out_for_few_tokens_only():
     family = make_family(OPT)
     apply = steps.Apply(family.block, "float32")

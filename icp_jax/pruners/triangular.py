@@ -17,8 +17,11 @@ from jaxtyping import Array, Float
 
 from icp_jax.dot import left_transposed
 
-LEAF = 384  # the largest matrix that LAPACK factors and inverts at once
-PANEL = 512  # rows or columns of a product with a triangular matrix that are computed at once
+# The largest matrix that LAPACK, or the GPU's library, factors and inverts at once; rows or
+# columns of a product with a triangular matrix that are computed at once. A GPU does little at a
+# time badly, and each product of another shape costs it time to compile.
+LEAF, LEAF_ELSEWHERE = {"cpu": 384}, 2048
+PANEL, PANEL_ELSEWHERE = {"cpu": 512}, 2048
 
 Matrix = Float[Array, "i i"]
 Range = tuple[int, int]  # start, end
@@ -39,7 +42,7 @@ def inverse_upper(h: Matrix) -> Matrix:
 
 def _invert(m: Matrix, of: Range) -> Matrix:
     """The square `of`, H, becomes U."""
-    if of[1] - of[0] <= LEAF:
+    if of[1] - of[0] <= LEAF.get(jax.default_backend(), LEAF_ELSEWHERE):
         # with P the reversal of both axes: P H P = L Lᵀ, and U = P L⁻¹ P
         h = with_layout_constraint(_get(m, of, of), Layout((0, 1)))  # LAPACK's would spread to m
         low = jax.lax.linalg.cholesky(h[::-1, ::-1], symmetrize_input=False)
@@ -48,7 +51,7 @@ def _invert(m: Matrix, of: Range) -> Matrix:
         return _set(m, of, of, inverse[::-1, ::-1])
     middle = of[0] + (of[1] - of[0]) // 2
     first, second = (of[0], middle), (middle, of[1])
-    if of[1] - of[0] <= PANEL:  # products with a panel of U do not stop at the diagonal
+    if of[1] - of[0] <= _panel():  # products with a panel of U do not stop at the diagonal
         m = _set(m, second, first, jnp.zeros((second[1] - middle, middle - of[0]), m.dtype))
     m = _invert(m, second)
     m = _by_transposed(m, first, second)
@@ -56,6 +59,10 @@ def _invert(m: Matrix, of: Range) -> Matrix:
     m = _invert(m, first)
     m = _by_upper(m, first, second)
     return _minus_upper_by(m, first, second)
+
+
+def _panel() -> int:
+    return PANEL.get(jax.default_backend(), PANEL_ELSEWHERE)
 
 
 def _get(m: Matrix, rows: Range, columns: Range) -> Float[Array, "r c"]:
@@ -68,7 +75,7 @@ def _set(m: Matrix, rows: Range, columns: Range, part: Float[Array, "r c"]) -> M
 
 def _panels(of: Range) -> Iterator[tuple[Range, Range, Range]]:
     """(panel, from the start up to its end, from its start on), by the halves of `_invert`."""
-    if of[1] - of[0] <= PANEL:
+    if of[1] - of[0] <= _panel():
         yield of, of, of
         return
     middle = of[0] + (of[1] - of[0]) // 2

@@ -1,0 +1,275 @@
+"""ICP on one GPU with its memory capped: time by phase, peaks, beside the same in plain PyTorch.
+
+    python benchmarks/bench_gpu.py --shape opt-6.7b --out gpu_opt-6.7b.json
+    python benchmarks/bench_gpu.py --shape llama-7b --blocks 4 --parts rates prune torch \\
+        --out gpu_llama-7b.json
+
+The checkpoint is random, float16, with as many blocks as `--blocks`; calibration is 128 windows of
+2048 random tokens, one epoch; all as `icp-jax prune` does it by default on a GPU: blocks computed
+in bfloat16, statistics, solver and Adam in float32. JAX's pool is no larger than `--device`, and
+the plan is given less, `--plan`; what CUDA itself takes (context, library workspaces) lies outside
+the pool. Parts, each in a process of its own:
+
+    rates   products of 8192³ in bfloat16 and float32, copies to and from the card
+    steps   every program of a block alone, its data on the card; first call (compiling) and median
+    prune   the command, from folder to folder, the compilation cache empty or as `--cache` has it
+    torch   `torch_reference.py` for the first `--torch-blocks` blocks: bfloat16 by autocast, fused
+            attention, both streams on the card, which has the room; no file is written
+    parity  the bundled model pruned by ICP on the GPU, in float32 and bfloat16, and on the CPU
+
+Shares are of the rate of bfloat16 products, in all phases; FLOPs are those of `icp_jax.cost`.
+The record is written after every part, so that what was measured survives a later failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+import common
+import numpy as np
+from prune_job import SHAPES, hf_config
+
+PARTS = ("rates", "steps", "prune", "torch", "parity")
+SIDES = Path(__file__).with_name("gpu_sides.py")
+VOCAB = {"opt-6.7b": 50272, "llama-7b": 32000}
+PHASES = ("dense", "compensate", "statistics", "prune", "sparse", "write")
+
+
+def checkpoint(job, folder: Path) -> int:
+    """A random float16 checkpoint; tensors are windows of one pool of random numbers."""
+    rng = np.random.default_rng(job["seed"])
+    pool = rng.standard_normal((1 << 27) + (1 << 24), np.float32)
+    scaled: dict[float, np.ndarray] = {}
+
+    def tensor(p):
+        count = int(np.prod(p.shape))
+        if len(p.shape) == 1:
+            return 0.02 * pool[:count] + (1 if "norm.weight" in p.name else 0)
+        scale = p.shape[-1] ** -0.5
+        if count > len(pool) >> 1:  # an embedding
+            return rng.standard_normal(p.shape, np.float32) * np.float32(scale)
+        if scale not in scaled:
+            scaled[scale] = (pool * np.float32(scale)).astype(np.float16)
+        start = int(rng.integers(0, len(pool) - count))
+        return scaled[scale][start : start + count].reshape(p.shape)
+
+    return common.write_checkpoint(folder, hf_config(job), "float16", tensor)
+
+
+def environment(job) -> dict[str, str]:
+    """The children's: the pool no larger than asked for."""
+    found = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
+    found["XDG_CACHE_HOME"] = job["cache"]
+    if total := card("memory.total"):
+        found["XLA_CLIENT_MEM_FRACTION"] = f"{job['device_mib'] / int(total):.6f}"
+    return found
+
+
+def card(field: str) -> str:
+    """What nvidia-smi says of the card; empty where there is none."""
+    asked = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True).stdout.strip()
+    except FileNotFoundError:
+        return ""
+
+
+def part(name: str, job, scratch: Path) -> dict:
+    """A part of `gpu_sides.py`."""
+    (scratch / "job.json").write_text(json.dumps(job))
+    code = [sys.executable, str(SIDES), name, str(scratch / "job.json")]
+    variables = environment(job)
+    if name != "steps":
+        variables.pop("XLA_CLIENT_MEM_FRACTION", None)
+    if name == "torch":
+        variables["JAX_PLATFORMS"] = "cpu"
+    done = subprocess.run(code, env=variables, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def prune(job, scratch: Path) -> dict:
+    """`icp-jax prune` and what its record says, with the card's own memory figure beside."""
+    out = scratch / "pruned"
+    code = [sys.executable, "-m", "icp_jax.cli", "prune", "--model", job["model"], "--json"]
+    code += ["--calibration.data", job["tokens"], "--calibration.samples", str(job["samples"])]
+    code += ["--calibration.seq-len", str(job["length"]), "--out", str(out), *job["options"]]
+    started, in_use = time.perf_counter(), 0
+    with (scratch / "stderr").open("w") as err:
+        run = subprocess.Popen(code, env=environment(job), stdout=subprocess.DEVNULL, stderr=err)
+        while run.poll() is None:
+            time.sleep(2)
+            in_use = max(in_use, int(card("memory.used") or 0))
+    seconds = time.perf_counter() - started
+    if run.returncode:
+        raise RuntimeError((scratch / "stderr").read_text()[-3000:])
+    record = json.loads((out / "icp_run.json").read_text())
+    found = {
+        "seconds": seconds,
+        "card_mib": in_use,
+        **{key: record[key] for key in ("peak_device_mib", "peak_host_mib", "sparsity")},
+        "memory": record["config"]["memory"],
+        "remedies": record["remedies"],
+        "errors": [block["error"] for block in record["blocks"]],
+        "blocks": [block["seconds"] for block in record["blocks"]],
+    }
+    found["phases"] = {p: sum(b.get(p, 0.0) for b in found["blocks"]) for p in PHASES}
+    found["phases"]["other"] = seconds - sum(found["phases"].values())
+    shutil.rmtree(out)
+    return found
+
+
+def parity(job, scratch: Path) -> dict:
+    """Perplexity and masks of the bundled model's ICP, by device and dtype."""
+    from icp_jax.demo import BUNDLED
+    from icp_jax.residency import FolderSource
+
+    found: dict[str, dict] = {}
+    trees = {}
+    for name, platform, dtype in (
+        ("cpu float32", "cpu", "float32"),
+        ("gpu float32", "", "float32"),
+        ("gpu bfloat16", "", "bfloat16"),
+    ):
+        out = scratch / name.replace(" ", "-")
+        base = [sys.executable, "-m", "icp_jax.cli"]
+        code = [*base, "prune", "--model", str(BUNDLED), "--out", str(out), "--dtype", dtype]
+        code += ["--calibration.data", str(BUNDLED / "calibration.txt"), "--json"]
+        variables = environment(job) | ({"JAX_PLATFORMS": platform} if platform else {})
+        subprocess.run(code, env=variables, check=True, stdout=subprocess.DEVNULL)
+        code = [*base, "eval", str(out), "--data", str(BUNDLED / "heldout.txt"), "--json"]
+        code += ["--seq-len", "256", "--dtype", "float32"]
+        said = subprocess.run(
+            code, env=variables | {"JAX_PLATFORMS": "cpu"}, check=True, stdout=subprocess.PIPE
+        )
+        record = json.loads((out / "icp_run.json").read_text())
+        found[name] = {
+            "perplexity": json.loads(said.stdout)["perplexity"],
+            "errors": [block["error"] for block in record["blocks"]],
+            "seconds": record["seconds"],
+        }
+        source = FolderSource(out)
+        trees[name] = [source.block(t) for t in range(source.family.n_blocks)]
+    for name, blocks in trees.items():
+        found[name] |= _differ(source.family, trees["cpu float32"], blocks)
+    return found
+
+
+def _differ(family, one, two) -> dict[str, list[float]]:
+    """By block: the share of masks that differ, and kept weights' relative distance."""
+    masks, kept = [], []
+    for a, b in zip(one, two, strict=True):
+        pairs = [(a[s.name]["kernel"], b[s.name]["kernel"]) for s in family.linears]
+        x, y = (np.concatenate([p[k].ravel() for p in pairs]) for k in (0, 1))
+        both = (x != 0) & (y != 0)
+        masks.append(float(np.mean((x != 0) != (y != 0))))
+        kept.append(float(np.linalg.norm((x - y)[both]) / np.linalg.norm(x[both])))
+    return {"masks_differ": masks, "kept_relative_distance": kept}
+
+
+def table(job, record) -> str:
+    """Seconds a block beside PyTorch's, tokens a second, and the share of the bfloat16 rate."""
+    from prune_job import linears
+
+    from icp_jax import RunConfig, cost
+    from icp_jax.config import CalibrationConfig
+    from icp_jax.models import make_family
+
+    found, rate = record["prune"], record.get("rates", {}).get("bfloat16")
+    family, count = make_family(hf_config(job)), job["blocks"]
+    config = RunConfig(calibration=CalibrationConfig(samples=job["samples"]))
+    work = cost.flops(family, [linears(job)] * count, config, job["length"])
+    torch = record.get("torch", {}).get("seconds", {})
+    tokens = job["samples"] * job["length"]
+    lines = [f"{'phase':12}{'TFLOP':>9}{'s':>9}{'tokens/s':>11}{'share':>8}{'s a block':>11}"]
+    lines[0] += f"{'PyTorch':>10}" if torch else ""
+    for p, seconds in found["phases"].items():
+        line = f"{p:12}{work.get(p, 0) / 1e12:9.1f}{seconds:9.2f}"
+        line += f"{count * tokens / seconds:11.0f}" if seconds else " " * 11
+        share = work.get(p, 0) / rate / seconds if rate and seconds else 0
+        line += f"{share:8.1%}" if share else " " * 8
+        blocks = count - (p == "compensate")
+        line += f"{seconds / max(blocks, 1):11.3f}"
+        if p in torch:
+            tuned = record["torch"]["blocks"] - (p == "compensate")
+            line += f"{torch[p] / max(tuned, 1):10.3f}"
+        lines.append(line)
+    lines.append(f"{'all':12}{sum(work.values()) / 1e12:9.1f}{found['seconds']:9.2f}")
+    lines.append(
+        f"peak of the pool {found['peak_device_mib']} MiB, of the card {found['card_mib']} MiB, "
+        f"of the host {found['peak_host_mib']} MiB; sparsity {found['sparsity']:.4f}"
+    )
+    return "\n".join(lines)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", choices=SHAPES, default="opt-6.7b")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--blocks", type=int, default=32)
+    parser.add_argument("--torch-blocks", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--length", type=int, default=2048)
+    parser.add_argument("--device-mib", type=int, default=8192, help="JAX's pool")
+    parser.add_argument("--options", default="--memory.device 7.8GB", help="of icp-jax prune")
+    parser.add_argument("--cache", default="", help="where compiled programs are kept")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", help="a name under results/; without it nothing is written")
+    parser.add_argument("--folder", type=Path, default=common.RESULTS, help="instead of results/")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    root = str(Path(__file__).parent.parent)
+    os.environ["JAX_PLATFORMS"] = "cpu"  # of this process: the card is the children's
+    os.environ["PYTHONPATH"] = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
+    from prune_job import linears
+
+    from icp_jax.budgets import budgets
+    from icp_jax.config import PruneConfig
+    from icp_jax.models import make_family
+
+    job = vars(args) | {"vocab": VOCAB.get(args.shape, 1024), "seq_len": args.length}
+    job |= {"heads": SHAPES[args.shape].heads, "options": args.options.split()}
+    job |= {"out": None, "folder": None}  # no paths in the record
+    family = make_family(hf_config(job))
+    job["budgets"] = budgets(family, [linears(job)] * args.blocks, PruneConfig())
+    settings = {k: v for k, v in job.items() if k not in ("budgets", "out", "folder", "cache")}
+    record = {**common.provenance(), "card": card("name,driver_version"), "settings": settings}
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        job["cache"] = args.cache or str(scratch / "cache")
+        job["model"], job["tokens"] = str(scratch / "model"), str(scratch / "ids.npy")
+        if {"steps", "prune", "torch"} & {*args.parts}:
+            started = time.perf_counter()
+            record["checkpoint_bytes"] = checkpoint(job, Path(job["model"]))
+            count = 2 * job["samples"] * job["length"]
+            ids = np.random.default_rng(1).integers(3, job["vocab"], count, np.int32)
+            np.save(job["tokens"], ids)
+            print(f"checkpoint: {time.perf_counter() - started:.1f} s", flush=True)
+        for each in args.parts:
+            started = time.perf_counter()
+            try:
+                run = {"prune": prune, "parity": parity}.get(each)
+                record[each] = run(job, scratch) if run else part(each, job, scratch)
+            except Exception:  # the parts to come are worth having all the same
+                record[each] = {"failed": traceback.format_exc()[-4000:]}
+                print(record[each]["failed"], flush=True)
+            print(f"{each}: {time.perf_counter() - started:.1f} s", flush=True)
+            if args.out:
+                common.write(args.out, record, args.folder)
+    if "phases" in record.get("prune", {}):
+        print(table(job, record))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""The parts of `bench_gpu.py` that each have a process, and so the card, to themselves.
+
+python benchmarks/gpu_sides.py PART JOB.json    # prints one JSON object
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SIZE = 8192  # of the products whose rate is measured
+TRIES = 5
+
+
+def rates(job) -> dict[str, Any]:
+    """What the card does in a second: products, and copies between host and device."""
+    import jax
+    import jax.numpy as jnp
+
+    from icp_jax import places
+
+    found: dict[str, Any] = {}
+    for dtype in ("bfloat16", "float32"):
+        a = jax.random.normal(jax.random.key(0), (SIZE, SIZE)).astype(dtype)
+        multiply = jax.jit(partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST))
+        found[dtype] = 2 * SIZE**3 / _median(lambda m=multiply, a=a: m(a, a))
+    bulk = jax.random.normal(jax.random.key(1), (8, 1 << 24))
+    there = places.Samples(bulk.shape, np.dtype("float32"), "pinned_host")
+
+    def give():
+        there[slice(0, 8)] = bulk
+        return there._parts
+
+    found["to_host"] = bulk.nbytes / _median(give)
+    found["to_device"] = bulk.nbytes / _median(lambda: there.send(slice(0, 8)))
+    pageable = np.asarray(bulk)
+    found["to_device_pageable"] = bulk.nbytes / _median(lambda: jax.device_put(pageable))
+    return found
+
+
+def _median(run) -> float:
+    """Seconds of a call, the first one, which compiles, left out."""
+    import jax
+
+    times = []
+    for _ in range(TRIES + 1):
+        started = time.perf_counter()
+        jax.block_until_ready(run())
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[1:])
+
+
+def steps(job) -> dict[str, Any]:
+    """Seconds of every program of a block, with its data on the device; and of compiling each."""
+    import jax
+    import jax.numpy as jnp
+
+    from icp_jax import compensation, pruners, stats, steps, streams
+    from icp_jax.residency import FolderSource
+
+    source = FolderSource(job["model"])
+    family, length = source.family, job["length"]
+    apply = steps.Apply(family.block_at(0), "bfloat16")
+    found: dict[str, Any] = {}
+
+    def timed(name, run, fresh=lambda: ()):
+        times = []
+        for _ in range(4):
+            args = jax.block_until_ready(fresh())
+            started = time.perf_counter()
+            jax.block_until_ready(run(*args))
+            times.append(time.perf_counter() - started)
+        found[name] = {"first": times[0], "seconds": statistics.median(times[1:])}
+        print(name, found[name], file=sys.stderr, flush=True)
+
+    timed("to_device", lambda: steps.to_device(source.block(0)))
+    params = steps.to_device(source.block(0))
+    batch = streams.batch_size(job["samples"], length)
+    x = jax.random.normal(jax.random.key(0), (batch, length, family.hidden_size))
+    timed("forward", lambda: steps.forward(apply, params, x, batch))
+    timed("forward_beside", lambda: steps.forward_beside(apply, params, x, x, batch))
+    shapes = source.shapes(0)
+    empty = partial(steps.no_statistics, family, shapes, job["samples"] * length)
+    timed("collect", lambda seen: steps.collect(apply, params, x, seen, batch), lambda: (empty(),))
+    for name, tuned in (("steps", apply), ("steps, remat", apply.rematerialised())):
+
+        def tune(p, state, tuned=tuned):
+            return compensation._steps(tuned, p, state, None, x[:1], x[:1], 1, 1e-4)
+
+        def fresh():
+            return jax.tree.map(jnp.copy, params), compensation._adam.init(params)
+
+        timed(name, tune, fresh)
+    for width in sorted(set(family.tap_widths(shapes).values())):
+        rows = jax.random.normal(jax.random.key(2), (2 * width, width)).astype("bfloat16")
+        sums = jax.jit(stats.add)(stats.zeros(width), rows, 2 * width)
+        moments = stats.moments(sums)
+        timed(f"factor {width}", lambda m=moments: pruners.factor(m, 0.01))
+        factor = pruners.factor(moments, 0.01)
+        kernels = {k.shape: k for k in (params[s.name]["kernel"] for s in family.linears)}
+        for shape, kernel in kernels.items():
+            if shape[0] == width:
+                budget = np.int32(0.7 * kernel.size)
+                for pattern in (None, (2, 4)):
+
+                    def walk(k=kernel, b=budget, p=pattern, f=factor):
+                        return pruners.sparsegpt(k, f, b, pattern=p)
+
+                    timed(f"walk {shape[0]}x{shape[1]} {pattern or ''}".strip(), walk)
+        del moments, factor
+    dtypes = tuple(leaf.dtype for leaf in jax.tree.leaves(source.block(0)))
+    leaves = jax.tree.leaves(params)
+    timed(
+        "stored",
+        lambda: [np.asarray(steps.stored(a, d)) for a, d in zip(leaves, dtypes, strict=True)],
+    )
+    return found
+
+
+def torch_side(job) -> dict[str, Any]:
+    """The first blocks in plain PyTorch: bfloat16 by autocast, the streams on the device."""
+    import torch
+    import torch_reference as reference
+
+    from icp_jax.residency import FolderSource
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_default_device(device)
+    source, count = FolderSource(job["model"]), job["torch_blocks"]
+
+    class Blocks:
+        """Read when asked for, as float32."""
+
+        def __getitem__(self, t):
+            tree = reference.from_tree(source.block(t))
+            return {name: leaf.to(device, torch.float32) for name, leaf in tree.items()}
+
+    def half(kind):
+        def wrapped(method):
+            def call(*args):
+                with torch.autocast(device, torch.bfloat16):
+                    return method(*args)
+
+            return call
+
+        methods = {name: wrapped(getattr(kind, name)) for name in ("__call__", "hidden")}
+        return type(kind.__name__, (kind,), methods)
+
+    reference.BLOCKS = {name: half(kind) for name, kind in reference.BLOCKS.items()}
+    embed = {
+        name: torch.from_numpy(np.array(part["embedding"], np.float32)).to(device)
+        for name, part in source.embed().items()
+    }
+    tokens = np.load(job["tokens"])[: job["samples"] * job["length"]]
+    tokens = torch.from_numpy(tokens.reshape(job["samples"], -1)).to(device)
+    sparse, dense, seconds = reference.prune_blocks(
+        Blocks(),
+        embed,
+        tokens,
+        job["budgets"][:count],
+        family=source.family.name,
+        hidden=source.family.hidden_size,
+        heads=job["heads"],
+        attention="fused",
+        batch=2,
+        epochs=1,
+        lr=1e-4,
+        gamma=0.87,
+        damping=0.01,
+        width=128,
+        seed=0,
+    )
+    error = float((sparse - dense).square().sum() / dense.square().sum())
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
+    return {"blocks": count, "seconds": seconds, "error": error, "peak_bytes": peak}
+
+
+PARTS = {"rates": rates, "steps": steps, "torch": torch_side}
+
+if __name__ == "__main__":
+    print(json.dumps(PARTS[sys.argv[1]](json.loads(Path(sys.argv[2]).read_text()))))
