@@ -30,6 +30,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -102,18 +103,28 @@ def prune(job, scratch: Path) -> dict:
     code = [sys.executable, "-m", "icp_jax.cli", "prune", "--model", job["model"], "--json"]
     code += ["--calibration.data", job["tokens"], "--calibration.samples", str(job["samples"])]
     code += ["--calibration.seq-len", str(job["length"]), "--out", str(out), *job["options"]]
-    started, in_use = time.perf_counter(), 0
-    with (scratch / "stderr").open("w") as err:
-        run = subprocess.Popen(code, env=environment(job), stdout=subprocess.DEVNULL, stderr=err)
-        while run.poll() is None:
-            time.sleep(2)
-            in_use = max(in_use, int(card("memory.used") or 0))
+    started, in_use, said = time.perf_counter(), 0, []
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    run = subprocess.Popen(code, env=environment(job), text=True, **pipes)
+
+    def listen():  # a line a phase
+        for line in run.stderr:
+            said.append((round(time.perf_counter() - started, 2), line.rstrip()))
+            print(*said[-1], flush=True)
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    while run.poll() is None:
+        time.sleep(1)
+        in_use = max(in_use, int(card("memory.used") or 0))
+    listener.join()
     seconds = time.perf_counter() - started
     if run.returncode:
-        raise RuntimeError((scratch / "stderr").read_text()[-3000:])
+        raise RuntimeError(f"icp-jax prune ended with status {run.returncode}")
     record = json.loads((out / "icp_run.json").read_text())
     found = {
         "seconds": seconds,
+        "said": said,
         "card_mib": in_use,
         **{key: record[key] for key in ("peak_device_mib", "peak_host_mib", "sparsity")},
         "memory": record["config"]["memory"],

@@ -185,4 +185,7 @@ def torch_side(job) -> dict[str, Any]:
 PARTS = {"rates": rates, "steps": steps, "torch": torch_side}
 
 if __name__ == "__main__":
+    from icp_jax import cache
+
+    cache.use()  # as the command line does
     print(json.dumps(PARTS[sys.argv[1]](json.loads(Path(sys.argv[2]).read_text()))))

@@ -1,6 +1,8 @@
-"""XLA's compilation cache on disk, for the command line: a second run compiles nothing.
+"""How XLA compiles, for the command line: into a cache on disk, so that a second run compiles
+nothing, and on a GPU without trying kernels for each product.
 
-JAX's own variables win: JAX_COMPILATION_CACHE_DIR, and JAX_ENABLE_COMPILATION_CACHE=false for none.
+The user's own variables win: JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE=false for no
+cache, XLA_FLAGS.
 """
 
 from __future__ import annotations
@@ -10,9 +12,16 @@ import os
 import platform
 from pathlib import Path
 
+# Products go to cuBLAS. Triton's, of which XLA compiles and times some hundred, took more than two
+# minutes at OPT-6.7B's shapes before the first block.
+NO_TRITON = "--xla_gpu_enable_triton_gemm=false"
+
 
 def use() -> None:
     """Point JAX at the user's cache folder. To be called before JAX is imported."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if NO_TRITON.split("=")[0] not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {NO_TRITON}".strip()
     for name, value in (  # keep every program, however quickly compiled
         ("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", 0),
         ("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", -1),

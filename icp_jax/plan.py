@@ -17,7 +17,7 @@ from icp_jax.config import MemoryConfig, RunConfig, check, parse_bytes
 from icp_jax.errors import InputError
 from icp_jax.need import Need, need
 from icp_jax.residency import FolderSource
-from icp_jax.workload import Workload, describe, resolved, workload
+from icp_jax.workload import Workload, describe, resolved, size, workload
 
 
 class Plan(NamedTuple):
@@ -105,6 +105,11 @@ def fit(work: Workload, device: int | None = None, host: int | None = None) -> N
     least: tuple[int, str] | None = None
     for place in kinds if memory.streams == "auto" else (memory.streams,):
         tries, remat = _batches(work), memory.remat
+        both, room = _streams(work), {"device": device, "host": host}.get(place)
+        if room is not None and both > room:  # whatever the batch: nothing to compile for it
+            if least is None or both - room < least[0]:
+                least = both - room, f"{gib(both - room)} of {place} memory for the streams alone"
+            continue
         while tries:
             found = need(
                 work,
@@ -124,6 +129,12 @@ def fit(work: Workload, device: int | None = None, host: int | None = None) -> N
                 tries.pop(0)
     assert least is not None
     raise InputError(f"this does not fit with any place and batch: too little by {least[1]}")
+
+
+def _streams(work: Workload) -> int:
+    """Bytes of both."""
+    one = work.hidden(work.config.memory.stream_dtype)
+    return 2 * work.config.calibration.samples * size(one)
 
 
 def _batches(work: Workload) -> list[int | None]:

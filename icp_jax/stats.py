@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 TILE, TILE_MAX = 256, 512  # inputs a tile of the moments, on the CPU
-SIDE = 8  # tiles a side, elsewhere
+SIDE, SIDE_LEAST = 8, 1024  # elsewhere: tiles a side, of at least so many inputs
 PANEL = 512  # rows and columns of the moments that are multiplied at once, at most
 
 
@@ -36,7 +36,7 @@ def zeros(inputs: int) -> Sums:
 def _tile(inputs: int) -> int:
     if jax.default_backend() == "cpu":
         return min(inputs, max(TILE, min(TILE_MAX, inputs // 4)))
-    return min(inputs, max(TILE, -(-inputs // SIDE)))
+    return min(inputs, max(SIDE_LEAST, -(-inputs // SIDE)))
 
 
 def add(sums: Sums, x: Float[Array, "n d"], count: Int[Array, ""]) -> Sums:

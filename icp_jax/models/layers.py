@@ -72,7 +72,10 @@ class Linear(nn.Module):
         y = linear(x, kernel.astype(x.dtype))
         if self.is_mutable_collection("energies"):
             self.sow("energies", "outputs", _energies(y, moved))
-        return y if bias is None else y + bias.astype(x.dtype)
+        if bias is None:
+            return y
+        # in float32, and so its gradient, which sums over all positions
+        return (y.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
 
 
 def _energies(y: Float[Array, "b *s o"], moved: Float[Array, "o"] | None) -> Float[Array, "b"]:

@@ -207,6 +207,8 @@ def _walk_inputs(w, keep, u, pattern, on_grid):
     """One sub-block, input by input."""
     diagonal = jnp.diagonal(u)
     sub, outputs = w.shape
+    row = partial(jax.lax.dynamic_index_in_dim, keepdims=False)  # indexing would check the bounds
+    set_row = jax.lax.dynamic_update_index_in_dim
 
     def group_mask(w, keep, errors, i):
         n, m = pattern
@@ -221,9 +223,9 @@ def _walk_inputs(w, keep, u, pattern, on_grid):
             keep = jax.lax.cond(
                 i % pattern[1] == 0, lambda: group_mask(w, keep, errors, i), lambda: keep
             )
-        now = w[i] - dot(u[:, i], errors)
+        now = row(w, i) - dot(row(u, i, 1), errors)
         new = now if on_grid is None else on_grid(now, i)
-        new = jnp.where(keep[i], new, 0.0)
-        return w.at[i].set(new), keep, errors.at[i].set((now - new) / diagonal[i])
+        new = jnp.where(row(keep, i), new, 0.0)
+        return set_row(w, new, i, 0), keep, set_row(errors, (now - new) / row(diagonal, i), i, 0)
 
     return jax.lax.fori_loop(0, sub, step, (w, keep, jnp.zeros_like(w)))
