@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from icp_jax import streams
+from icp_jax import places, streams
 from icp_jax.masks import apply_keep
 from icp_jax.places import Stream
 
@@ -112,8 +112,9 @@ def compensate(
     given = params
     if again is None:  # the steps use theirs up
         params = jax.tree.map(lambda p: jnp.array(p, copy=True), params)
+    params = jax.device_put(params, places.here())
     before = after = loss_of(params)
-    state, means, done = _adam.init(params), [], 0
+    state, means, done = jax.device_put(_adam.init(params), places.here()), [], 0
     for epoch in range(epochs):
         order = np.random.default_rng((*_sequence(seed), epoch)).permutation(len(inputs))
         losses: list[jax.Array] = []

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from icp_jax.packed import Unpacked, is_pruned
 from icp_jax.residency import FolderSource, all_finite, describe, parts, read_config
 
 GROUPS = (4, 8)  # the sizes of groups in which a pattern is always looked for
+THREADS = 8  # at most, that look through an export
 
 
 @dataclass(frozen=True)
@@ -56,14 +59,10 @@ def verify_export(
     if set(weights.names()) != set(source.reader.names()):
         raise RuntimeError(f"{folder}: the exported tensors are not those of the source")
     by_name = {rule.name: rule for rule in source.placed}
-    layers = {}
-    names = weights.names()
-    for k, name in enumerate(names):
-        tick(k, len(names))
-        reader.forget()
-        source.reader.forget()
+
+    def check(name: str) -> tuple[int, int] | None:
         tensor, rule = weights.read(name), by_name.get(name)
-        budget = None if rule is None else _budget(rule, budgets)
+        budget, counted = None if rule is None else _budget(rule, budgets), None
         if budget is None:
             free = tuned and rule is not None and rule.path[0] == "blocks" and rule.path[1] != "0"
             if not free and not same_bytes(tensor, source.reader.read(name)):
@@ -74,13 +73,26 @@ def verify_export(
                 raise RuntimeError(f"exported tensor {name!r} has {zeros} zeros, not {budget}")
             if pattern is not None and densest_group(tensor, pattern[1]) > pattern[0]:
                 raise RuntimeError(f"exported tensor {name!r} breaks the pattern {pattern}")
-            layers[name] = (zeros, tensor.size)
+            counted = zeros, tensor.size
         if not all_finite(tensor):
             raise InputError(
                 f"pruned tensor {name!r} leaves the range of {tensor.dtype}: "
                 "lower --compensate.lr or add calibration samples"
             )
-    tick(len(names), len(names))
+        return counted
+
+    layers, names = {}, weights.names()
+    tick(0, len(names))
+    pool = ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1))
+    try:
+        for k, (name, counted) in enumerate(zip(names, pool.map(check, names), strict=True)):
+            tick(k + 1, len(names))
+            reader.forget()
+            source.reader.forget()
+            if counted is not None:
+                layers[name] = counted
+    finally:
+        pool.shutdown(cancel_futures=True)
     reader.close()
     return Counted(sum(z for z, _ in layers.values()), sum(n for _, n in layers.values()), layers)
 

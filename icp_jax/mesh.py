@@ -20,6 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from icp_jax import places
 from icp_jax.errors import InputError, Kept
 
 AXIS = "devices"
@@ -93,7 +94,7 @@ class Devices:
 
     def _put(self, tree: Any, spec: P) -> Any:
         if self.mesh is None:
-            return jax.device_put(tree)
+            return jax.device_put(tree, places.here())
         sharding = NamedSharding(self.mesh, spec)
         if self._across:
             return jax.tree.map(partial(_place, sharding), tree)

@@ -64,6 +64,7 @@ class Programs:
 
     def beside(self, function: Any, *args: Any, **kwargs: Any) -> int:
         """Bytes a function takes beside its arguments: temporaries and new outputs."""
+        args, kwargs = jax.tree.map(_placed, (args, kwargs))  # as the run's, or it compiles its own
         self.kept.append(function.lower(*args, **kwargs).compile())
         found = self.kept[-1].memory_analysis()
         if found is None:
@@ -104,8 +105,10 @@ def need(work: Workload, memory: MemoryConfig) -> Need:
         arrays += there["host"]
         if jax.default_backend() == "cpu":
             arrays += there["device"] + devices * at_once[name]
-        elif memory.streams != "device":
-            arrays += 4 * max(batch, gather) * size(one)
+        else:
+            arrays += 0 if first else max(stored)  # the block before is still being written
+            if memory.streams != "device":
+                arrays += 4 * max(batch, gather) * size(one)
         host = bare + RUNTIME + arrays if first else base + int(arrays * (1 + SLACK))
         phases.append(Phase(name, at_once[name] + there["device"], host, flops[name], moved[name]))
     whole = sum(stored) + embed + work.others
@@ -135,6 +138,12 @@ def _shape(shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.ShapeDtypeSt
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
+def _placed(leaf: Any) -> Any:
+    if not isinstance(leaf, jax.ShapeDtypeStruct):
+        return leaf
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=places.here())
+
+
 def _on_device(
     work, module, block, one, batch, gather, remat, programs
 ) -> Iterator[tuple[str, int]]:
@@ -144,7 +153,7 @@ def _on_device(
     apply = steps.Apply(module, steps.compute_dtype(config.dtype))
     params = jax.tree.map(lambda leaf: _shape(leaf.shape), block)
     x, some = (_shape((n, *one.shape[1:]), one.dtype) for n in (batch, gather))
-    held, sent, count = size(params), size(x), _shape((), jnp.int32)
+    held, sent, count = size(params), size(x), np.int32(1)
     yield "write", held
     dense = programs.beside(steps.forward, apply, params, x, count)
     yield "dense", held + 3 * sent + dense  # in: now and next; out: the last one
@@ -152,7 +161,7 @@ def _on_device(
     yield "sparse", held + 5 * sent + sparse
     if method.compensates and config.compensate.epochs and family.n_blocks > 1:
         state = jax.eval_shape(compensation._adam.init, params)
-        rate = _shape(())
+        rate = np.float32(1)
         tuned_as = apply.rematerialised() if remat else apply
         tuning = (compensation._steps, tuned_as, params, state, None, some, some, count, rate)
         yield "compensate", held + size(state) + 4 * size(some) + programs.beside(*tuning)
@@ -174,7 +183,7 @@ def _tap(config, sums, tap, linears, programs) -> Iterator[int]:
     """Bytes at once for one tap's linears, beside the params."""
     method, pattern = METHODS[config.prune.method], parse_pattern(config.prune.pattern)
     yield size(sums) + programs.beside(stats.moments, sums[tap])
-    moments, count = jax.eval_shape(stats.moments, sums[tap]), _shape((), jnp.int32)
+    moments, count = jax.eval_shape(stats.moments, sums[tap]), np.int32(1)
     held = size(sums) - size(sums[tap]) + size(moments)
     prepared = jax.eval_shape(lambda m: method.prepare(m, 0.01), moments)
     options: dict[str, Any] = {}

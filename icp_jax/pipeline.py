@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from icp_jax import heap, places, quantize, steps, streams
+from icp_jax.behind import Behind
 from icp_jax.budgets import Shapes, budgets
 from icp_jax.clock import Clock
 from icp_jax.compensation import Compensation, compensate
@@ -171,55 +172,59 @@ def prune_blocks(
         advance_dense(t, to_device(source.block(t)))
         advance_sparse(t, devices.agree(steps.to_device(block.read())))
 
-    for t in range(len(finished), n_blocks):
-        stored = source.block(t)
-        params, tuned = to_device(stored), None
-        with clock("dense"):
-            advance_dense(t, params)
-        if t and method.compensates and compensation.epochs:
-            with clock("compensate"):
-                params, tuned = compensate(  # a sample at a time: nothing for devices to share
-                    tuned_as[t],
-                    devices.first(params),
-                    sparse,
-                    dense,
-                    epochs=compensation.epochs,
-                    lr=compensation.lr,
-                    gamma=compensation.gamma,
-                    seed=(seed, t),
-                    again=partial(to_device, stored, ONE),
-                    tick=ticker(t, "compensate"),
+    # what a block's end takes of the host is done while an accelerator is at the next block
+    with Behind(apart=jax.default_backend() != "cpu") as behind:
+        for t in range(len(finished), n_blocks):
+            stored = source.block(t)
+            params, tuned = to_device(stored), None
+            with clock("dense"):
+                advance_dense(t, params)
+            if t and method.compensates and compensation.epochs:
+                with clock("compensate"):
+                    params, tuned = compensate(  # a sample at a time: nothing for devices to share
+                        tuned_as[t],
+                        devices.first(params),
+                        sparse,
+                        dense,
+                        epochs=compensation.epochs,
+                        lr=compensation.lr,
+                        gamma=compensation.gamma,
+                        seed=(seed, t),
+                        again=partial(to_device, stored, ONE),
+                        tick=ticker(t, "compensate"),
+                    )
+                    params = devices.agree(params)
+            with clock("statistics"):
+                seen = statistics(t, params)
+            with clock("prune"):
+                stored_as = {s.name: stored[s.name]["kernel"].dtype.name for s in family.linears}
+                params, grids, layers = prune_block(
+                    family,
+                    params,
+                    seen,
+                    budget[t],
+                    config,
+                    quant,
+                    stored_as,
+                    ticker(t, "prune"),
+                    where=f" of block {t}",
+                    devices=devices,
                 )
-                params = devices.agree(params)
-        with clock("statistics"):
-            seen = statistics(t, params)
-        with clock("prune"):
-            stored_as = {s.name: stored[s.name]["kernel"].dtype.name for s in family.linears}
-            params, grids, layers = prune_block(
-                family,
-                params,
-                seen,
-                budget[t],
-                config,
-                quant,
-                stored_as,
-                ticker(t, "prune"),
-                where=f" of block {t}",
-                devices=devices,
-            )
-            leaves, tree = jax.tree.flatten(params)
-            dtypes = tuple(leaf.dtype for leaf in jax.tree.leaves(stored))
-            params = jax.tree.unflatten(tree, steps.rounded(leaves, dtypes))
-            del leaves
-        with clock("sparse"):
-            energies = advance_sparse(t, params)
-        with clock("write"):
-            sink.write(t, _to_store(params, stored, None if tuned else budget[t]), grids)
-        distance, energy = np.sum(np.asarray(energies, np.float64), axis=0)
-        error = float(distance / max(energy, np.finfo(np.float64).tiny))
-        reports.append(BlockReport(t, tuple(layers), error, tuned, clock.take()))
-        check_share(reports, {s.name: s.tap for s in family.linears}, n_blocks)
-        seal(reports[-1])
+                leaves, tree = jax.tree.flatten(params)
+                dtypes = tuple(leaf.dtype for leaf in jax.tree.leaves(stored))
+                params = jax.tree.unflatten(tree, steps.rounded(leaves, dtypes))
+                del leaves
+            with clock("sparse"):
+                energies = advance_sparse(t, params)
+            with clock("write"):
+                pruned = _to_store(params, stored, None if tuned else budget[t])
+                behind.run(partial(sink.write, t, pruned, grids))
+                del pruned
+            distance, energy = np.sum(np.asarray(energies, np.float64), axis=0)
+            error = float(distance / max(energy, np.finfo(np.float64).tiny))
+            reports.append(BlockReport(t, tuple(layers), error, tuned, clock.take()))
+            check_share(reports, {s.name: s.tap for s in family.linears}, n_blocks)
+            behind.then(partial(seal, reports[-1]))
     return reports
 
 
@@ -229,6 +234,6 @@ def _to_store(params: Params, stored: Params, only: Mapping[str, int] | None) ->
     def leaf(path, new, old):
         if only is not None and not (path[0].key in only and path[-1].key == "kernel"):
             return old
-        return np.asarray(steps.stored(new, old.dtype))
+        return steps.stored(new, old)
 
     return jax.tree_util.tree_map_with_path(leaf, params, stored)

@@ -23,6 +23,17 @@ import numpy as np
 Place = Literal["device", "host", "disk"]
 
 
+def here() -> jax.sharding.SingleDeviceSharding:
+    """JAX's default device, said outright.
+
+    A program is compiled again for arguments that are bound to a device and for those that are
+    not; so all are, the samples that came from pinned memory among them.
+    """
+    default = getattr(jax.config, "jax_default_device", None)  # unknown to JAX's own types
+    known = isinstance(default, jax.Device)
+    return jax.sharding.SingleDeviceSharding(default if known else jax.local_devices()[0])
+
+
 class Samples:
     """Arrays `[...]`, one a sample, in a memory of the device's: its own, or pinned host memory.
 
@@ -30,10 +41,8 @@ class Samples:
     """
 
     def __init__(self, shape: Sequence[int], dtype: np.dtype, kind: str):
-        device = jax.local_devices()[0]
         self.shape, self.dtype = tuple(shape), np.dtype(dtype)
-        self._there = jax.sharding.SingleDeviceSharding(device, memory_kind=kind)
-        self._here = jax.sharding.SingleDeviceSharding(device)
+        self._there, self._here = here().with_memory_kind(kind), here()
         self._parts: list[jax.Array | None] = [None] * len(self)
 
     def __len__(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -231,9 +232,14 @@ def _export(
     else:
         sink = FolderSink(source, work.export)
     try:
-        for t in range(last + 1):
-            sink.write(t, *work.proven(t))
-            progress(last, "export", t + 1, last + 1, None)
+        with ThreadPoolExecutor(1) as ahead:  # the next block is read while one is written
+            coming = ahead.submit(work.proven, 0)
+            for t in range(last + 1):
+                params, grids = coming.result()
+                if t < last:
+                    coming = ahead.submit(work.proven, t + 1)
+                sink.write(t, params, grids)
+                progress(last, "export", t + 1, last + 1, None)
         sink.close()
     except BaseException:
         sink.abandon()

@@ -143,10 +143,16 @@ def _float32(leaves, turned):
     ]
 
 
-@partial(jax.jit, static_argnums=1)
-def stored(leaf, dtype):
-    """A leaf as the export will hold it."""
-    return leaf.astype(dtype)
+@partial(jax.jit, static_argnums=(1, 2))
+def _stored(leaf, dtype, turned):
+    return (leaf.T if turned else leaf).astype(dtype)
+
+
+def stored(leaf: jax.Array, old: np.ndarray) -> np.ndarray:
+    """A leaf on the host, in the dtype of `old` and lying in memory as that does."""
+    turned = lies_transposed(old)
+    found = np.asarray(_stored(leaf, old.dtype, turned))
+    return found.T if turned else found
 
 
 def hidden(family: Family, embed: Params, sample: Any, dtype: str) -> jax.ShapeDtypeStruct:
@@ -161,12 +167,13 @@ def to_device(params: Params, devices: Devices = ONE) -> Params:
     it is the accelerator's work.
     """
     leaves, tree = jax.tree.flatten(params)
-    turned = tuple(map(_lies_transposed, leaves))
+    turned = tuple(jax.default_backend() != "cpu" and lies_transposed(leaf) for leaf in leaves)
     sent = [leaf.T if back else leaf for leaf, back in zip(leaves, turned, strict=True)]
     return jax.tree.unflatten(tree, _float32(devices.whole(sent), turned))
 
 
-def _lies_transposed(leaf: Any) -> bool:
-    if jax.default_backend() == "cpu" or not isinstance(leaf, np.ndarray) or leaf.ndim != 2:
+def lies_transposed(leaf: Any) -> bool:
+    """Whether a matrix lies in memory by columns."""
+    if not isinstance(leaf, np.ndarray) or leaf.ndim != 2:
         return False
     return leaf.flags.f_contiguous and not leaf.flags.c_contiguous

@@ -8,7 +8,7 @@ import pytest
 from conftest import write_opt
 
 import icp_jax
-from icp_jax import CompensateConfig, InputError, pipeline
+from icp_jax import CompensateConfig, InputError, pipeline, places
 
 SLOW_LR = CompensateConfig(epochs=2, lr=1e-3)
 
@@ -139,7 +139,13 @@ def compilations(action):
     return len(seen)
 
 
-def test_blocks_share_compiled_functions_and_settings_compile_nothing(tmp_path, tokens):
+@pytest.mark.parametrize("place", ["host", "samples"])
+def test_blocks_share_compiled_functions_and_settings_compile_nothing(
+    tmp_path, tokens, monkeypatch, place
+):
+    if place == "samples":  # what an accelerator has
+        pinned = staticmethod(lambda s, dtype, *_: places.Samples(s, dtype, "pinned_host"))
+        monkeypatch.setattr(places, "empty", pinned)
     models = {n: icp_jax.load(write_opt(tmp_path / str(n), num_hidden_layers=n)) for n in (2, 6)}
 
     def run(n, **settings):

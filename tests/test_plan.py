@@ -1,5 +1,6 @@
 """The plan: its peaks beside measured ones, the settings it picks, what it says where none fit."""
 
+import collections
 import json
 import os
 import re
@@ -69,8 +70,16 @@ def test_planned_and_measured_peaks_agree(tmp_path, shape):
         )
         return json.loads(done.stdout)
 
+    def programs():
+        found = [p.name for p in (tmp_path / "cache").rglob("jit_*-cache")]
+        return collections.Counter(name.rsplit("-", 2)[0] for name in found)
+
     planned = run("plan")
+    compiled = programs()
     run("prune", "--out", "out")
+    for program in ("forward", "forward_beside", "collect", "factor", "walk", "output_error"):
+        assert programs()[f"jit_{program}"] == compiled[f"jit_{program}"] > 0, program
+    assert programs()["jit__steps"] == compiled["jit__steps"]
     measured = json.loads((tmp_path / "out" / "icp_run.json").read_text())["peak_host_mib"]
     assert planned["peak"]["host"] / 2**20 == pytest.approx(measured, rel=0.15)
 

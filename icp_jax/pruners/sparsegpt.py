@@ -228,4 +228,6 @@ def _walk_inputs(w, keep, u, pattern, on_grid):
         new = jnp.where(row(keep, i), new, 0.0)
         return set_row(w, new, i, 0), keep, set_row(errors, (now - new) / row(diagonal, i), i, 0)
 
-    return jax.lax.fori_loop(0, sub, step, (w, keep, jnp.zeros_like(w)))
+    # each step is a few small kernels to a GPU, and a loop around them some more
+    unroll = jax.default_backend() != "cpu"
+    return jax.lax.fori_loop(0, sub, step, (w, keep, jnp.zeros_like(w)), unroll=unroll)
