@@ -6,8 +6,8 @@
 
 The checkpoint is random, float16, with as many blocks as `--blocks`; calibration is 128 windows of
 2048 random tokens, one epoch; all as `icp-jax prune` does it by default on a GPU: blocks computed
-in bfloat16, statistics, solver and Adam in float32. JAX's pool is no larger than `--device`, and
-the plan is given less, `--plan`; what CUDA itself takes (context, library workspaces) lies outside
+in bfloat16, statistics, solver and Adam in float32. JAX's pool is no larger than `--device-mib`,
+and the plan is given less by `--options`; what CUDA itself takes (context, library workspaces) lies outside
 the pool. Parts, each in a process of its own:
 
     rates   products of 8192³ in bfloat16 and float32, copies to and from the card
@@ -48,7 +48,7 @@ PHASES = ("dense", "compensate", "statistics", "prune", "sparse", "write")
 def checkpoint(job, folder: Path) -> int:
     """A random float16 checkpoint; tensors are windows of one pool of random numbers."""
     rng = np.random.default_rng(job["seed"])
-    pool = rng.standard_normal((1 << 27) + (1 << 24), np.float32)
+    pool = rng.standard_normal((1 << 26) + (1 << 24), np.float32)
     scaled: dict[float, np.ndarray] = {}
 
     def tensor(p):
@@ -56,10 +56,10 @@ def checkpoint(job, folder: Path) -> int:
         if len(p.shape) == 1:
             return 0.02 * pool[:count] + (1 if "norm.weight" in p.name else 0)
         scale = p.shape[-1] ** -0.5
-        if count > len(pool) >> 1:  # an embedding
-            return rng.standard_normal(p.shape, np.float32) * np.float32(scale)
         if scale not in scaled:
             scaled[scale] = (pool * np.float32(scale)).astype(np.float16)
+        if count > len(pool):  # an embedding
+            return np.resize(scaled[scale], p.shape)
         start = int(rng.integers(0, len(pool) - count))
         return scaled[scale][start : start + count].reshape(p.shape)
 

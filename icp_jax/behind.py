@@ -1,11 +1,16 @@
-"""Work of the host's that a device need not wait for."""
+"""Work of the host's in threads: behind the caller's back, or a few pieces at once."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+THREADS = 8  # at most
 
 
 class Behind:
@@ -56,3 +61,12 @@ class Behind:
         finally:
             if self._pool is not None:
                 self._pool.shutdown()
+
+
+def in_threads(function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    """`map` by a few threads, for work on files and arrays, which holds no lock of Python's."""
+    pool = ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1))
+    try:
+        yield from pool.map(function, items)
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from icp_jax.behind import in_threads
 from icp_jax.cache import features
 from icp_jax.config import RunConfig
 from icp_jax.errors import Kept
@@ -42,7 +43,8 @@ class Weights:
         config = source.folder / "config.json"
         self.files = [*source.weights(), *([config] if config.is_file() else [])]
         self._seen = self._look()
-        self.digests = {path.name: sha256(path) for path in self.files}
+        digests = in_threads(sha256, self.files)
+        self.digests = {p.name: found for p, found in zip(self.files, digests, strict=True)}
 
     def _look(self) -> list[tuple[int, ...]]:
         stats = [path.stat() for path in self.files]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import numpy as np
 from converters import table_for
 from converters.files import Reader, lone_torch_file, open_checkpoint
 from converters.rules import ConversionError, Placed
+from icp_jax.behind import in_threads
 from icp_jax.errors import InputError
 from icp_jax.export import RECORD
 from icp_jax.masks import parse_pattern
@@ -24,7 +23,6 @@ from icp_jax.packed import Unpacked, is_pruned
 from icp_jax.residency import FolderSource, all_finite, describe, parts, read_config
 
 GROUPS = (4, 8)  # the sizes of groups in which a pattern is always looked for
-THREADS = 8  # at most, that look through an export
 
 
 @dataclass(frozen=True)
@@ -81,18 +79,15 @@ def verify_export(
             )
         return counted
 
-    layers, names = {}, weights.names()
+    layers: dict[str, tuple[int, int]] = {}
+    names = weights.names()
     tick(0, len(names))
-    pool = ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1))
-    try:
-        for k, (name, counted) in enumerate(zip(names, pool.map(check, names), strict=True)):
-            tick(k + 1, len(names))
-            reader.forget()
-            source.reader.forget()
-            if counted is not None:
-                layers[name] = counted
-    finally:
-        pool.shutdown(cancel_futures=True)
+    for k, (name, counted) in enumerate(zip(names, in_threads(check, names), strict=True)):
+        tick(k + 1, len(names))
+        reader.forget()
+        source.reader.forget()
+        if counted is not None:
+            layers[name] = counted
     reader.close()
     return Counted(sum(z for z, _ in layers.values()), sum(n for _, n in layers.values()), layers)
 

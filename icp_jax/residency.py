@@ -22,6 +22,7 @@ from converters.files import TORCH_SUFFIXES, Reader, lone_torch_file, open_check
 from converters.rules import Placed, check_shape, first_line, insert
 from converters.safetensors_files import Layout
 from converters.sam_names import config_of
+from icp_jax.behind import in_threads
 from icp_jax.dot import full_precision
 from icp_jax.errors import InputError
 from icp_jax.models import Family, make_family
@@ -114,9 +115,13 @@ class FolderSource:
 
         Raises InputError for NaN or infinity, naming the tensor.
         """
+
+        def finite(rule: Placed) -> bool:
+            return all_finite(self.reader.read(rule.name))
+
         for rules in self._parts.values():
-            for rule in rules:
-                if not all_finite(self.reader.read(rule.name)):
+            for rule, good in zip(rules, in_threads(finite, rules), strict=True):
+                if not good:
                     raise _not_finite(rule.name)
             self.reader.forget()
         self._finite = True
