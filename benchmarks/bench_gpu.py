@@ -7,8 +7,8 @@
 The checkpoint is random, float16, with as many blocks as `--blocks`; calibration is 128 windows of
 2048 random tokens, one epoch; all as `icp-jax prune` does it by default on a GPU: blocks computed
 in bfloat16, statistics, solver and Adam in float32. JAX's pool is no larger than `--device-mib`,
-and the plan is given less by `--options`; what CUDA itself takes (context, library workspaces) lies outside
-the pool. Parts, each in a process of its own:
+and `--options` gives the plan less; what CUDA itself takes (context, library workspaces) lies
+outside the pool. Parts, each in a process of its own:
 
     rates   products of 8192³ in bfloat16 and float32, copies to and from the card
     steps   every program of a block alone, its data on the card; first call (compiling) and median

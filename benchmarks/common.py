@@ -46,9 +46,9 @@ def provenance() -> dict[str, Any]:
     from icp_jax.run import versions
 
     here = Path(__file__).parent
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False
-    ).stdout.strip() or os.environ.get("COMMIT", "")  # a copy without the repository
+    asked = ["git", "rev-parse", "HEAD"]  # COMMIT: of a copy without the repository
+    said = subprocess.run(asked, cwd=here, capture_output=True, text=True, check=False).stdout
+    commit = os.environ.get("COMMIT") or said.strip()
     command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     return {"command": command, "commit": commit, "machine": machine(), "versions": versions()}
 
