@@ -27,6 +27,7 @@ import argparse
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -186,37 +187,49 @@ def _differ(family, one, two) -> dict[str, list[float]]:
     return {"masks_differ": masks, "kept_relative_distance": kept}
 
 
-def table(job, record) -> str:
-    """Seconds a block beside PyTorch's, tokens a second, and the share of the bfloat16 rate."""
+def table(record) -> str:
+    """Of every phase: seconds in all and in the median block, and that block's rates.
+
+    The first block of a phase compiles what the plan did not. PyTorch's blocks are in the mean,
+    its first uses and the reading of blocks (in `dense`) included.
+    """
     from prune_job import linears
 
     from icp_jax import RunConfig, cost
     from icp_jax.config import CalibrationConfig
     from icp_jax.models import make_family
 
-    found, rate = record["prune"], record.get("rates", {}).get("bfloat16")
-    family, count = make_family(hf_config(job)), job["blocks"]
+    job, found, rate = record["settings"], record["prune"], record["rates"]["bfloat16"]
+    family = make_family(hf_config(job))
     config = RunConfig(calibration=CalibrationConfig(samples=job["samples"]))
-    work = cost.flops(family, [linears(job)] * count, config, job["length"])
-    torch = record.get("torch", {}).get("seconds", {})
     tokens = job["samples"] * job["length"]
-    lines = [f"{'phase':12}{'TFLOP':>9}{'s':>9}{'tokens/s':>11}{'share':>8}{'s a block':>11}"]
-    lines[0] += f"{'PyTorch':>10}" if torch else ""
-    for p, seconds in found["phases"].items():
-        line = f"{p:12}{work.get(p, 0) / 1e12:9.1f}{seconds:9.2f}"
-        line += f"{count * tokens / seconds:11.0f}" if seconds else " " * 11
-        share = work.get(p, 0) / rate / seconds if rate and seconds else 0
-        line += f"{share:8.1%}" if share else " " * 8
-        blocks = count - (p == "compensate")
-        line += f"{seconds / max(blocks, 1):11.3f}"
+    # of two blocks: compensation is the second one's
+    work = cost.flops(family, [linears(job)] * 2, config, job["length"])
+    work = {p: work[p] / (1 if p == "compensate" else 2) for p in PHASES}
+    torch = record.get("torch", {}).get("seconds", {})
+    lines = [f"{'phase':12}{'s':>8} | a block:{'TFLOP':>8}{'s':>8}{'tokens/s':>11}"]
+    lines[0] += f"{'TFLOP/s':>9}{'share':>7}"
+    lines[0] += f" |{'PyTorch, s':>11}{'/ours':>7}" if torch else ""
+    for p in PHASES:
+        s = statistics.median(block[p] for block in found["blocks"] if p in block)
+        flops = work[p] / 1e12
+        line = f"{p:12}{found['phases'][p]:8.2f} |         {flops:8.1f}{s:8.3f}{tokens / s:11.0f}"
+        line += f"{flops / s:9.0f}{work[p] / s / rate:7.0%}" if flops else " " * 16
         if p in torch:
-            tuned = record["torch"]["blocks"] - (p == "compensate")
-            line += f"{torch[p] / max(tuned, 1):10.3f}"
+            theirs = torch[p] / (record["torch"]["blocks"] - (p == "compensate"))
+            line += f" |{theirs:11.3f}{theirs / s:7.1f}"
         lines.append(line)
-    lines.append(f"{'all':12}{sum(work.values()) / 1e12:9.1f}{found['seconds']:9.2f}")
+    lines.append(f"{'other':12}{found['phases']['other']:8.2f}")
+    lines.append(f"{'all':12}{found['seconds']:8.2f}")
+    first = next((at for at, line in found["said"] if line.endswith("dense")), float("nan"))
+    lines.append(f"{first:.0f} s until block 0 had its dense stream: planning, compiling, hashing")
     lines.append(
-        f"peak of the pool {found['peak_device_mib']} MiB, of the card {found['card_mib']} MiB, "
-        f"of the host {found['peak_host_mib']} MiB; sparsity {found['sparsity']:.4f}"
+        f"rates: bfloat16 {rate / 1e12:.0f}, float32 {record['rates']['float32'] / 1e12:.0f} "
+        f"TFLOP/s, to the card {record['rates']['to_device'] / 1e9:.0f} GB/s"
+    )
+    lines.append(
+        f"peaks: of the pool {found['peak_device_mib']} MiB, of the card with the whole pool "
+        f"{found['card_mib']} MiB, of the host {found['peak_host_mib']} MiB"
     )
     return "\n".join(lines)
 
@@ -235,11 +248,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", help="a name under results/; without it nothing is written")
     parser.add_argument("--folder", type=Path, default=common.RESULTS, help="instead of results/")
+    parser.add_argument("--show", help="print the table of a result, and measure nothing")
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse()
+    if args.show:
+        print(table(json.loads((args.folder / args.show).read_text())))
+        return
     root = str(Path(__file__).parent.parent)
     os.environ["JAX_PLATFORMS"] = "cpu"  # of this process: the card is the children's
     os.environ["PYTHONPATH"] = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
@@ -278,8 +295,8 @@ def main() -> None:
             print(f"{each}: {time.perf_counter() - started:.1f} s", flush=True)
             if args.out:
                 common.write(args.out, record, args.folder)
-    if "phases" in record.get("prune", {}):
-        print(table(job, record))
+    if "phases" in record.get("prune", {}) and "bfloat16" in record.get("rates", {}):
+        print(table(record))
 
 
 if __name__ == "__main__":

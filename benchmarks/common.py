@@ -49,7 +49,10 @@ def provenance() -> dict[str, Any]:
     asked = ["git", "rev-parse", "HEAD"]  # COMMIT: of a copy without the repository
     said = subprocess.run(asked, cwd=here, capture_output=True, text=True, check=False).stdout
     commit = os.environ.get("COMMIT") or said.strip()
-    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    said = list(sys.argv[1:])
+    if "--folder" in said:  # where a result goes to is no part of how it came about
+        del said[(at := said.index("--folder")) : at + 2]
+    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *said])
     return {"command": command, "commit": commit, "machine": machine(), "versions": versions()}
 
 

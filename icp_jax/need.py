@@ -26,6 +26,7 @@ Params = dict[str, Any]
 # Of the host, seen on the CPU: what the runtime takes once programs run (threads, packing
 # buffers, LAPACK), and the share that an allocator keeps of the arrays that are freed.
 RUNTIME, SLACK = 80 << 20, 0.15
+PINNED = 2  # XLA takes pinned memory from the system in ever doubled pieces: at most so much
 
 
 class Phase(NamedTuple):
@@ -102,7 +103,7 @@ def need(work: Workload, memory: MemoryConfig) -> Need:
         there = {place: count // (2 if first else 1) for place, count in kept.items()}
         # between "dense" and "write" nothing of the source's block is held
         arrays = {"embed": embed, "dense": max(stored), "write": max(stored)}.get(name, 0)
-        arrays += there["host"]
+        arrays += there["host"] * (1 if jax.default_backend() == "cpu" else PINNED)
         if jax.default_backend() == "cpu":
             arrays += there["device"] + devices * at_once[name]
         else:
