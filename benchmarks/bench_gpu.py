@@ -15,6 +15,8 @@ outside the pool. Parts, each in a process of its own:
     prune   the command, from folder to folder, the compilation cache empty or as `--cache` has it
     torch   `torch_reference.py` for the first `--torch-blocks` blocks: bfloat16 by autocast, fused
             attention, both streams on the card, which has the room; no file is written
+    first   the reports of the first `--first-blocks` blocks on `--platform`, in `--dtype`, to hold
+            the GPU's against the CPU's (some 20 minutes a block on two cores)
     parity  the bundled model pruned by ICP on the GPU, in float32 and bfloat16, and on the CPU
 
 Shares are of the rate of bfloat16 products, in all phases; FLOPs are those of `icp_jax.cost`.
@@ -40,7 +42,7 @@ import common
 import numpy as np
 from prune_job import SHAPES, hf_config
 
-PARTS = ("rates", "steps", "prune", "torch", "parity")
+PARTS = ("rates", "steps", "prune", "torch", "first", "parity")
 SIDES = Path(__file__).with_name("gpu_sides.py")
 VOCAB = {"opt-6.7b": 50272, "llama-7b": 32000}
 PHASES = ("dense", "compensate", "statistics", "prune", "sparse", "write")
@@ -92,8 +94,9 @@ def part(name: str, job, scratch: Path) -> dict:
     variables = environment(job)
     if name != "steps":
         variables.pop("XLA_CLIENT_MEM_FRACTION", None)
-    if name == "torch":
-        variables["JAX_PLATFORMS"] = "cpu"
+    platform = "cpu" if name == "torch" else job["platform"] if name == "first" else ""
+    if platform:
+        variables["JAX_PLATFORMS"] = platform
     done = subprocess.run(code, env=variables, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -237,9 +240,14 @@ def table(record) -> str:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="opt-6.7b")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=[p for p in PARTS if p != "first"]
+    )
     parser.add_argument("--blocks", type=int, default=32)
     parser.add_argument("--torch-blocks", type=int, default=3)
+    parser.add_argument("--first-blocks", type=int, default=1)
+    parser.add_argument("--platform", default="", help="of JAX, for the part first: cpu, cuda")
+    parser.add_argument("--dtype", default="auto", help="for the part first")
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--device-mib", type=int, default=8192, help="JAX's pool")
@@ -277,7 +285,7 @@ def main() -> None:
         scratch = Path(name)
         job["cache"] = args.cache or str(scratch / "cache")
         job["model"], job["tokens"] = str(scratch / "model"), str(scratch / "ids.npy")
-        if {"steps", "prune", "torch"} & {*args.parts}:
+        if {"steps", "prune", "torch", "first"} & {*args.parts}:
             started = time.perf_counter()
             record["checkpoint_bytes"] = checkpoint(job, Path(job["model"]))
             count = 2 * job["samples"] * job["length"]

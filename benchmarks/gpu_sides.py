@@ -5,6 +5,7 @@ python benchmarks/gpu_sides.py PART JOB.json    # prints one JSON object
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 import sys
@@ -182,7 +183,39 @@ def torch_side(job) -> dict[str, Any]:
     return {"blocks": count, "seconds": seconds, "error": error, "peak_bytes": peak}
 
 
-PARTS = {"rates": rates, "steps": steps, "torch": torch_side}
+def first(job) -> dict[str, Any]:
+    """The reports of the first blocks, on any platform and in either dtype."""
+    import jax
+
+    from icp_jax import CalibrationConfig, PruneConfig, inputs
+    from icp_jax.pipeline import prune_blocks
+    from icp_jax.records import block_record
+    from icp_jax.residency import FolderSource, TreeSink
+
+    source, found = FolderSource(job["model"]), []
+    calibration = CalibrationConfig(job["tokens"], job["samples"], job["length"])
+    tokens = inputs.calibration(inputs.resolved(calibration, source), source)
+
+    class Enough(Exception):
+        """So many blocks are pruned."""
+
+    def seal(report):
+        found.append(block_record(report))
+        print(json.dumps(found[-1]), file=sys.stderr, flush=True)
+        if len(found) == job["first_blocks"]:
+            raise Enough
+
+    def progress(block, phase, done, total, loss):
+        if done == total:
+            print(block, phase, file=sys.stderr, flush=True)
+
+    sink, how = TreeSink({"blocks": {}}), {"dtype": job["dtype"], "seal": seal}
+    with contextlib.suppress(Enough):
+        prune_blocks(source, sink, tokens, PruneConfig(), progress=progress, **how)
+    return {"platform": jax.default_backend(), "dtype": job["dtype"], "blocks": found}
+
+
+PARTS = {"rates": rates, "steps": steps, "torch": torch_side, "first": first}
 
 if __name__ == "__main__":
     from icp_jax import cache

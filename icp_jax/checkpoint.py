@@ -213,7 +213,7 @@ class Work:
     def read(self, t: int) -> tuple[Params, dict[str, Grid]]:
         """A finished block in the dtypes of the source, and its grids by linear."""
         tree = read_tree(self._block(t))
-        params = _together(tree["params"], tree["turned"])
+        params = _together(tree["params"], tree.get("turned", {}))
         return params, {name: Grid(**grid) for name, grid in tree["grids"].items()}
 
     def _params(self, t: int) -> Params:
