@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
-THREADS = 8  # at most
+THREADS = 4  # at most: each may have a large tensor in hand
 
 
 class Behind:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from icp_jax import places, streams
+from icp_jax import heap, places, streams
 from icp_jax.masks import apply_keep
 from icp_jax.places import Stream
 
@@ -142,6 +142,7 @@ def compensate(
     if not np.all(np.isfinite([*means, after])):
         restored = NOT_FINITE
     elif after > before:
+        heap.give_back()  # the moments' memory: the params as they were come beside these
         given, again = (given if again is None else again()), None
         before, after = (loss_of(p, np.arange(len(inputs))) for p in (given, params))
         if after > before:

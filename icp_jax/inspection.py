@@ -77,6 +77,8 @@ def verify_export(
                 f"pruned tensor {name!r} leaves the range of {tensor.dtype}: "
                 "lower --compensate.lr or add calibration samples"
             )
+        reader.forget()
+        source.reader.forget()
         return counted
 
     layers: dict[str, tuple[int, int]] = {}
@@ -84,8 +86,6 @@ def verify_export(
     tick(0, len(names))
     for k, (name, counted) in enumerate(zip(names, in_threads(check, names), strict=True)):
         tick(k + 1, len(names))
-        reader.forget()
-        source.reader.forget()
         if counted is not None:
             layers[name] = counted
     reader.close()

@@ -186,13 +186,15 @@ def _tap(config, sums, tap, linears, programs) -> Iterator[int]:
     yield size(sums) + programs.beside(stats.moments, sums[tap])
     moments, count = jax.eval_shape(stats.moments, sums[tap]), np.int32(1)
     held = size(sums) - size(sums[tap]) + size(moments)
+    for shape, total in linears:
+        yield held + programs.beside(stats.energy, _shape(shape), moments, total)
     prepared = jax.eval_shape(lambda m: method.prepare(m, 0.01), moments)
     options: dict[str, Any] = {}
     if method.walks:
         options["block"] = config.prune.block_size
         yield held + programs.beside(method.prepare, moments, 0.01)
-        held += size(prepared)
-    for shape, total in linears:
+        held += size(prepared) - size(moments)
+    for shape, _ in linears:
         kernel = _shape(shape)
         if config.quant.bits is not None:
             q, diagonal = config.quant, _shape(shape[:1])
@@ -208,6 +210,6 @@ def _tap(config, sums, tap, linears, programs) -> Iterator[int]:
                 yield held + 2 * size(kernel) + programs.beside(*rounding)
         pruning = (method.prune, kernel, prepared, count)
         yield held + programs.beside(*pruning, pattern=pattern, **options)
-        lost = [_shape(())] if method.walks else []
-        compared = (stats.output_error, kernel, kernel, moments, *lost)
-        yield held + size(kernel) + programs.beside(*compared, total=total)
+        if not method.walks:
+            compared = programs.beside(stats.lost_energy, kernel, kernel, moments)
+            yield held + size(kernel) + compared

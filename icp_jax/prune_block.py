@@ -61,38 +61,43 @@ def prune_block(
     grids: dict[str, quantize.Grid] = {}
     found, rungs, pruned = {}, {}, {name: params.pop(name) for name in tuple(params)}
     for tap in dict.fromkeys(spec.tap for spec in family.linears):
+        readers = [spec.name for spec in family.linears if spec.tap == tap]
         moments = streams.settle(stats.moments(seen.sums.pop(tap)))
+        importance, energies = jnp.diagonal(moments.second), {}
+        for name in readers:
+            known = pruned[name]["kernel"], moments, seen.energies.get(name)
+            energies[name] = streams.settle(stats.energy(*known))
         heap.give_back()  # the holes that the tap before left fit none of the matrices to come
         try:
             prepared, rungs[tap] = climb(method.prepare, moments, config.damping)
         except np.linalg.LinAlgError as failed:
-            readers = ", ".join(spec.name for spec in family.linears if spec.tap == tap)
-            raise InputError(f"layer {readers}{where}: {failed}; {ADVICE}") from None
-        for spec in (s for s in family.linears if s.tap == tap):
-            kernel, grid = devices.rows(pruned[spec.name]["kernel"]), None
+            raise InputError(f"layer {', '.join(readers)}{where}: {failed}; {ADVICE}") from None
+        if method.walks:
+            del moments  # the factor, which is as large, is all that a walk needs
+        for name in readers:
+            kernel, grid = devices.rows(pruned[name]["kernel"]), None
             if quant is not None and quant.bits is not None:
-                grid = grids[spec.name] = quantize.make_grid(
+                grid = grids[name] = quantize.make_grid(
                     kernel,
                     np.int32(quant.bits),
                     group=quant.group,
                     symmetric=quant.symmetric,
                     search=quant.search,
-                    importance=jnp.diagonal(moments.second),
-                    dtype=(dtypes or {}).get(spec.name, "float32"),
+                    importance=importance,
+                    dtype=(dtypes or {}).get(name, "float32"),
                 )
             if method.walks:
                 options["grid"] = grid
             new, keep, *lost = streams.settle(
-                method.prune(
-                    kernel, prepared, np.int32(budget[spec.name]), pattern=pattern, **options
-                )
+                method.prune(kernel, prepared, np.int32(budget[name]), pattern=pattern, **options)
             )
             if grid is not None and not method.walks:
                 new = quantize.round_kernel(new, keep, grid)
-            pruned[spec.name] = {**pruned[spec.name], "kernel": devices.whole(new)}
-            energy = seen.energies.get(spec.name)
-            error = streams.settle(stats.output_error(kernel, new, moments, *lost, total=energy))
-            found[spec.name] = (kernel.size, jnp.sum(~keep, dtype=jnp.int32), error)
+            pruned[name] = {**pruned[name], "kernel": devices.whole(new)}
+            if not method.walks:
+                lost = [streams.settle(stats.lost_energy(kernel, new, moments))]
+            error = stats.share(*lost, energies[name])
+            found[name] = (kernel.size, jnp.sum(~keep, dtype=jnp.int32), error)
             tick(len(found), len(family.linears))
         jax.block_until_ready(found)  # one tap's matrices at a time
     layers = []

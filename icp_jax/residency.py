@@ -117,13 +117,14 @@ class FolderSource:
         """
 
         def finite(rule: Placed) -> bool:
-            return all_finite(self.reader.read(rule.name))
-
-        for rules in self._parts.values():
-            for rule, good in zip(rules, in_threads(finite, rules), strict=True):
-                if not good:
-                    raise _not_finite(rule.name)
+            good = all_finite(self.reader.read(rule.name))
             self.reader.forget()
+            return good
+
+        rules = [rule for part in self._parts.values() for rule in part]
+        for rule, good in zip(rules, in_threads(finite, rules), strict=True):
+            if not good:
+                raise _not_finite(rule.name)
         self._finite = True
 
     def embed(self) -> Params:

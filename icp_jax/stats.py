@@ -119,21 +119,31 @@ def output_energy(kernel: Float[Array, "i o"], m: Moments) -> Float[Array, ""]:
 
 
 @jax.jit
-def output_error(
-    before: Float[Array, "i o"],
-    after: Float[Array, "i o"],
-    m: Moments,
-    lost: Float[Array, ""] | None = None,
-    total: Float[Array, ""] | None = None,
+def lost_energy(
+    before: Float[Array, "i o"], after: Float[Array, "i o"], m: Moments
 ) -> Float[Array, ""]:
-    """‖(W - Ŵ)ᵀx‖² / ‖Wᵀx‖², in the mean over the calibration tokens.
+    """‖(W - Ŵ)ᵀx‖², in the mean over the calibration tokens."""
+    return output_energy(before - after, m)
 
-    lost: the numerator, where the pruner knows it; total: the denominator, over all tokens, where
-    it was counted.
-    """
-    lost = output_energy(before - after, m) if lost is None else lost
+
+@jax.jit
+def energy(
+    kernel: Float[Array, "i o"], m: Moments, total: Float[Array, ""] | None = None
+) -> Float[Array, ""]:
+    """`output_energy`, which is no work where its `total` over all tokens was counted."""
     if total is None:
-        energy = output_energy(before, m)
-    else:
-        energy = total / jnp.maximum(m.tokens, 1).astype(jnp.float32)
+        return output_energy(kernel, m)
+    return total / jnp.maximum(m.tokens, 1).astype(jnp.float32)
+
+
+@jax.jit
+def share(lost: Float[Array, ""], energy: Float[Array, ""]) -> Float[Array, ""]:
+    """One energy of another, which may be zero."""
     return lost / jnp.maximum(energy, jnp.finfo(jnp.float32).tiny)
+
+
+def output_error(
+    before: Float[Array, "i o"], after: Float[Array, "i o"], m: Moments
+) -> Float[Array, ""]:
+    """‖(W - Ŵ)ᵀx‖² / ‖Wᵀx‖², in the mean over the calibration tokens. For library use."""
+    return share(lost_energy(before, after, m), energy(before, m))

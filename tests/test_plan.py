@@ -77,7 +77,7 @@ def test_planned_and_measured_peaks_agree(tmp_path, shape):
     planned = run("plan")
     compiled = programs()
     run("prune", "--out", "out")
-    for program in ("forward", "forward_beside", "collect", "factor", "walk", "output_error"):
+    for program in ("forward", "forward_beside", "collect", "factor", "walk", "energy"):
         assert programs()[f"jit_{program}"] == compiled[f"jit_{program}"] > 0, program
     assert programs()["jit__steps"] == compiled["jit__steps"]
     measured = json.loads((tmp_path / "out" / "icp_run.json").read_text())["peak_host_mib"]

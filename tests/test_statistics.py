@@ -43,7 +43,9 @@ def test_energies_are_those_of_the_moments(case):
         assert int(moments.tokens) == 5 * np.prod(positions)
         np.testing.assert_allclose(seen.energies[spec.name] / int(moments.tokens), want, rtol=1e-5)
         kernel = params[spec.name]["kernel"]
-        with_it = stats.output_error(kernel, 0.9 * kernel, moments, total=seen.energies[spec.name])
+        counted = stats.energy(kernel, moments, seen.energies[spec.name])
+        np.testing.assert_allclose(counted, want, rtol=1e-5)
+        with_it = stats.output_error(kernel, 0.9 * kernel, moments)
         np.testing.assert_allclose(with_it, 0.01, rtol=1e-4)
 
 
