@@ -1,5 +1,6 @@
 """Strict dtype promotion for all tests, and small checkpoints on disk."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -12,9 +13,11 @@ import jax
 import numpy as np
 import pytest
 from hypothesis import settings
+from runs import ARGUMENTS, BLOCKS
 
 from converters import table_for
 from converters.safetensors_files import Writer, plan_layout
+from icp_jax.cli import main
 from icp_jax.demo import BUNDLED
 
 settings.register_profile("same-each-time", derandomize=True)
@@ -93,3 +96,26 @@ def bundled() -> Path:
 @pytest.fixture
 def tokens() -> np.ndarray:
     return np.random.default_rng(1).integers(3, 2048, (6, 24)).astype(np.int32)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory, bundled):
+    """A model and a text, and the output of a run that nothing disturbs."""
+    place = tmp_path_factory.mktemp("faults")
+    write_opt(place / "model", num_hidden_layers=BLOCKS, hidden_size=64, word_embed_proj_dim=64)
+    (place / "text.txt").write_text((bundled / "calibration.txt").read_text()[:6000])
+    (place / "work").mkdir()
+    with contextlib.chdir(place):
+        assert main(ARGUMENTS) == 0
+    (place / "work" / "out").rename(place / "whole")
+    return place
+
+
+@pytest.fixture
+def place(undisturbed, tmp_path, monkeypatch):
+    """The same model with an output folder of its own; the tests run in it."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("model", "text.txt"):
+        (tmp_path / name).symlink_to(undisturbed / name)
+    (tmp_path / "work").mkdir()
+    return tmp_path

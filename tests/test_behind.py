@@ -4,7 +4,8 @@ import json
 import threading
 
 import pytest
-from test_resume import Stop, config_for, contents, cut_off, place, whole  # noqa: F401
+from runs import contents
+from test_resume import config_for, cut_off, place, whole  # noqa: F401
 
 from icp_jax import pipeline
 from icp_jax.behind import Behind

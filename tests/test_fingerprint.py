@@ -6,7 +6,8 @@ import shutil
 
 import pytest
 import test_resume
-from test_resume import config_for, contents, cut_off
+from runs import contents
+from test_resume import config_for, cut_off
 
 from icp_jax import PruneConfig, fingerprint
 from icp_jax.config import MemoryConfig

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import write_opt
 from jax.experimental import multihost_utils
+from runs import ARGUMENTS, BLOCKS, contents
 
 from converters.rules import ConversionError
 from icp_jax import (
@@ -22,8 +23,6 @@ from icp_jax.errors import InputError, Kept
 from icp_jax.mesh import Devices
 from icp_jax.residency import FolderSource
 from icp_jax.run import prune_folder
-
-BLOCKS = 4
 
 
 @pytest.fixture
@@ -44,17 +43,6 @@ def config_for(place, **changes):
         calibration=CalibrationConfig(str(place / "text.txt"), samples=6),
         **changes,
     )
-
-
-def contents(folder):
-    """Every file's bytes; of the record all but times, and the memory that the process took."""
-    found = {path.name: path.read_bytes() for path in folder.iterdir()}
-    record = json.loads(found.pop("icp_run.json"))
-    del record["seconds"], record["config"]["out"]
-    del record["peak_host_mib"], record["peak_device_mib"]
-    for block in record["blocks"]:
-        assert block.pop("seconds")
-    return found, record
 
 
 @pytest.fixture
@@ -193,11 +181,6 @@ def test_bad_input_does_not_cost_what_was_finished(place):
     with pytest.raises(InputError, match="no such folder"):
         prune_folder(wrong, resume=True)
     assert sorted((place / "work").rglob("*")) == before
-
-
-ARGUMENTS = ["prune", "--model", "model", "--out", "work/out", "--prune.sparsity", "0.5"]
-ARGUMENTS += ["--calibration.data", "text.txt", "--calibration.samples", "6"]
-ARGUMENTS += ["--compensate.epochs", "2", "--compensate.lr", "1e-3"]
 
 
 def test_the_second_run_is_told(place, capsys, monkeypatch):
