@@ -32,8 +32,8 @@ from icp_jax.export import check_free, sync, write_json
 from icp_jax.pipeline import BlockReport, Finished
 from icp_jax.quantize import Grid
 from icp_jax.records import block_record, canonical, read_block, sha256
-from icp_jax.steps import Params, lies_transposed
-from icp_jax.trees import read_tree, save_tree
+from icp_jax.steps import Params
+from icp_jax.trees import apart, read_tree, save_tree, together
 
 LOCK, FINGERPRINT, EXPORT, PUBLISHED = "lock", "fingerprint.json", "export", "published.json"
 Say = Callable[[str], None]
@@ -213,7 +213,7 @@ class Work:
     def read(self, t: int) -> tuple[Params, dict[str, Grid]]:
         """A finished block in the dtypes of the source, and its grids by linear."""
         tree = read_tree(self._block(t))
-        params = _together(tree["params"], tree.get("turned", {}))
+        params = together(tree["params"], tree.get("turned", {}))
         return params, {name: Grid(**grid) for name, grid in tree["grids"].items()}
 
     def _params(self, t: int) -> Params:
@@ -224,7 +224,7 @@ class Work:
     def write(self, t: int, params: Params, grids: Mapping[str, Grid]) -> None:
         """Store a pruned block."""
         by_name = {name: grid._asdict() for name, grid in grids.items()}
-        plain, turned = _apart(params)
+        plain, turned = apart(params)
         save_tree(self._block(t), {"params": plain, "turned": turned, "grids": by_name})
 
     def seal(self, report: BlockReport) -> None:
@@ -275,29 +275,6 @@ class Work:
         # the source was whole when this was opened: a ConversionError now is no bad input
         bad_input = isinstance(error, InputError) and not isinstance(error, Kept)
         return self.keep and not bad_input
-
-
-def _apart(params: Params) -> tuple[Params, Params]:
-    """(what lies by rows, the transposes of what lies by columns): so the host turns nothing."""
-    plain: Params = {}
-    turned: Params = {}
-    for name, leaf in params.items():
-        if isinstance(leaf, Mapping):
-            plain[name], turned[name] = _apart(dict(leaf))
-        elif lies_transposed(leaf):
-            turned[name] = leaf.T
-        else:
-            plain[name] = leaf
-    return plain, turned
-
-
-def _together(plain: Params, turned: Params) -> Params:
-    """The inverse of `_apart`."""
-    params = dict(plain)
-    for name, leaf in turned.items():
-        inside = isinstance(leaf, Mapping)
-        params[name] = _together(plain.get(name, {}), leaf) if inside else leaf.T
-    return params
 
 
 def _remove(folder: Path) -> None:

@@ -105,11 +105,9 @@ def fit(work: Workload, device: int | None = None, host: int | None = None) -> N
     least: tuple[int, str] | None = None
     for place in kinds if memory.streams == "auto" else (memory.streams,):
         tries, remat = _batches(work), memory.remat
-        both, room = _streams(work), {"device": device, "host": host}.get(place)
-        if room is not None and both > room:  # whatever the batch: nothing to compile for it
-            if least is None or both - room < least[0]:
-                least = both - room, f"{gib(both - room)} of {place} memory for the streams alone"
-            continue
+        if place == "device" and device is not None and (over := _streams(work) - device) > 0:
+            least = over, f"{gib(over)} of device memory for the streams alone"
+            continue  # whatever the batch: nothing to compile for it
         while tries:
             found = need(
                 work,

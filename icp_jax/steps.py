@@ -17,6 +17,7 @@ from icp_jax.dot import full_precision
 from icp_jax.errors import InputError
 from icp_jax.mesh import ONE, Devices
 from icp_jax.models.spec import Family
+from icp_jax.trees import lies_transposed
 
 Params = dict[str, Any]
 
@@ -170,10 +171,3 @@ def to_device(params: Params, devices: Devices = ONE) -> Params:
     turned = tuple(jax.default_backend() != "cpu" and lies_transposed(leaf) for leaf in leaves)
     sent = [leaf.T if back else leaf for leaf, back in zip(leaves, turned, strict=True)]
     return jax.tree.unflatten(tree, _float32(devices.whole(sent), turned))
-
-
-def lies_transposed(leaf: Any) -> bool:
-    """Whether a matrix lies in memory by columns."""
-    if not isinstance(leaf, np.ndarray) or leaf.ndim != 2:
-        return False
-    return leaf.flags.f_contiguous and not leaf.flags.c_contiguous

@@ -7,12 +7,14 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+
+Tree = dict[str, Any]
 
 
 def _checkpointer() -> Any:
@@ -83,3 +85,33 @@ def read_tree(folder: Path) -> Any:
         shapes = checkpointer.metadata(path).item_metadata.tree
         hosts = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
         return checkpointer.restore(path, hosts)
+
+
+def lies_transposed(leaf: Any) -> bool:
+    """Whether a matrix lies in memory by columns."""
+    if not isinstance(leaf, np.ndarray) or leaf.ndim != 2:
+        return False
+    return leaf.flags.f_contiguous and not leaf.flags.c_contiguous
+
+
+def apart(params: Tree) -> tuple[Tree, Tree]:
+    """(what lies by rows, the transposes of what lies by columns): so the host turns nothing."""
+    plain: Tree = {}
+    turned: Tree = {}
+    for name, leaf in params.items():
+        if isinstance(leaf, Mapping):
+            plain[name], turned[name] = apart(dict(leaf))
+        elif lies_transposed(leaf):
+            turned[name] = leaf.T
+        else:
+            plain[name] = leaf
+    return plain, turned
+
+
+def together(plain: Tree, turned: Tree) -> Tree:
+    """The inverse of `apart`."""
+    params = dict(plain)
+    for name, leaf in turned.items():
+        inside = isinstance(leaf, Mapping)
+        params[name] = together(plain.get(name, {}), leaf) if inside else leaf.T
+    return params

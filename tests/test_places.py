@@ -31,7 +31,7 @@ def test_a_kernel_travels_as_it_lies(monkeypatch):
     here = steps.to_device(params)
     sent = []
     real = jax.device_put
-    monkeypatch.setattr(jax, "device_put", lambda tree: real(sent.append(tree) or tree))
+    monkeypatch.setattr(jax, "device_put", lambda tree, *to: real(sent.append(tree) or tree, *to))
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     there = steps.to_device(params)
     assert [leaf.shape for leaf in sent[0]] == [(3,), (5, 3), ()]

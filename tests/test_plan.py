@@ -1,6 +1,7 @@
 """The plan: its peaks beside measured ones, the settings it picks, what it says where none fit."""
 
 import collections
+import dataclasses
 import json
 import os
 import re
@@ -17,11 +18,12 @@ import icp_jax.plan as planning
 from icp_jax import CalibrationConfig, PruneConfig, RunConfig, places
 from icp_jax.cli import main
 from icp_jax.config import MemoryConfig, parse_bytes
+from icp_jax.errors import InputError
 from icp_jax.need import Programs
 from icp_jax.plan import settle
 from icp_jax.residency import FolderSource
 from icp_jax.run import prune_folder
-from icp_jax.workload import resolved
+from icp_jax.workload import resolved, workload
 
 SHAPES = {  # blocks of OPT, samples, tokens, further options
     "small": (dict(hidden_size=256, ffn_dim=1024, num_hidden_layers=3), 32, 256, []),
@@ -161,6 +163,28 @@ def test_an_accelerator_is_given_what_is_free(few, monkeypatch):
     monkeypatch.setattr(places, "device_free", lambda: 7)
     assert settle(source, config).memory == MemoryConfig("disk", batch_tokens=4096, remat=True)
     assert seen["device"] == 7 and 0 < seen["host"] <= places.proc("meminfo", "MemTotal")
+    source.close()
+
+
+def test_streams_too_large_for_the_device_are_not_planned_there(few, monkeypatch):
+    """Every try compiles for minutes on an accelerator."""
+    calibration, tried = CalibrationConfig("ids.npy", samples=256, seq_len=64), []
+    source = FolderSource(few[1])
+    config = resolved(RunConfig(model=few[1], calibration=calibration), source)
+    both = 2 * 256 * 64 * 64 * 4
+
+    def need(work, memory):
+        tried.append(memory.streams)
+        return SimpleNamespace(device=0, host=0, memory=memory)
+
+    monkeypatch.setattr(planning, "need", need)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    for room, place in ((both, "device"), (both - 1, "host")):
+        assert planning.fit(workload(source, config), room).memory.streams == place
+    assert tried == ["device", "host"]
+    config = dataclasses.replace(config, memory=MemoryConfig("device"))
+    with pytest.raises(InputError, match="GiB of device memory for the streams alone"):
+        planning.fit(workload(source, config), both // 2)
     source.close()
 
 
