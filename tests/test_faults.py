@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import write_opt
 from runs import ARGUMENTS, BLOCKS, error, same
 
 from icp_jax.cli import main
