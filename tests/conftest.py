@@ -17,6 +17,7 @@ from runs import ARGUMENTS, BLOCKS
 
 from converters import table_for
 from converters.safetensors_files import Writer, plan_layout
+from icp_jax import places
 from icp_jax.cli import main
 from icp_jax.demo import BUNDLED
 
@@ -96,6 +97,12 @@ def bundled() -> Path:
 @pytest.fixture
 def tokens() -> np.ndarray:
     return np.random.default_rng(1).integers(3, 2048, (6, 24)).astype(np.int32)
+
+
+def pin_streams(monkeypatch) -> None:
+    """Streams in pinned host memory, as an accelerator has them."""
+    pinned = staticmethod(lambda shape, dtype, *_: places.Samples(shape, dtype, "pinned_host"))
+    monkeypatch.setattr(places, "empty", pinned)
 
 
 @pytest.fixture(scope="session")

@@ -5,10 +5,10 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from conftest import write_opt
+from conftest import pin_streams, write_opt
 
 import icp_jax
-from icp_jax import CompensateConfig, InputError, pipeline, places
+from icp_jax import CompensateConfig, InputError, pipeline
 
 SLOW_LR = CompensateConfig(epochs=2, lr=1e-3)
 
@@ -143,9 +143,8 @@ def compilations(action):
 def test_blocks_share_compiled_functions_and_settings_compile_nothing(
     tmp_path, tokens, monkeypatch, place
 ):
-    if place == "samples":  # what an accelerator has
-        pinned = staticmethod(lambda s, dtype, *_: places.Samples(s, dtype, "pinned_host"))
-        monkeypatch.setattr(places, "empty", pinned)
+    if place == "samples":
+        pin_streams(monkeypatch)
     models = {n: icp_jax.load(write_opt(tmp_path / str(n), num_hidden_layers=n)) for n in (2, 6)}
 
     def run(n, **settings):

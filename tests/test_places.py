@@ -6,6 +6,7 @@ import os
 import jax
 import numpy as np
 import pytest
+from conftest import pin_streams
 
 from icp_jax import api, places, steps
 from icp_jax.config import CompensateConfig, MemoryConfig
@@ -84,9 +85,8 @@ def pruned(opt_folder):
     tokens = np.random.default_rng(1).integers(3, 2048, (5, 16)).astype(np.int32)
 
     def run(monkeypatch, place, dtype="float32"):
-        if place == "samples":  # what an accelerator has
-            pinned = staticmethod(lambda s, dtype, *_: places.Samples(s, dtype, "pinned_host"))
-            monkeypatch.setattr(places, "empty", pinned)
+        if place == "samples":
+            pin_streams(monkeypatch)
             place = "host"
         memory = MemoryConfig(place, dtype, batch_tokens=32)
         found, reports = api.prune(
