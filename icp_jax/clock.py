@@ -10,18 +10,19 @@ from icp_jax import heap
 
 
 class Clock:
-    """Seconds by phase since the last take()."""
+    """Seconds by phase since the last take(); what a phase freed of the heap is given back."""
 
     def __init__(self):
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
+    def __call__(self, phase: str, give_back: bool = True) -> Iterator[None]:
         started = time.perf_counter()
         try:
             yield
         finally:
-            heap.give_back()
+            if give_back:
+                heap.give_back()
             taken = time.perf_counter() - started
             self.seconds[phase] = self.seconds.get(phase, 0) + taken
 

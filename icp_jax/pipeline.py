@@ -119,16 +119,13 @@ def prune_blocks(
     size = streams.batch_size(len(tokens), positions, memory.batch_tokens, devices.count)
     size = devices.tell(size)
     devices.check_same("calibration samples", tokens)
-    clock = Clock()
+    clock, compiled = Clock(), set[str]()
 
     def ticker(block, phase):
-        first = True
-
         def tick(done, total, loss=None):
-            nonlocal first
-            if first:
+            if phase not in compiled:
                 heap.give_back()  # what compiling took
-                first = False
+                compiled.add(phase)
             progress(block, phase, done, total, loss)
 
         return tick
@@ -216,7 +213,7 @@ def prune_blocks(
                 del leaves
             with clock("sparse"):
                 energies = advance_sparse(t, params)
-            with clock("write"):
+            with clock("write", give_back=False):  # the next block will be as large
                 pruned = _to_store(params, stored, None if tuned else budget[t])
                 behind.run(partial(sink.write, t, pruned, grids))
                 del pruned

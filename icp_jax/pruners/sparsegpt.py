@@ -74,7 +74,7 @@ def sparsegpt(
     return walk(kernel, factor, budget, pattern=pattern, grid=grid, block=block)[:2]
 
 
-@partial(jax.jit, static_argnames=("pattern", "block"))
+@partial(jax.jit, static_argnames=("pattern", "block"), donate_argnums=0)
 def walk(
     kernel: Float[Array, "i o"],
     factor: Factor,
@@ -85,6 +85,8 @@ def walk(
     block: int = BLOCK,
 ) -> tuple[Float[Array, "i o"], Bool[Array, "i o"], Float[Array, ""]]:
     """`sparsegpt`, and what it lost: ‖(W - Ŵ)ᵀx‖², in the mean over the calibration tokens.
+
+    kernel: its memory is used up, for the result.
 
     W - Ŵ = Uᵀ E, with E the errors of all inputs, and U H Uᵀ = 1: so the loss under H, which is
     2·E[x xᵀ] and what damping added to its diagonal, is ‖E‖², and costs no product.
