@@ -209,8 +209,8 @@ def prune_blocks(
                 )
                 leaves, tree = jax.tree.flatten(params)
                 dtypes = tuple(leaf.dtype for leaf in jax.tree.leaves(stored))
+                del params
                 params = jax.tree.unflatten(tree, steps.rounded(leaves, dtypes))
-                del leaves
             with clock("sparse"):
                 energies = advance_sparse(t, params)
             with clock("write", give_back=False):  # the next block will be as large

@@ -41,7 +41,7 @@ def make_grid(
     inputs weighted by `importance` (their second moments). symmetric: zero is the middle level.
     dtype: what scales are rounded to, so that a file can hold them as they were used.
     """
-    inputs, outputs = kernel.shape
+    (inputs, outputs), held = kernel.shape, jnp.finfo(dtype)
     w = kernel.reshape(-1, group or inputs, outputs).astype(jnp.float32)
     levels = jnp.left_shift(jnp.int32(1), jnp.asarray(bits, jnp.int32)) - 1
     low, high = jnp.minimum(w.min(axis=1), 0.0), jnp.maximum(w.max(axis=1), 0.0)
@@ -53,8 +53,10 @@ def make_grid(
 
     def grid(shrink) -> Grid:
         steps = levels.astype(jnp.float32)
-        scale = ((high - low) * shrink / steps).astype(dtype).astype(jnp.float32)
-        scale = jnp.maximum(scale, jnp.finfo(dtype).tiny.astype(jnp.float32))
+        scale = (high - low) * shrink / steps
+        # XLA may drop a conversion there and back. This may make zeros of subnormals: no matter.
+        scale = jax.lax.reduce_precision(scale, held.nexp, held.nmant)
+        scale = jnp.maximum(scale, held.tiny.astype(jnp.float32))
         middle = jnp.full_like(scale, 0.5) * (steps + 1.0)
         zero = middle if symmetric else jnp.clip(jnp.round(-low * shrink / scale), 0.0, steps)
         return Grid(scale, zero, levels)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.dtypes import canonicalize_dtype
 
 from icp_jax import stats
 from icp_jax.budgets import Shapes
@@ -130,10 +131,29 @@ def _energy(y, valid):
     return jnp.sum(jnp.square(jnp.where(real, y, 0)))
 
 
-@partial(jax.jit, static_argnums=1, donate_argnums=0)
-def rounded(leaves, dtypes):
-    """What the export will hold: each leaf rounded to its stored dtype."""
-    return [leaf.astype(d).astype(jnp.float32) for leaf, d in zip(leaves, dtypes, strict=True)]
+def rounded(leaves: list[jax.Array], dtypes: Sequence[np.dtype]) -> list[jax.Array]:
+    """What the export will hold: each leaf rounded to its stored dtype. `leaves` is emptied.
+
+    By two programs: in one, XLA may drop both conversions (xla_allow_excess_precision), and on a
+    GPU it does.
+    """
+    held = [canonicalize_dtype(dtype) for dtype in dtypes]  # there is no float64
+    odd = [k for k, leaf in enumerate(leaves) if leaf.dtype != held[k]]
+    found = {k: leaf for k, leaf in enumerate(leaves) if k not in odd}
+    narrow = _narrowed([leaves[k] for k in odd], tuple(held[k] for k in odd))
+    leaves.clear()
+    found |= zip(odd, _widened(narrow), strict=True)
+    return [found[k] for k in range(len(held))]
+
+
+@partial(jax.jit, static_argnums=1)
+def _narrowed(leaves, dtypes):
+    return [leaf.astype(dtype) for leaf, dtype in zip(leaves, dtypes, strict=True)]
+
+
+@jax.jit
+def _widened(leaves):
+    return [leaf.astype(jnp.float32) for leaf in leaves]
 
 
 @partial(jax.jit, static_argnums=1)
@@ -152,7 +172,8 @@ def _stored(leaf, dtype, turned):
 def stored(leaf: jax.Array, old: np.ndarray) -> np.ndarray:
     """A leaf on the host, in the dtype of `old` and lying in memory as that does."""
     turned = lies_transposed(old)
-    found = np.asarray(_stored(leaf, old.dtype, turned))
+    found = np.asarray(_stored(leaf, canonicalize_dtype(old.dtype), turned))
+    found = found.astype(old.dtype, copy=False)
     return found.T if turned else found
 
 

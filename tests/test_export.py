@@ -37,7 +37,7 @@ def tensors(folder):
     return found
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("method", ["icp", "wanda"])
 def test_folder_to_folder(tmp_path, text, dtype, method):
     source = write_opt(tmp_path / "m", dtype, shard_bytes=90_000)

@@ -138,3 +138,18 @@ def test_the_cgroups_of_a_process(tmp_path):
     found = [str(path.relative_to(tmp_path)) for path in places.cgroups(own, tmp_path)]
     assert found == ["memory/a/b", "memory/a", "memory", "d:e", "."]
     assert 0 < places.host_free() <= places.proc("meminfo", "MemTotal")
+
+
+def test_rounding_is_to_what_the_file_holds():
+    rng = np.random.default_rng(0)
+    wide = rng.normal(size=(40, 30)) * 10.0 ** rng.uniform(-9, 4, (40, 30))  # subnormals as well
+    leaves = [jax.numpy.asarray(wide, np.float32) for _ in range(3)]
+    given, dtypes = list(leaves), [np.dtype(np.float16), np.dtype(np.float32), np.dtype("bfloat16")]
+    found = steps.rounded(given, dtypes)
+    assert given == [] and found[1] is leaves[1]
+    for new, old, dtype in zip(found, leaves, dtypes, strict=True):
+        np.testing.assert_array_equal(new, np.asarray(old).astype(dtype).astype(np.float32))
+    # no program has both conversions, which XLA may drop together
+    narrow = steps._narrowed(leaves, tuple(dtypes))
+    programs = steps._narrowed.lower(leaves, tuple(dtypes)), steps._widened.lower(narrow)
+    assert [program.as_text().count("stablehlo.convert") for program in programs] == [2, 2]

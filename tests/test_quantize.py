@@ -54,6 +54,17 @@ def test_a_search_never_rounds_worse(kernel, bits):
     assert error(search=True).sum() < error().sum()
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_file_holds_the_scales_exactly(kernel, dtype):
+    wide = kernel * jnp.logspace(-7, 7, kernel.shape[1])[None]  # steps far below float16's as well
+    scale = make_grid(wide, 4, group=32, dtype=dtype).scale
+    np.testing.assert_array_equal(scale, scale.astype(dtype).astype(jnp.float32))
+    exact = make_grid(wide, 4, group=32).scale
+    least = jnp.finfo(dtype).tiny.astype(jnp.float32)
+    want = jnp.maximum(exact.astype(dtype).astype(jnp.float32), least)
+    np.testing.assert_array_equal(scale, want)
+
+
 def test_an_empty_channel_has_a_grid():
     grid = make_grid(jnp.zeros((32, 3), jnp.float32), 4)
     assert np.all(np.isfinite(grid.scale)) and np.all(np.asarray(grid.scale) > 0)
