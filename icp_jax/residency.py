@@ -217,7 +217,7 @@ class Model:
         Of a vision family: the image embedding `[b, g, g, C]` of pixels `[b, 3, S, S]`.
         """
         family, params = self.family, self.params if params is None else params
-        with full_precision(jax.tree.leaves(params["embed"])[0].dtype.name):
+        with full_precision("float32"):  # in which the first activations are, whatever is stored
             x = family.embed.apply({"params": params["embed"]}, tokens)
             for t in range(family.n_blocks):
                 x = family.block_at(t).apply({"params": params["blocks"][str(t)]}, x)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from icp_jax import places
 from icp_jax.dot import linear
 
 QUERY_CHUNK = 256  # on the CPU: causal attention in chunks of so many queries
@@ -139,6 +140,15 @@ def softmax_matmul(
     return (out / jnp.sum(weights, -1, keepdims=True)).astype(v.dtype)
 
 
+def _cudnn_takes(head_dim: int) -> bool:
+    """Whether cuDNN has an attention kernel with a gradient here: NVIDIA's GPUs since Ampere."""
+    device = places.device()
+    if device.platform != "gpu" or "cuda" not in device.client.platform_version.lower():
+        return False
+    generation = int(device.compute_capability.split(".")[0])
+    return generation >= 8 and head_dim % 8 == 0 and head_dim <= (256 if generation == 9 else 128)
+
+
 def causal_attention(
     q: Float[Array, "b t h d"],
     k: Float[Array, "b t n d"],
@@ -154,15 +164,14 @@ def causal_attention(
     remat: one chunk after the other, against all keys; the gradient computes each chunk's scores
     again rather than keep those of all. Less memory, more work.
 
-    On a GPU in half precision the fused kernel behind `jax.nn.dot_product_attention`; otherwise
-    query chunks that look only at the keys in their reach, which halves the work and keeps the
-    score matrix at `[b, h, QUERY_CHUNK, t]`.
+    In half precision the fused kernel behind `jax.nn.dot_product_attention` where cuDNN has one;
+    otherwise query chunks that look only at the keys in their reach, which halves the work and
+    keeps the score matrix at `[b, h, QUERY_CHUNK, t]`.
     """
     (b, t, h, d), n = q.shape, k.shape[2]
     if window is not None and window >= t:
         window = None
-    half = q.dtype in (jnp.bfloat16, jnp.float16)
-    if half and jax.default_backend() == "gpu":
+    if q.dtype in (jnp.bfloat16, jnp.float16) and _cudnn_takes(d):
         local = None if window is None else (window - 1, 0)
         return jax.nn.dot_product_attention(
             q, k, v, scale=scale, is_causal=True, local_window_size=local, implementation="cudnn"
