@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import platform
 from typing import Any
 
 import jax
+import numpy as np
 
 from icp_jax.behind import in_threads
 from icp_jax.cache import features
@@ -72,6 +74,17 @@ def fingerprint(config: RunConfig, weights: Weights, samples: dict[str, Any]) ->
     if jax.default_backend() == "cpu":
         found["processor"] = _arithmetic()
     return found | {f"version of {name}": value for name, value in versions().items()}
+
+
+def common(config: RunConfig, weights: Weights) -> np.ndarray:
+    """As bytes what hosts that share a run must have in common, but for the samples.
+
+    config: as resolved, before the plan: that is each host's own.
+    """
+    found = fingerprint(config, weights, {})
+    own = ("device", "processor")
+    shared = {name: value for name, value in found.items() if name not in own}
+    return np.frombuffer(json.dumps(shared, sort_keys=True).encode(), np.uint8)
 
 
 def _arithmetic() -> str:

@@ -18,7 +18,7 @@ from icp_jax.checkpoint import Say, Work, log
 from icp_jax.config import RunConfig, check
 from icp_jax.errors import InputError, Kept
 from icp_jax.export import RECORD, FolderSink, check_free, write_json
-from icp_jax.fingerprint import Weights, fingerprint
+from icp_jax.fingerprint import Weights, common, fingerprint
 from icp_jax.inspection import Counted, verify_export
 from icp_jax.masks import parse_pattern
 from icp_jax.packed import PackedSink
@@ -112,9 +112,10 @@ def prune_folder(
 ) -> Pruned:
     """Prune config.model into the folder config.out, which appears whole or not at all.
 
-    resume: go on from the last whole block of a run that died, with the result it would have had;
-    start from the beginning where there is none. keep: leave finished blocks in the work folder
-    when the run is cut off. say: told in one line what a resumed run found.
+    resume: go on from the last whole block of a run that died, with the result it would have had
+    (on the CPU bit for bit); start from the beginning where there is none. keep: leave finished
+    blocks in the work folder when the run is cut off. say: told in one line what a resumed run
+    found.
     Raises InputError or ConversionError for bad input, before anything is written where that can
     be known; Kept where a work folder is there that does not fit the request.
     """
@@ -129,8 +130,9 @@ def prune_folder(
         if config.quant.packed and source.family.kind == "vision":
             raise InputError("quant.packed is for language models: leave it out")
         tokens = inputs.calibration(full.calibration, source)
-        full = _settled(source, work, full)
+        asked, full = full, _settled(source, work, full)
         weights = Weights(source)
+        devices.check_same("settings, weights or versions", common(asked, weights))
         source.check_finite()
         samples = inputs.record(source, tokens)
         finished = work.open(fingerprint(full, weights, samples))
@@ -183,7 +185,8 @@ def follow(config: RunConfig) -> None:
     source = FolderSource(resolve(config.model))
     full = resolved(config, source)
     tokens = inputs.calibration(full.calibration, source)
-    full = settle(source, full)
+    asked, full = full, settle(source, full)
+    devices.check_same("settings, weights or versions", common(asked, Weights(source)))
     reports = [read_block(record) for record in devices.tell([])]
     # the first process has those blocks; what is read here only has their shapes
     finished = [Finished(report, partial(source.block, report.block)) for report in reports]

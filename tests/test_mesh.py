@@ -83,13 +83,17 @@ def free_port() -> int:
         return taken.getsockname()[1]
 
 
-def processes(place, out):
-    """Two of them prune with four devices each: their exit statuses, outputs and errors."""
+def processes(place, out, second=()):
+    """Two of them prune with four devices each: their exit statuses, outputs and errors.
+
+    second: more arguments of the second one.
+    """
     hosts = ["--hosts.coordinator", f"127.0.0.1:{free_port()}", "--hosts.count", "2"]
     command = [sys.executable, "-m", "icp_jax.cli", *ARGS, "--out", out, *hosts, "--hosts.index"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     started = [
-        subprocess.Popen([*command, str(k)], cwd=place, env=virtual(4), **pipes) for k in range(2)
+        subprocess.Popen([*command, str(k), *more], cwd=place, env=virtual(4), **pipes)
+        for k, more in enumerate(((), second))
     ]
     try:
         said = [process.communicate(timeout=300) for process in started]
@@ -137,3 +141,14 @@ def test_a_process_that_cannot_go_on_ends_them_all(place):
         "icp-jax: out exists already: choose another --out, or move it away"
     ]
     assert list((place / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("what", ["settings", "weights"])
+def test_processes_that_differ_do_not_start(place, what):
+    write_opt(place / "other", np.float32, num_hidden_layers=2, seed=1)
+    other = {"settings": ("--prune.damping", "0.02"), "weights": ("--model", "other")}[what]
+    statuses, said = processes(place, "out", other)
+    assert statuses == [2, 2]
+    for _, errors in said:
+        assert "icp-jax: the hosts have different settings, weights or versions" in errors
+    assert not (place / "out").exists()
