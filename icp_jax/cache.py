@@ -1,8 +1,8 @@
 """How XLA compiles, for the command line: into a cache on disk, so that a second run compiles
-nothing, and on a GPU without trying kernels for each product.
+nothing, and on a GPU without trying kernels for each product. And what it may pin of the host.
 
 The user's own variables win: JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE=false for no
-cache, XLA_FLAGS.
+cache, XLA_FLAGS, XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB.
 """
 
 from __future__ import annotations
@@ -18,7 +18,12 @@ NO_TRITON = "--xla_gpu_enable_triton_gemm=false"
 
 
 def use() -> None:
-    """Point JAX at the user's cache folder. To be called before JAX is imported."""
+    """Point JAX at the user's cache folder. To be called before JAX is imported.
+
+    Pinned memory, which XLA limits to 64 GiB if not told otherwise, is the plan's to limit.
+    """
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    os.environ.setdefault("XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB", str(max(there >> 30, 1)))
     flags = os.environ.get("XLA_FLAGS", "")
     if NO_TRITON.split("=")[0] not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {NO_TRITON}".strip()

@@ -86,7 +86,7 @@ def need(work: Workload, memory: MemoryConfig) -> Need:
     at_once = dict.fromkeys(cost.PHASES, 0)
     at_once["embed"] = _embedding(work, memory.stream_dtype, batch, programs)
     for module, block in _kinds(work):
-        parts = _on_device(work, module, block, one, batch, gather, memory.remat, programs)
+        parts = _on_device(work, module, block, one, batch, gather, memory.remat, devices, programs)
         for phase, found in parts:
             at_once[phase] = max(at_once[phase], found)
     heap.give_back()
@@ -146,7 +146,7 @@ def _placed(leaf: Any) -> Any:
 
 
 def _on_device(
-    work, module, block, one, batch, gather, remat, programs
+    work, module, block, one, batch, gather, remat, devices, programs
 ) -> Iterator[tuple[str, int]]:
     """(phase, bytes at once on the device), several a phase; the streams left out."""
     family, config = work.family, work.config
@@ -155,11 +155,13 @@ def _on_device(
     params = jax.tree.map(lambda leaf: _shape(leaf.shape), block)
     x, some = (_shape((n, *one.shape[1:]), one.dtype) for n in (batch, gather))
     held, sent, count = size(params), size(x), np.int32(1)
-    yield "write", held
+    # an accelerator's first device has whole what it splits among several, and what it joins
+    whole = sent * devices if devices > 1 and jax.default_backend() != "cpu" else 0
+    yield "write", held + size([x for x in jax.tree.leaves(block) if x.dtype != jnp.float32])
     dense = programs.beside(steps.forward, apply, params, x, count)
-    yield "dense", held + 3 * sent + dense  # in: now and next; out: the last one
+    yield "dense", held + 3 * sent + 5 * whole + dense  # in: now and next; out: the last one
     sparse = programs.beside(steps.forward_beside, apply, params, x, x, count)
-    yield "sparse", held + 5 * sent + sparse
+    yield "sparse", held + 5 * sent + 8 * whole + sparse
     if method.compensates and config.compensate.epochs and family.n_blocks > 1:
         state = jax.eval_shape(compensation._adam.init, params)
         rate = np.float32(1)
@@ -170,7 +172,7 @@ def _on_device(
     tokens = config.calibration.samples * int(np.prod(one.shape[1:-1]))
     seen = jax.eval_shape(partial(steps.no_statistics, family, shapes, tokens))
     collect = programs.beside(steps.collect, apply, params, x, seen, count)
-    yield "statistics", held + size(seen) + 2 * sent + collect
+    yield "statistics", held + size(seen) + 2 * sent + 3 * whole + collect
     for tap in family.tap_widths(shapes):
         linears = [
             (shapes[s.name], seen.energies.get(s.name)) for s in family.linears if s.tap == tap

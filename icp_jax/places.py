@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,15 +23,19 @@ import numpy as np
 Place = Literal["device", "host", "disk"]
 
 
+def device() -> Any:
+    """JAX's default device."""
+    default = getattr(jax.config, "jax_default_device", None)  # unknown to JAX's own types
+    return default if isinstance(default, jax.Device) else jax.local_devices()[0]
+
+
 def here() -> jax.sharding.SingleDeviceSharding:
     """JAX's default device, said outright.
 
     A program is compiled again for arguments that are bound to a device and for those that are
     not; so all are, the samples that came from pinned memory among them.
     """
-    default = getattr(jax.config, "jax_default_device", None)  # unknown to JAX's own types
-    known = isinstance(default, jax.Device)
-    return jax.sharding.SingleDeviceSharding(default if known else jax.local_devices()[0])
+    return jax.sharding.SingleDeviceSharding(device())
 
 
 class Samples:
@@ -149,14 +153,15 @@ def cgroup_free(group: Path) -> int | None:
 
 
 def device_free() -> int:
-    """Bytes of the device's pool that are free; of the CPU, those of the host."""
-    stats = jax.local_devices()[0].memory_stats()
-    return stats["bytes_limit"] - stats["bytes_in_use"] if stats else host_free()
+    """Bytes of the device's pool that are free, 0 where that is not known; the host's on a CPU."""
+    if stats := device().memory_stats():
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    return host_free() if device().platform == "cpu" else 0
 
 
 def device_peak() -> int | None:
     """The most bytes of the device's pool that were in use; the CPU has none of its own."""
-    stats = jax.local_devices()[0].memory_stats()
+    stats = device().memory_stats()
     return stats["peak_bytes_in_use"] if stats else None
 
 

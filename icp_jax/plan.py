@@ -89,6 +89,8 @@ def _limits(
         found["host"] = found["host"] or places.host_free() + places.proc("self/status", "VmRSS")
         if jax.default_backend() != "cpu":
             found["device"] = found["device"] or places.device_free()
+            if not found["device"]:
+                raise InputError("the device does not say what memory is free: set memory.device")
     return found
 
 

@@ -19,7 +19,10 @@ from icp_jax.compensation import Compensation
 from icp_jax.pipeline import BlockReport
 from icp_jax.prune_block import LayerReport
 
-PACKAGES = ("icp-jax", "jax", "jaxlib", "flax", "optax", "transformers", "safetensors", "numpy")
+PACKAGES = ["icp-jax", "jax", "jaxlib", "flax", "optax", "transformers", "safetensors", "numpy"]
+# what a GPU's numbers come from
+PACKAGES += ["jax-cuda12-plugin", "nvidia-cublas-cu12", "nvidia-cudnn-cu12"]
+PACKAGES += ["jax-cuda13-plugin", "nvidia-cublas", "nvidia-cudnn-cu13"]
 
 
 def block_record(block: BlockReport) -> dict[str, Any]:
@@ -61,7 +64,7 @@ def _tuples(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a result depends on."""
+    """Versions of Python and of the packages that a result depends on, so far as installed."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

@@ -79,7 +79,7 @@ def test_planned_and_measured_peaks_agree(tmp_path, shape):
     planned = run("plan")
     compiled = programs()
     run("prune", "--out", "out")
-    for program in ("forward", "forward_beside", "collect", "factor", "walk", "energy"):
+    for program in ("forward", "forward_beside", "collect", "factor", "_walk", "energy"):
         assert programs()[f"jit_{program}"] == compiled[f"jit_{program}"] > 0, program
     assert programs()["jit__steps"] == compiled["jit__steps"]
     measured = json.loads((tmp_path / "out" / "icp_run.json").read_text())["peak_host_mib"]
@@ -163,6 +163,9 @@ def test_an_accelerator_is_given_what_is_free(few, monkeypatch):
     monkeypatch.setattr(places, "device_free", lambda: 7)
     assert settle(source, config).memory == MemoryConfig("disk", batch_tokens=4096, remat=True)
     assert seen["device"] == 7 and 0 < seen["host"] <= places.proc("meminfo", "MemTotal")
+    monkeypatch.setattr(places, "device_free", lambda: 0)  # one that does not say
+    with pytest.raises(InputError, match="set memory.device"):
+        settle(source, config)
     source.close()
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from icp_jax.pruners.magnitude import magnitude
-from icp_jax.pruners.sparsegpt import Factor, factor, sparsegpt, walk
+from icp_jax.pruners.sparsegpt import Factor, factor, sparsegpt, walk, walk_in_place
 from icp_jax.pruners.wanda import wanda
 from icp_jax.stats import Moments
 
@@ -21,7 +21,8 @@ __all__ = ["METHODS", "Factor", "Method", "factor", "magnitude", "sparsegpt", "w
 class Method:
     """A pruner and what the loop does around it.
 
-    prune: the pruner, or what gives its result and then what the output lost by it.
+    prune: the pruner, or what gives its result and then what the output lost by it; it may use up
+    the kernel it is given.
     prepare: (Moments, damping) -> the statistics that `prune` takes, once a tap.
     walks: whether it walks in blocks of inputs, of a size that can be set.
     compensates: whether the next block is tuned after each block.
@@ -37,8 +38,8 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
-    "icp": Method(walk, factor, walks=True, compensates=True, alpha=0.691, beta=0.2),
-    "sparsegpt": Method(walk, factor, walks=True),
+    "icp": Method(walk_in_place, factor, walks=True, compensates=True, alpha=0.691, beta=0.2),
+    "sparsegpt": Method(walk_in_place, factor, walks=True),
     "wanda": Method(wanda, lambda moments, damping: moments),
     "magnitude": Method(magnitude, lambda moments, damping: None),
 }

@@ -44,4 +44,5 @@ def climb(
         prepared = prepare(moments, now)
         if not jax.tree.leaves(prepared) or _finite(prepared):
             return prepared, tried[1 : k + 1]
+        del prepared  # room for the next
     raise np.linalg.LinAlgError(f"not positive definite with a damping of {tried[-1]:g}")

@@ -71,11 +71,10 @@ def sparsegpt(
     output). n:m groups are decided when the walk reaches them. With `grid` the kept weights are
     rounded to it in the same walk. Returns (kernel, keep); the kernel is zero where keep is not.
     """
-    return walk(kernel, factor, budget, pattern=pattern, grid=grid, block=block)[:2]
+    return _walk(kernel, factor, budget, pattern=pattern, grid=grid, block=block)[:2]
 
 
-@partial(jax.jit, static_argnames=("pattern", "block"), donate_argnums=0)
-def walk(
+def _walk(
     kernel: Float[Array, "i o"],
     factor: Factor,
     budget: Int[Array, ""],
@@ -85,8 +84,6 @@ def walk(
     block: int = BLOCK,
 ) -> tuple[Float[Array, "i o"], Bool[Array, "i o"], Float[Array, ""]]:
     """`sparsegpt`, and what it lost: ‖(W - Ŵ)ᵀx‖², in the mean over the calibration tokens.
-
-    kernel: its memory is used up, for the result.
 
     W - Ŵ = Uᵀ E, with E the errors of all inputs, and U H Uᵀ = 1: so the loss under H, which is
     2·E[x xᵀ] and what damping added to its diagonal, is ‖E‖², and costs no product.
@@ -147,6 +144,10 @@ def walk(
         (w, errors, moved), keep = jax.lax.scan(walk_span, carry, spans)
     lost = jnp.maximum(jnp.sum(jnp.square(errors)) - factor.added * moved, 0) / 2
     return w[:inputs].astype(kernel.dtype), keep.reshape(-1, outputs)[:inputs], lost
+
+
+walk = jax.jit(_walk, static_argnames=("pattern", "block"))
+walk_in_place = jax.jit(_walk, static_argnames=("pattern", "block"), donate_argnames="kernel")
 
 
 def _span_width(inputs: int, block: int) -> int:
