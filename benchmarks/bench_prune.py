@@ -1,8 +1,9 @@
 """Speed and memory of pruning with compensation: `icp_jax` against the same in plain PyTorch.
 
     python benchmarks/bench_prune.py --out bench_prune.json
-    python benchmarks/bench_prune.py --shape opt-1.3b --samples 8 --out bench_prune_opt-1.3b.json
-    python benchmarks/bench_prune.py --shape llama-7b --samples 8 --rounds 1 \\
+    python benchmarks/bench_prune.py --shape opt-1.3b --rounds 1 --sides torch-eager torch-fused \\
+        --out bench_prune_opt-1.3b.json
+    python benchmarks/bench_prune.py --shape llama-7b --samples 16 --rounds 1 \\
         --sides torch-eager torch-fused --out bench_prune_llama-7b.json
 
 Both sides get the same random weights, the same tokens and the same budgets, and run in fresh
