@@ -39,6 +39,7 @@ from pathlib import Path
 
 import common
 import numpy as np
+from gpu_parity import parity
 from gpu_table import PHASES, table
 from prune_job import SHAPES, hf_config
 
@@ -100,15 +101,15 @@ def part(name: str, job, scratch: Path) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def prune(job, scratch: Path) -> dict:
-    """`icp-jax prune` and what its record says, with the card's own memory figure beside."""
+def prune(job, scratch: Path, variables: dict[str, str]) -> dict:
+    """`icp-jax prune` and what its record says; what the card says, and the plan, beside it."""
     out = scratch / "pruned"
     code = [sys.executable, "-m", "icp_jax.cli", "prune", "--model", job["model"], "--json"]
     code += ["--calibration.data", job["tokens"], "--calibration.samples", str(job["samples"])]
     code += ["--calibration.seq-len", str(job["length"]), "--out", str(out), *job["options"]]
     started, in_use, said = time.perf_counter(), 0, []
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    run = subprocess.Popen(code, env=environment(job), text=True, **pipes)
+    run = subprocess.Popen(code, env=variables, text=True, **pipes)
 
     def listen():  # a line a phase
         for line in run.stderr:
@@ -138,55 +139,10 @@ def prune(job, scratch: Path) -> dict:
     found["phases"] = {p: sum(b.get(p, 0.0) for b in found["blocks"]) for p in PHASES}
     found["phases"]["other"] = seconds - sum(found["phases"].values())
     shutil.rmtree(out)
+    code[code.index("prune")] = "plan"  # its programs are compiled; it writes nothing
+    asked = subprocess.run(code, env=variables, stdout=subprocess.PIPE, text=True, check=True)
+    found["planned"] = json.loads(asked.stdout)["peak"]
     return found
-
-
-def parity(job, scratch: Path) -> dict:
-    """Perplexity and masks of the bundled model's ICP, by device and dtype."""
-    from icp_jax.demo import BUNDLED
-    from icp_jax.residency import FolderSource
-
-    found: dict[str, dict] = {}
-    trees = {}
-    for name, platform, dtype in (
-        ("cpu float32", "cpu", "float32"),
-        ("gpu float32", "", "float32"),
-        ("gpu bfloat16", "", "bfloat16"),
-    ):
-        out = scratch / name.replace(" ", "-")
-        base = [sys.executable, "-m", "icp_jax.cli"]
-        code = [*base, "prune", "--model", str(BUNDLED), "--out", str(out), "--dtype", dtype]
-        code += ["--calibration.data", str(BUNDLED / "calibration.txt"), "--json"]
-        variables = environment(job) | ({"JAX_PLATFORMS": platform} if platform else {})
-        subprocess.run(code, env=variables, check=True, stdout=subprocess.DEVNULL)
-        code = [*base, "eval", str(out), "--data", str(BUNDLED / "heldout.txt"), "--json"]
-        code += ["--seq-len", "256", "--dtype", "float32"]
-        said = subprocess.run(
-            code, env=variables | {"JAX_PLATFORMS": "cpu"}, check=True, stdout=subprocess.PIPE
-        )
-        record = json.loads((out / "icp_run.json").read_text())
-        found[name] = {
-            "perplexity": json.loads(said.stdout)["perplexity"],
-            "errors": [block["error"] for block in record["blocks"]],
-            "seconds": record["seconds"],
-        }
-        source = FolderSource(out)
-        trees[name] = [source.block(t) for t in range(source.family.n_blocks)]
-    for name, blocks in trees.items():
-        found[name] |= _differ(source.family, trees["cpu float32"], blocks)
-    return found
-
-
-def _differ(family, one, two) -> dict[str, list[float]]:
-    """By block: the share of masks that differ, and kept weights' relative distance."""
-    masks, kept = [], []
-    for a, b in zip(one, two, strict=True):
-        pairs = [(a[s.name]["kernel"], b[s.name]["kernel"]) for s in family.linears]
-        x, y = (np.concatenate([p[k].ravel() for p in pairs]) for k in (0, 1))
-        both = (x != 0) & (y != 0)
-        masks.append(float(np.mean((x != 0) != (y != 0))))
-        kept.append(float(np.linalg.norm((x - y)[both]) / np.linalg.norm(x[both])))
-    return {"masks_differ": masks, "kept_relative_distance": kept}
 
 
 def parse() -> argparse.Namespace:
@@ -248,7 +204,9 @@ def main() -> None:
             started = time.perf_counter()
             try:
                 run = {"prune": prune, "parity": parity}.get(each)
-                record[each] = run(job, scratch) if run else part(each, job, scratch)
+                record[each] = (
+                    run(job, scratch, environment(job)) if run else part(each, job, scratch)
+                )
             except (OSError, ValueError, RuntimeError, subprocess.CalledProcessError):
                 # a child that failed: the parts to come are worth having all the same
                 record[each] = {"failed": traceback.format_exc()[-4000:]}

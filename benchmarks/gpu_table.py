@@ -52,4 +52,7 @@ def table(record) -> str:
         f"peaks: of the pool {found['peak_device_mib']} MiB, of the card with the whole pool "
         f"{found['card_mib']} MiB, of the host {found['peak_host_mib']} MiB"
     )
+    if planned := found.get("planned"):
+        mib = {where: round(planned[where] / 2**20) for where in ("device", "host")}
+        lines.append(f"planned: of the device {mib['device']} MiB, of the host {mib['host']} MiB")
     return "\n".join(lines)
