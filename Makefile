@@ -8,16 +8,20 @@ NEWEST := .venv-newest
 export OPENBLAS_NUM_THREADS = 1
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: demo test test-slow test-newest lint bench clean
+.PHONY: demo test test-slow test-gpu test-newest lint bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/icp-jax demo
 
 test: lint
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow and not gpu"
 
 test-slow: $(VENV)/tested
 	$(BIN)/python -m pytest -q -m slow
+
+# On a machine with a GPU, in an environment that has JAX for it: make test-gpu BIN=/path/to/env/bin
+test-gpu:
+	$(BIN)/python -m pytest -q -m gpu
 
 lint: $(VENV)/tested
 	$(BIN)/ruff check .
@@ -35,7 +39,7 @@ test-newest:
 	test -n "$$newest" || { echo "test-newest needs Python 3.12 or newer" >&2; exit 2; }; \
 	"$$newest" -m venv $(NEWEST)
 	$(NEWEST)/bin/python -m pip install -q -e '.[test]'
-	$(NEWEST)/bin/python -m pytest -q -m "not slow and not needs_torch"
+	$(NEWEST)/bin/python -m pytest -q -m "not slow and not gpu and not needs_torch"
 
 $(VENV)/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
