@@ -139,20 +139,22 @@ def test_nothing_is_left_where_keep_is_off(place):
     assert list((place / "work").iterdir()) == []
 
 
-def test_hosts_with_different_samples_do_not_cost_what_was_finished(place, monkeypatch):
+@pytest.mark.parametrize("what", ["settings, weights or versions", "calibration samples"])
+def test_hosts_that_differ_do_not_cost_what_was_finished(place, monkeypatch, what):
     cut_off(config_for(place), 2, "prune")
     before = sorted(p.name for p in (place / "work" / ".out.partial").iterdir())
 
     real = Devices.check_same
 
-    def differ(self, what, array):  # as between two processes, which only this asks about here
+    def differ(self, asked, array):  # as between two processes, which only this asks about here
         with monkeypatch.context() as patch:
-            patch.setattr(Devices, "_across", True)
-            patch.setattr(multihost_utils, "process_allgather", lambda x: np.array([x, x + 1]))
-            real(self, what, array)
+            if asked == what:
+                patch.setattr(Devices, "_across", True)
+                patch.setattr(multihost_utils, "process_allgather", lambda x: np.array([x, x + 1]))
+            real(self, asked, array)
 
     monkeypatch.setattr(Devices, "check_same", differ)
-    with pytest.raises(Kept, match="different calibration samples"):
+    with pytest.raises(Kept, match=f"different {what}"):
         prune_folder(config_for(place), resume=True)
     assert sorted(p.name for p in (place / "work" / ".out.partial").iterdir()) == before
 
