@@ -19,7 +19,7 @@ from icp_jax import CalibrationConfig, PruneConfig, RunConfig, places
 from icp_jax.cli import main
 from icp_jax.config import MemoryConfig, parse_bytes
 from icp_jax.errors import InputError
-from icp_jax.need import Programs
+from icp_jax.need import Programs, need
 from icp_jax.plan import settle
 from icp_jax.residency import FolderSource
 from icp_jax.run import prune_folder
@@ -166,6 +166,27 @@ def test_an_accelerator_is_given_what_is_free(few, monkeypatch):
     monkeypatch.setattr(places, "device_free", lambda: 0)  # one that does not say
     with pytest.raises(InputError, match="set memory.device"):
         settle(source, config)
+    source.close()
+
+
+def test_the_first_of_several_accelerators_holds_whole_batches(few, monkeypatch):
+    source = FolderSource(few[1])
+    pruning = PruneConfig("magnitude", sparsity=0.5)
+    asked = RunConfig(model=few[1], prune=pruning, calibration=CalibrationConfig("ids.npy", 16, 64))
+    config, memory = resolved(asked, source), MemoryConfig("host", batch_tokens=64, remat=False)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    one, eight = (
+        {
+            phase.name: phase.device
+            for phase in need(
+                workload(source, dataclasses.replace(config, devices=n)), memory
+            ).phases
+        }
+        for n in (1, 8)
+    )
+    batch = 64 * 64 * 4  # bytes of what each takes at once
+    more = {name: (eight[name] - one[name]) / (8 * batch) for name in one}
+    assert (more["dense"], more["sparse"], more["statistics"], more["prune"]) == (5, 8, 3, 0)
     source.close()
 
 
