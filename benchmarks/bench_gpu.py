@@ -140,8 +140,9 @@ def prune(job, scratch: Path, variables: dict[str, str]) -> dict:
     found["phases"]["other"] = seconds - sum(found["phases"].values())
     shutil.rmtree(out)
     code[code.index("prune")] = "plan"  # its programs are compiled; it writes nothing
-    asked = subprocess.run(code, env=variables, stdout=subprocess.PIPE, text=True, check=True)
-    found["planned"] = json.loads(asked.stdout)["peak"]
+    asked = subprocess.run(code, env=variables, stdout=subprocess.PIPE, text=True)
+    # a plan that fails says why by itself, and must not cost what was measured
+    found["planned"] = None if asked.returncode else json.loads(asked.stdout)["peak"]
     return found
 
 

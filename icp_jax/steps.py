@@ -134,8 +134,8 @@ def _energy(y, valid):
 def rounded(leaves: list[jax.Array], dtypes: Sequence[np.dtype]) -> list[jax.Array]:
     """What the export will hold: each leaf rounded to its stored dtype. `leaves` is emptied.
 
-    By two programs: in one, XLA may drop both conversions (xla_allow_excess_precision), and on a
-    GPU it does.
+    By two programs: in one, XLA may drop both conversions (xla_allow_excess_precision), as is
+    known of it on GPUs.
     """
     held = [canonicalize_dtype(dtype) for dtype in dtypes]  # there is no float64
     odd = [k for k, leaf in enumerate(leaves) if leaf.dtype != held[k]]
