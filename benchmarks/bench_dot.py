@@ -4,7 +4,8 @@
 
 For the kernel gradient of a linear, xᵀ·dy with x `[T, in]` and dy `[T, out]`, and for the walk's
 update, Uᵀ·E: milliseconds as `jnp.matmul(x.T, dy)` and as `left_transposed(x, dy)`, in turns,
-medians, and the median of their ratios.
+medians, and the median of their ratios. For attention the gradient of the values, of a chunk of
+256 queries and all heads, as that of `jnp.matmul` and that of `product`.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from functools import partial
 
 import common
 import jax
+import jax.numpy as jnp
 
-from icp_jax.dot import left_transposed
+from icp_jax import heap
+from icp_jax.dot import left_transposed, product
 
 SHAPES = {  # rows, m, n of aᵀ b
     "q_proj of OPT-125M": (512, 768, 768),
@@ -27,6 +31,22 @@ SHAPES = {  # rows, m, n of aᵀ b
     "fc2 of OPT-1.3B": (512, 8192, 2048),
     "walk of OPT-1.3B's fc1": (512, 128, 8192),
 }
+ATTENTION = {  # heads, queries, keys, head_dim
+    "attention of OPT-125M": (12, 256, 512, 64),
+    "attention of OPT-1.3B": (32, 256, 2048, 64),
+    "attention of Llama-7B": (32, 256, 2048, 128),
+}
+
+
+def of_values(multiply):
+    """The gradient of `multiply(weights, values)` by the values, from that of what it gives."""
+
+    def gradient(weights, ct):
+        shape = (*weights.shape[:-2], weights.shape[-1], ct.shape[-1])
+        values = jax.ShapeDtypeStruct(shape, ct.dtype)
+        return jax.linear_transpose(partial(multiply, weights), values)(ct)[0]
+
+    return jax.jit(gradient)
 
 
 def pair(one, other, *args, rounds: int) -> tuple[float, float, float]:
@@ -48,15 +68,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
     args = parser.parse_args()
+    heap.reuse()  # as the command line does
     rows = []
-    for name, (k, m, n) in SHAPES.items():
-        a, b = (jax.random.normal(jax.random.key(i), (k, w)) for i, w in enumerate((m, n)))
-        found = pair(
-            jax.jit(lambda a, b: a.T @ b), jax.jit(left_transposed), a, b, rounds=args.rounds
-        )
+
+    def measure(name, sizes, one, other, *shapes):
+        sides = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes))
+        found = pair(one, other, *sides, rounds=args.rounds)
         row = dict(zip(("xla_ms", "ours_ms", "xla_over_ours"), found, strict=True))
-        rows.append({"shape": name, "sizes": [k, m, n], **row})
+        rows.append({"shape": name, "sizes": sizes, **row})
         print(f"{name:24} {found[0]:8.2f} {found[1]:8.2f}  x{found[2]:.2f}", flush=True)
+
+    xla, ours = jax.jit(lambda a, b: a.T @ b), jax.jit(left_transposed)
+    for name, (k, m, n) in SHAPES.items():
+        measure(name, (k, m, n), xla, ours, (k, m), (k, n))
+    xla, ours = of_values(jnp.matmul), of_values(product)
+    for name, (heads, queries, keys, d) in ATTENTION.items():
+        shapes = (1, heads, queries, keys), (1, heads, queries, d)  # of one sample
+        measure(name, (heads, queries, keys, d), xla, ours, *shapes)
     print(common.write("bench_dot.json", {**common.provenance(), "rows": rows}))
 
 

@@ -1,6 +1,7 @@
 """Products with a transposed left side are the products they replace, derivatives and all."""
 
 import contextlib
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import OPT
 
-from icp_jax.dot import full_precision, left_transposed, linear
+from icp_jax.dot import full_precision, left_transposed, linear, product32
 from icp_jax.models import make_family
 from icp_jax.steps import Apply
 
@@ -41,6 +42,36 @@ def test_linear_in_every_transformation(way):
 
     for got, want in zip(jax.tree.leaves(of(linear)), jax.tree.leaves(of(jnp.matmul)), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+A, B = (jax.random.normal(jax.random.key(i), (2, 6, 3)) for i in range(2))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("n", [1, 6])  # one side has less to turn, or the other
+@pytest.mark.parametrize("turned", [False, True])
+def test_product_of_batches(turned, n, dtype):
+    a, b = A.astype(dtype), B[:, :n].astype(dtype)
+    b = b if turned else b.mT
+
+    def plain(a, b):
+        return jnp.matmul(a, b.mT if turned else b, preferred_element_type=jnp.float32)
+
+    def product(a, b):
+        return product32(a, b, turned)
+
+    def loss(f, *sides):
+        return jnp.sum(jnp.tanh(f(*sides)) ** 2)
+
+    one, other = (
+        jax.jit(jax.value_and_grad(partial(loss, f), (0, 1)))(a, b) for f in (product, plain)
+    )
+    for got, want in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        assert got.dtype == want.dtype
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(product(a, b[:1]), plain(a, b[:1]), rtol=1e-5, atol=1e-6)
+    each = jax.vmap(product)(a, b)
+    np.testing.assert_allclose(each, product(a, b), rtol=1e-6)
 
 
 def test_the_gradient_has_no_product_with_a_transposed_left_side():

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from icp_jax import places
-from icp_jax.dot import linear
+from icp_jax.dot import linear, product32
 
 QUERY_CHUNK = 256  # on the CPU: causal attention in chunks of so many queries
 
@@ -136,7 +136,7 @@ def softmax_matmul(
     """
     most = jax.lax.stop_gradient(jnp.max(scores, -1, keepdims=True))
     weights = jnp.exp(scores - most)
-    out = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    out = product32(weights.astype(v.dtype), v)
     return (out / jnp.sum(weights, -1, keepdims=True)).astype(v.dtype)
 
 
@@ -182,7 +182,7 @@ def causal_attention(
 
     def attend(q, k, v, start, first=0):  # queries from `start` on, keys from `first` on
         wide = q.reshape(b, n, -1, d)
-        scores = jnp.einsum("bhqd,bhkd->bhqk", wide, k, preferred_element_type=jnp.float32)
+        scores = product32(wide, k, turned=True)
         queries = jnp.tile(start + jnp.arange(q.shape[3]), group)[:, None]
         keys = jnp.arange(first, first + k.shape[2])
         allowed = keys <= queries

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from icp_jax.dot import product32
 from icp_jax.models.layers import softmax_matmul
 
 SCORES = {"cpu": 1 << 20}  # at most so many at once (or one row's): what fits a CPU's cache
@@ -85,7 +86,7 @@ def attention(
     def chunk(k, v, q, near):  # q [g, r, w, d] of g heads, its rows of to_rows [r, h, d]
         wide = {"preferred_element_type": jnp.float32}
         flat = (q * scale).reshape(-1, r * w, d)
-        scores = jnp.einsum("gqd,gkd->gqk", flat, k, **wide)
+        scores = product32(flat, k, turned=True)
         if near is not None:
             down = jnp.einsum("grwd,rhd->grwh", q, near, **wide)
             across = jnp.einsum("grwd,wcd->grwc", q, to_columns, **wide)
