@@ -9,6 +9,8 @@ import tyro
 
 from icp_jax.config import Dtype, RunConfig
 
+Model = Annotated[str, tyro.conf.arg(metavar="MODEL")]
+
 
 @dataclass(frozen=True)
 class Demo:
@@ -69,7 +71,7 @@ class Plan(RunConfig):
 class Eval:
     """Perplexity of a language model, IoU of SAM's masks, by the field's protocols."""
 
-    model: tyro.conf.Positional[str]
+    model: tyro.conf.Positional[Model]
     """A Hugging Face folder or hub id, or a .pth file of SAM's."""
     data: str
     """wikitext2, ptb, c4, or a path: .txt, .jsonl[.gz], .npy of token ids, or an Arrow folder.
@@ -92,15 +94,15 @@ class Eval:
 class Segment:
     """Segment one object of an image with SAM, and paint its mask over it."""
 
-    model: tyro.conf.Positional[str]
+    model: tyro.conf.Positional[Model]
     """A Hugging Face folder or hub id, or a .pth file of SAM's."""
-    image: tyro.conf.Positional[str]
+    image: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="IMAGE")]]
     """An image file."""
     out: str
     """The image to write; it must not exist."""
-    point: str | None = None
+    point: Annotated[str | None, tyro.conf.arg(metavar="X,Y")] = None
     """x,y of a pixel of the object, from the top left corner."""
-    box: str | None = None
+    box: Annotated[str | None, tyro.conf.arg(metavar="X0,Y0,X1,Y1")] = None
     """x0,y0,x1,y1: the object's left, top, right and bottom."""
     dtype: Dtype = "auto"
     """What the encoder computes in; auto is bfloat16 on GPU and TPU, float32 on CPU."""
@@ -112,9 +114,9 @@ class Segment:
 class Convert:
     """Hugging Face folder to Orbax checkpoint of the Flax tree, or back; both ways bit-exact."""
 
-    src: tyro.conf.Positional[str]
+    src: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SRC")]]
     """A Hugging Face folder or hub id, or a folder that this command wrote."""
-    dst: tyro.conf.Positional[str]
+    dst: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DST")]]
     """The folder to write; it must not exist."""
     json: bool = False
     """Print one JSON object on standard output, and nothing else there."""
@@ -124,7 +126,7 @@ class Convert:
 class Verify:
     """Re-read a pruned folder: sparsity, pattern, values that are not finite, what changed."""
 
-    folder: tyro.conf.Positional[str]
+    folder: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DIR")]]
     """A Hugging Face folder."""
     source: str = ""
     """The checkpoint it was made from: says which tensors changed."""

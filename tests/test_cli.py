@@ -24,6 +24,21 @@ def test_help(command, capsys):
     assert not stop.value.code and f"usage: {' '.join(['icp-jax', *command])}" in out
 
 
+@pytest.mark.parametrize(
+    "command,arguments",
+    [
+        ("eval", "MODEL"),
+        ("segment", "MODEL IMAGE"),
+        ("convert", "SRC DST"),
+        ("verify", "DIR"),
+    ],
+)
+def test_positional_arguments_have_names(command, arguments, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert f" {arguments}" in capsys.readouterr().out.splitlines()[0]
+
+
 def test_every_option_says_what_it_does(capsys):
     with pytest.raises(SystemExit):
         main(["prune", "--help"])
