@@ -1,6 +1,6 @@
 """Speed and memory of pruning with compensation: `icp_jax` against the same in plain PyTorch.
 
-    python benchmarks/bench_prune.py --out bench_prune.json
+    python benchmarks/bench_prune.py --samples 128 --out bench_prune.json
     python benchmarks/bench_prune.py --shape opt-1.3b --rounds 1 --sides torch-eager torch-fused \\
         --out bench_prune_opt-1.3b.json
     python benchmarks/bench_prune.py --shape llama-7b --samples 16 --rounds 1 \\
