@@ -1,8 +1,8 @@
 """Matrix products: their precision, and those with a transposed left side.
 
 XLA's CPU backend is slow at the latter as they stand, those of many heads above all: they take up
-to twice the time of the same product without the transposition (`benchmarks/bench_dot.py`). On
-other backends all is left to it.
+to two and a half times as long as computed here (`benchmarks/bench_dot.py`). On other backends all
+is left to it.
 """
 
 from __future__ import annotations
@@ -85,7 +85,11 @@ def _wrt_b(ct, a, b, *, turned):
 
 
 def _of_left(left, right):
-    """leftᵀ right, or the transpose of rightᵀ left: whichever has less to turn."""
+    """leftᵀ right, or the transpose of rightᵀ left: whichever has less to turn.
+
+    XLA may make the first of the second again, which then gains nothing; not of a sample's
+    attention, `[1, heads, ...]`, as compensation has it.
+    """
     (rows, m), n = left.shape[-2:], right.shape[-1]
     if n * (rows + m) < rows * m:
         return left_transposed(right, left).mT

@@ -160,7 +160,8 @@ def prune_blocks(
             tick(where.stop, len(sparse))
         return jax.block_until_ready(seen)
 
-    gc.collect(0)  # jaxlib holds arrays it was given, as an earlier run's stream, until one
+    # jaxlib holds arrays it was given, as an earlier run's stream, until any collection
+    gc.collect(0)
     sparse, dense = (places.empty(shape, memory.stream_dtype, place, scratch) for _ in range(2))
     start = steps.embed_tokens(family, embed, memory.stream_dtype, devices)
     streams.advance(start, [tokens], sparse, size, devices=devices)
