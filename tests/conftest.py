@@ -59,9 +59,23 @@ def rope(kind, **settings):
 
 def write_opt(folder: Path, dtype=np.float16, shard_bytes=10**9, seed=0, **changes) -> Path:
     """A random OPT with the bundled model's tokenizer, as a Hugging Face folder."""
-    config = {**OPT, **changes}
+    write_random(folder, {**OPT, **changes}, dtype, shard_bytes, seed)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((BUNDLED / name).read_bytes())
+    return folder
+
+
+def write_llama(folder: Path, dtype=np.float32, **changes) -> Path:
+    """A random Llama with grouped queries, as a Hugging Face folder without a tokenizer."""
+    write_random(folder, {**LLAMA, "tie_word_embeddings": True, **changes}, dtype)
+    return folder
+
+
+def write_random(folder: Path, config: dict, dtype, shard_bytes=10**9, seed=0) -> None:
+    """Random weights for a config with a tied head, of a plausible size."""
     folder.mkdir(parents=True)
-    placed = [p for p in table_for("opt").place(config) if p.name != "lm_head.weight"]
+    table = table_for(config["model_type"])
+    placed = [p for p in table.place(config) if p.name != "lm_head.weight"]
     rng, dtype = np.random.default_rng(seed), np.dtype(dtype)
     layout = plan_layout({p.name: (dtype, p.shape) for p in placed}, {"format": "pt"}, shard_bytes)
     writer = Writer(folder, layout)
@@ -71,9 +85,6 @@ def write_opt(folder: Path, dtype=np.float16, shard_bytes=10**9, seed=0, **chang
         writer.write(p.name, tensor.astype(dtype))
     writer.close()
     (folder / "config.json").write_text(json.dumps(config))
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).write_bytes((BUNDLED / name).read_bytes())
-    return folder
 
 
 @pytest.fixture(scope="module", autouse=True)

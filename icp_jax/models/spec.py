@@ -70,6 +70,13 @@ class Family:
         """What the head needs of the embedding's params: the tied table, or None."""
         return embed["tokens"]["embedding"] if self.tied else None
 
+    def readers(self) -> dict[str, list[str]]:
+        """The linears that read each distinct input, in the order of the computation."""
+        found: dict[str, list[str]] = {}
+        for linear in self.linears:
+            found.setdefault(linear.tap, []).append(linear.name)
+        return found
+
     def tap_widths(self, shapes: Mapping[str, tuple[int, int]]) -> dict[str, int]:
         """The width of every distinct input of the linears, in the order of the computation."""
         return {linear.tap: shapes[linear.name][0] for linear in self.linears}

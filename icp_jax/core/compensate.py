@@ -1,0 +1,215 @@
+"""Compensation: tune one block so that its output comes near a target, as a scan over samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+
+from icp_jax.core.hyper import sample_order, schedule
+from icp_jax.masks import apply_keep
+
+Params = Any
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
+Undo = Literal["all", "probe", "never"]
+
+MATTERS = 1e-3  # a rise of the loss below this share of the targets' mean square is rounding
+PROBE, PROBE_MOST = 16, 8  # losses before and after: on one sample in so many, at most so many
+
+
+class Fate(IntEnum):
+    """What became of a compensation; all from NOT_FINITE on were undone."""
+
+    NONE = 0  # nothing was tuned
+    KEPT = 1
+    NOT_FINITE = 2  # a loss was NaN or infinite
+    ROSE = 3  # the loss rose
+    NO_GAIN = 4  # it rose by no more than rounding
+
+
+class CompensationMetrics(NamedTuple):
+    """What a compensation did to its loss."""
+
+    before: Float[Array, "*p"]  # mean over the probe, before the first step
+    after: Float[Array, "*p"]  # the same after the last step
+    epochs: Float[Array, "*p E"]  # mean of the losses met during each epoch
+    fate: Int[Array, "*p"]  # a Fate
+
+
+class State(NamedTuple):
+    """What one step hands to the next."""
+
+    params: Params
+    optimizer: Any  # the state of the optax transformation
+
+
+def not_compensated(epochs: int) -> CompensationMetrics:
+    """The metrics of a block that was not tuned: NaN, and Fate.NONE."""
+    nothing = jnp.full((), jnp.nan, jnp.float32)
+    losses = jnp.full((epochs,), jnp.nan, jnp.float32)
+    return CompensationMetrics(nothing, nothing, losses, jnp.int32(Fate.NONE))
+
+
+def mse(outputs: Float[Array, "*s"], targets: Float[Array, "*s"]) -> Float[Array, ""]:
+    """Mean squared error in float32."""
+    return jnp.mean(jnp.square(outputs.astype(jnp.float32) - targets.astype(jnp.float32)))
+
+
+def adam() -> optax.GradientTransformationExtraArgs:
+    """Adam whose rate is part of its state, so that it can be traced."""
+    fixed = ("b1", "b2", "eps", "eps_root")  # Python numbers: they stay exact
+    tiny = float(np.finfo(np.float32).tiny)  # changes no update, but gives sqrt(0) a derivative
+    return optax.inject_hyperparams(optax.adam, fixed, jnp.float32)(1e-4, eps_root=tiny)
+
+
+ADAM = adam()
+
+
+def with_rate(optimizer: Any, rate: Float[Array, ""] | None) -> Any:
+    """An optimizer's state with this learning rate; None leaves it.
+
+    Raises ValueError where the rate is no injected hyperparameter of the optimizer.
+    """
+    if rate is None:
+        return optimizer
+    if not optax.tree.get_all_with_path(optimizer, "learning_rate"):
+        raise ValueError(
+            "this optimizer has no learning rate to set: leave lr out, or wrap the optimizer "
+            "in optax.inject_hyperparams"
+        )
+    return optax.tree.set(optimizer, learning_rate=rate)
+
+
+def probe(samples: int) -> int:
+    """How many of the first samples the losses before and after are measured on."""
+    return min(PROBE_MOST, max(1, samples // PROBE))
+
+
+def sample_loss(apply, loss: Loss, params: Params, keep, x, y) -> Float[Array, ""]:
+    """The loss of one sample `[1, ...]`, with the masks held."""
+    return loss(apply(apply_keep(params, keep), x), y)
+
+
+def tune_step(apply, tx, loss: Loss, keep, state: State, x, y) -> tuple[State, Float[Array, ""]]:
+    """One optimizer step on one sample `[1, ...]`; gives the loss before it."""
+    found, grads = jax.value_and_grad(lambda p: sample_loss(apply, loss, p, keep, x, y))(
+        state.params
+    )
+    with jax.numpy_dtype_promotion("standard"):  # optax counts in int32
+        updates, optimizer = tx.update(grads, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+    return State(params, optimizer), found
+
+
+def mean_loss(apply, loss: Loss, params: Params, keep, inputs, targets) -> Float[Array, ""]:
+    """Mean of `sample_loss` over all samples."""
+
+    def add(total, sample):
+        x, y = (a[None] for a in sample)
+        return total + sample_loss(apply, loss, params, keep, x, y), None
+
+    total, _ = jax.lax.scan(add, jnp.zeros((), jnp.float32), (inputs, targets))
+    return total / np.float32(len(inputs))
+
+
+def fate(before, after, epochs, square: Float[Array, ""]) -> Int[Array, ""]:
+    """The Fate that the losses call for; square: the targets' mean square."""
+    finite = jnp.all(jnp.isfinite(epochs)) & jnp.isfinite(after)
+    rose = jnp.where(after - before > MATTERS * square, Fate.ROSE, Fate.NO_GAIN)
+    judged = jnp.where(after > before, rose, Fate.KEPT)
+    return jnp.where(finite, judged, Fate.NOT_FINITE).astype(jnp.int32)
+
+
+def mean_square(targets: Float[Array, "n *s"]) -> Float[Array, ""]:
+    """What a rise of the loss is compared with."""
+    return jnp.mean(jnp.square(targets.astype(jnp.float32)))
+
+
+@partial(jax.jit, static_argnames=("apply", "tx", "loss", "undo"))
+def _compensate(apply, tx, loss, undo, params, inputs, targets, rates, order, keep):
+    few = probe(len(inputs))
+
+    def measure(params, count):
+        return mean_loss(apply, loss, params, keep, inputs[:count], targets[:count])
+
+    def sample(state, i):
+        x, y = (jax.lax.dynamic_slice_in_dim(a, i, 1) for a in (inputs, targets))
+        return tune_step(apply, tx, loss, keep, state, x, y)
+
+    def epoch(state, at):
+        rate, samples = at
+        state = state._replace(optimizer=with_rate(state.optimizer, rate))
+        state, losses = jax.lax.scan(sample, state, samples)
+        return state, jnp.mean(losses)
+
+    before = measure(params, few)
+    state, epochs = jax.lax.scan(epoch, State(params, tx.init(params)), (rates, order))
+    tuned, after = state.params, measure(state.params, few)
+    if undo == "all":
+        before, after = jax.lax.cond(
+            after > before,
+            lambda: (measure(params, len(inputs)), measure(tuned, len(inputs))),
+            lambda: (before, after),
+        )
+    became = fate(before, after, epochs, mean_square(targets[:few]))
+    if undo != "never":
+        tuned = jax.tree.map(partial(jnp.where, became >= Fate.NOT_FINITE), params, tuned)
+    return apply_keep(tuned, keep), CompensationMetrics(before, after, epochs, became)
+
+
+def compensate(
+    apply: Callable[[Params, jax.Array], jax.Array],
+    params: Params,
+    inputs: Float[Array, "n *s"],
+    targets: Float[Array, "n *t"],
+    *,
+    tx: optax.GradientTransformation = ADAM,
+    loss: Loss = mse,
+    epochs: int = 1,
+    lr: float | Float[Array, "*e"] | None = None,
+    gamma: float | Float[Array, ""] = 1.0,
+    order: Int[Array, "e n"] | None = None,
+    seed: int | Sequence[int] = 0,
+    keep: Params | None = None,
+    undo: Undo = "all",
+) -> tuple[Params, CompensationMetrics]:
+    """Tune `params` so that apply(params, inputs) comes near `targets`, one sample a step.
+
+    apply: a pure function of (params, one sample `[1, ...]`). It, tx and loss are static under
+    jit: pass the same, or equal hashable, ones to reuse the compiled program.
+    tx: any optax transformation. lr: its learning rate, times gamma after each epoch, or one rate
+    an epoch; for transformations whose rate is injected, as that of the default Adam is (1e-4
+    where lr is unset). order: the samples of each epoch; unset, permutations by `seed`. keep: masks
+    of `params`, held inside the loss and in the result. undo: give the params back as they were
+    where a loss was not finite, or rose: "probe" asks the first samples, "all" asks all samples
+    where those say so, "never" leaves the result as it is.
+    Works under jit, vmap (over lr, gamma, params or samples), jvp and grad. Returns (params,
+    CompensationMetrics). Raises ValueError for arrays that do not fit. Source: ICP, section 3.
+    """
+    if len(inputs) != len(targets) or len(inputs) == 0:
+        raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets: need as many, above 0")
+    samples = jnp.asarray(sample_order(seed, epochs, len(inputs)) if order is None else order)
+    arrays = (jnp.asarray(inputs), jnp.asarray(targets))
+    rates = _rates(lr, gamma, len(samples))
+    return _compensate(apply, tx, loss, undo, params, *arrays, rates, samples, keep)
+
+
+def _rates(lr: Any, gamma: Any, epochs: int) -> Float[Array, "e"] | None:
+    """One rate an epoch: made on the host in float64 unless lr or gamma is traced."""
+    if lr is None:
+        return None
+    if np.ndim(lr) == 1:
+        if len(lr) != epochs:
+            raise ValueError(f"{len(lr)} rates for {epochs} epochs: give one an epoch")
+        return jnp.asarray(lr, jnp.float32)
+    if isinstance(lr, jax.core.Tracer) or isinstance(gamma, jax.core.Tracer):
+        powers = jnp.asarray(gamma, jnp.float32) ** np.arange(epochs, dtype=np.float32)
+        return jnp.asarray(lr, jnp.float32) * powers
+    return jnp.asarray(schedule(float(lr), float(gamma), epochs))

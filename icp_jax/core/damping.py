@@ -1,0 +1,77 @@
+"""The damping ladder: a Hessian that is not positive definite is damped ten times more, until 1.
+
+At a damping of 1 the smallest eigenvalue of H is at least the mean one, so its condition number
+is at most the number of inputs plus one. What fails there has inputs that are not finite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from icp_jax.stats import Moments
+
+Prepare = Callable[[Moments, Any], Any]
+
+
+def raised(damping: Any) -> Any:
+    """The next rung, for NumPy and JAX float32 alike."""
+    np_or_jnp = np if isinstance(damping, np.floating) else jnp
+    return np_or_jnp.minimum(np.float32(10) * damping, np.float32(1))
+
+
+@jax.jit
+def all_finite(prepared: Any) -> Bool[Array, ""]:
+    """Whether every inexact leaf is finite; true where there is none."""
+    leaves = [x for x in jax.tree.leaves(prepared) if jnp.issubdtype(x, jnp.inexact)]
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in leaves], bool))
+
+
+def climb(
+    prepare: Prepare, moments: Moments, damping: Float[Array, ""]
+) -> tuple[Any, Int[Array, ""]]:
+    """`prepare(moments, damping)` at the first rung that gives finite values, or at the last.
+
+    prepare: gives values that are not finite where H is not positive definite. Returns (prepared,
+    rungs climbed). For use in a trace: the loop is entered only for failures.
+    """
+    first = prepare(moments, damping)
+    if not jax.tree.leaves(first):  # a method without statistics
+        return first, jnp.int32(0)
+
+    def failed(carry):
+        prepared, now, _ = carry
+        return ~all_finite(prepared) & (now < 1)
+
+    def again(carry):
+        _, now, rungs = carry
+        now = raised(now)
+        return prepare(moments, now), now, rungs + 1
+
+    damping = jnp.asarray(damping, jnp.float32)
+    prepared, _, rungs = jax.lax.while_loop(failed, again, (first, damping, jnp.int32(0)))
+    return prepared, rungs
+
+
+def climb_on_host(prepare: Prepare, moments: Moments, damping: Any) -> tuple[Any, Any]:
+    """`climb`, outside a trace: only one factor exists at a time."""
+    now, rungs = np.float32(damping), 0
+    while True:
+        prepared = prepare(moments, now)
+        if now >= 1 or all_finite(prepared):
+            return prepared, np.int32(rungs)
+        del prepared  # room for the next
+        now, rungs = raised(now), rungs + 1
+
+
+def at_rung(damping: float, rungs: int) -> float:
+    """The damping in use after so many rungs, as a number to print."""
+    now = np.float32(damping)
+    for _ in range(rungs):
+        now = raised(now)
+    return float(f"{now:.6g}")

@@ -1,0 +1,136 @@
+"""Immediate Compensation Pruning (CVPR 2025), to be read beside the paper.
+
+Two streams of hidden states run through the model: `dense`, the unpruned model's, and `sparse`,
+the model's as pruned so far. The dense stream goes through block t; block t, still dense, is
+tuned to turn the sparse stream into that; then block t is pruned on what the sparse stream
+feeds it, and the sparse stream goes through what is left. So every block repairs the damage of
+those before it. Everything here is pure: jit it, vmap or map it over `Hyper`, differentiate it.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from icp_jax.core import streams
+from icp_jax.core.compensate import CompensationMetrics, compensate, not_compensated
+from icp_jax.core.hyper import Hyper, Recipe
+from icp_jax.core.passes import Apply, embed, narrowed, widened
+from icp_jax.core.prune import LayerMetrics, prune_block
+from icp_jax.core.streams import Chunks
+from icp_jax.models.spec import Family
+from icp_jax.pruners import METHODS
+
+Params = dict[str, Any]
+ICP = Recipe()
+
+
+class Streams(NamedTuple):
+    """The hidden states of some samples, in both models."""
+
+    sparse: Chunks
+    dense: Chunks
+
+
+class BlockMetrics(NamedTuple):
+    """What happened to a block: one structure for every block and method, stacked `[L]`."""
+
+    layers: LayerMetrics
+    compensation: CompensationMetrics  # of this block, before it was pruned
+    error: Float[Array, "*L"]  # ‖sparse-dense‖² / ‖dense‖² of the streams after the block
+    heldout: Float[Array, "*L"]  # the same of held-out samples; NaN where none were given
+
+
+def block_step(
+    family: Family,
+    recipe: Recipe,
+    apply: Apply,
+    params: Params,
+    through: list[Streams],
+    hyper: Hyper,
+    order: Int[Array, "E N"],
+    damaged: bool | Bool[Array, ""] = True,
+) -> tuple[Params, list[Streams], BlockMetrics]:
+    """Prune one block, and take the streams through it. Params come back in their dtypes.
+
+    through: the streams of the calibration samples, then of held-out ones if there are any.
+    hyper: with the counts of this block, `[linears]`. order: the samples of every epoch of its
+    compensation. damaged: whether an earlier block is pruned, so there is something to repair.
+    """
+    dtypes, (epochs, samples) = [leaf.dtype for leaf in jax.tree.leaves(params)], order.shape
+    stored_as = {s.name: params[s.name]["kernel"].dtype.name for s in family.linears}
+    sparse = [stream.sparse for stream in through]
+    tuned, lost = widened(params), not_compensated(epochs)
+
+    dense = [streams.forward(apply, tuned, stream.dense) for stream in through]  # the targets
+    if METHODS[recipe.method].compensates and epochs:
+        x, y = sparse[0].samples(samples), dense[0].samples(samples)
+        repaired = apply.rematerialised() if recipe.remat else apply
+
+        def repair(p):
+            return compensate(repaired, p, x, y, lr=hyper.rates, order=order, undo=recipe.undo)
+
+        tuned, lost = jax.lax.cond(damaged, repair, lambda p: (p, lost), tuned)
+    seen = streams.statistics(family, apply, tuned, sparse[0], samples)
+    pruned, layers = prune_block(family, tuned, seen, hyper, recipe, stored_as)
+    stored = narrowed(pruned, dtypes)
+    kept = widened(stored)  # what the checkpoint will hold
+    after = [streams.forward_beside(apply, kept, *pair) for pair in zip(sparse, dense, strict=True)]
+
+    moved = [Streams(s, d) for (s, _), d in zip(after, dense, strict=True)]
+    errors = [error for _, error in after] + [jnp.full((), jnp.nan, jnp.float32)]
+    return stored, moved, BlockMetrics(layers, lost, errors[0], errors[1])
+
+
+def icp(
+    family: Family,
+    params: Params,
+    tokens: Int[Array, "N T"] | Float[Array, "N 3 S S"],
+    hyper: Hyper,
+    order: Int[Array, "L E N"],
+    recipe: Recipe = ICP,
+    heldout: Int[Array, "M T"] | Float[Array, "M 3 S S"] | None = None,
+) -> tuple[Params, BlockMetrics]:
+    """Prune a whole model on calibration samples, all of it in memory, in one trace.
+
+    family and recipe are static. params: {'embed', 'blocks': {'0': ...}, 'head'}; they come back
+    in the same dtypes, the blocks pruned. hyper: see `hyper.hyper`. order: the samples of every
+    epoch of every block's compensation, see `hyper.block_orders`. heldout: samples on which only
+    the error of the streams is measured. Blocks that are alike are one scan over their stacked
+    params, so the program does not grow with depth. Source: ICP, algorithm 1.
+    """
+    through = []
+    for x in (tokens,) if heldout is None else (tokens, heldout):
+        hidden = embed(family.embed, recipe.stream_dtype, params["embed"], x)
+        through.append(Streams(*[streams.chunked(hidden, recipe.batch)] * 2))
+    given, metrics = params["blocks"], []
+    blocks: Params = {}
+    for _, group in groupby(range(family.n_blocks), lambda t: _kind(family, given[str(t)], t)):
+        run = list(group)
+        apply, where = Apply(family.block_at(run[0]), recipe.dtype), slice(run[0], run[-1] + 1)
+
+        def step(through, block, apply=apply):
+            params, counts, order, t = block
+            now = hyper._replace(counts=counts)
+            stored, through, found = block_step(
+                family, recipe, apply, params, through, now, order, damaged=t > 0
+            )
+            return through, (stored, found)
+
+        alike = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(given[str(t)] for t in run))
+        each = jnp.asarray(hyper.counts)[where], jnp.asarray(order)[where], jnp.array(run)
+        through, (pruned, found) = jax.lax.scan(step, through, (alike, *each))
+        blocks |= {str(t): jax.tree.map(lambda x, k=k: x[k], pruned) for k, t in enumerate(run)}
+        metrics.append(found)
+    joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *metrics)
+    return {**params, "blocks": blocks}, joined
+
+
+def _kind(family: Family, block: Params, t: int) -> Any:
+    """What must be equal for two blocks to be one program."""
+    leaves, tree = jax.tree.flatten(block)
+    return family.block_at(t), tree, [(leaf.shape, leaf.dtype) for leaf in leaves]

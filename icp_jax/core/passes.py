@@ -1,0 +1,132 @@
+"""What a batch of samples does in one block: forward, and the sums that the pruners need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from icp_jax import stats
+from icp_jax.dot import full_precision
+from icp_jax.models.spec import Family
+
+Params = dict[str, Any]
+Shapes = Mapping[str, tuple[int, int]]  # linear -> (inputs, outputs)
+
+
+@dataclass(frozen=True)
+class Apply:
+    """A module as a pure function of (params, x), computing in `dtype`; gives float32."""
+
+    module: Any
+    dtype: str
+
+    def rematerialised(self) -> Apply:
+        """The same; its gradient recomputes what takes much memory to keep."""
+        if not hasattr(self.module, "remat"):  # SAM's attention always does
+            return self
+        return Apply(self.module.clone(remat=True), self.dtype)
+
+    def __call__(self, params: Params, x: jax.Array) -> jax.Array:
+        with full_precision(self.dtype):
+            return self.module.apply({"params": params}, x.astype(self.dtype)).astype(jnp.float32)
+
+    def watched(
+        self, params: Params, x: jax.Array
+    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        """The inputs of the block's linears by tap, and by linear ‖Wᵀx‖² of every sample."""
+        kinds = ["taps", "energies"]
+        with full_precision(self.dtype):
+            _, found = self.module.apply({"params": params}, x.astype(self.dtype), mutable=kinds)
+        taps = {name: values[0] for name, values in found["taps"].items()}
+        return taps, {name: sown["outputs"][0] for name, sown in found["energies"].items()}
+
+
+class Statistics(NamedTuple):
+    """What the pruners are told of a block's linears."""
+
+    sums: dict[str, stats.Sums]  # of the inputs, by tap
+    energies: dict[str, jax.Array]  # ‖Wᵀx‖² over all tokens, by linear
+
+
+def embed(module: Any, dtype: str, params: Params, tokens: jax.Array) -> jax.Array:
+    """Tokens or pixels to the first hidden states, in the stream's dtype."""
+    with full_precision("float32"):
+        return module.apply({"params": params}, tokens).astype(dtype)
+
+
+def no_statistics(family: Family, shapes: Shapes, tokens: int) -> Statistics:
+    """Empty sums, for `tokens` in all.
+
+    The last linear is computed only for its energy, so its energy is left out where it takes
+    less work to compute that from the moments.
+    """
+    sums = {tap: stats.zeros(width) for tap, width in family.tap_widths(shapes).items()}
+    *counted, last = (spec.name for spec in family.linears)
+    if stats.outputs_cost_less(tokens, shapes[last][0]):
+        counted.append(last)
+    return Statistics(sums, {name: jnp.zeros((), jnp.float32) for name in counted})
+
+
+def collect(
+    apply: Apply, params: Params, x: Float[Array, "b *s"], seen: Statistics, valid: Int[Array, ""]
+) -> Statistics:
+    """Add one batch to the statistics of every linear; only the first `valid` samples count."""
+    real = jnp.arange(x.shape[0]) < valid
+    taps, energies = apply.watched(params, x)
+    added = {}
+    for name, tap in taps.items():
+        tap = jnp.where(real.reshape(-1, *[1] * (tap.ndim - 1)), tap, 0)
+        rows = tap.reshape(-1, tap.shape[-1])
+        added[name] = stats.add(seen.sums[name], rows, valid * (rows.shape[0] // x.shape[0]))
+    of_real = {
+        name: total + jnp.sum(jnp.where(real[:, None], energies[name].reshape(len(real), -1), 0))
+        for name, total in seen.energies.items()
+    }
+    return Statistics(added, of_real)
+
+
+def forward(
+    apply: Apply, params: Params, x: Float[Array, "b *s"], valid: Int[Array, ""]
+) -> tuple[Float[Array, "b *s"], Float[Array, ""]]:
+    """The block's output, and its energy (not finite where the output is not)."""
+    y = apply(params, x)
+    return y.astype(x.dtype), _energy(y, valid)
+
+
+def forward_beside(
+    apply: Apply,
+    params: Params,
+    x: Float[Array, "b *s"],
+    dense: Float[Array, "b *s"],
+    valid: Int[Array, ""],
+) -> tuple[Float[Array, "b *s"], tuple[Float[Array, ""], Float[Array, ""]]]:
+    """The block's output, and the energies of its distance to `dense` and of `dense`."""
+    y = apply(params, x)
+    dense = dense.astype(y.dtype)
+    return y.astype(x.dtype), (_energy(y - dense, valid), _energy(dense, valid))
+
+
+def _energy(y: Float[Array, "b *s"], valid: Int[Array, ""]) -> Float[Array, ""]:
+    real = (jnp.arange(y.shape[0]) < valid).reshape(-1, *[1] * (y.ndim - 1))
+    return jnp.sum(jnp.square(jnp.where(real, y, 0)))
+
+
+def widened(params: Params) -> Params:
+    """Stored params as float32 master weights."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+
+
+def narrowed(params: Params, dtypes: Sequence[np.dtype]) -> Params:
+    """float32 params rounded to what they are stored in, leaf by leaf.
+
+    The barrier keeps XLA from dropping the rounding when they are widened again.
+    """
+    leaves, tree = jax.tree.flatten(params)
+    rounded = [x.astype(dtype) for x, dtype in zip(leaves, dtypes, strict=True)]
+    return jax.tree.unflatten(tree, jax.lax.optimization_barrier(rounded))

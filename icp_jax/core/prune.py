@@ -1,0 +1,134 @@
+"""Prune the linears of one block, tap by tap: linears that read one tap share its factor.
+
+Every piece is a compiled function of its own. Inside a trace they become one program; outside,
+a driver runs them one by one and holds one tap's matrices at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from icp_jax import quantize, stats
+from icp_jax.core.damping import climb
+from icp_jax.core.hyper import Hyper, Recipe
+from icp_jax.core.passes import Statistics
+from icp_jax.models.spec import Family
+from icp_jax.pruners import METHODS
+
+Params = dict[str, Any]
+
+
+class LayerMetrics(NamedTuple):
+    """What pruning did to the linears of a block, in the order of `family.linears`."""
+
+    zeros: Int[Array, "*p linears"]
+    error: Float[Array, "*p linears"]  # ‖(W-Ŵ)ᵀx‖² / ‖Wᵀx‖² on the inputs it was pruned with
+    rungs: Int[Array, "*p linears"]  # how often damping was raised because H was not definite
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What a driver does between the pieces. In a trace: nothing."""
+
+    climb: Callable[..., tuple[Any, Int[Array, ""]]] = climb
+    settle: Callable[[Any], Any] = lambda tree: tree  # wait, where that saves memory
+    rows: Callable[[Any], Any] = lambda kernel: kernel  # split the outputs over devices
+    whole: Callable[[Any], Any] = lambda tree: tree  # join them again
+
+
+IN_TRACE = Pace()
+
+
+class Tap(NamedTuple):
+    """The linears that read one tap, after pruning, by name."""
+
+    kernels: dict[str, Float[Array, "i o"]]
+    grids: dict[str, quantize.Grid]  # empty without quantization
+    metrics: dict[str, tuple[Int[Array, ""], Float[Array, ""], Int[Array, ""]]]
+
+
+def prune_tap(
+    kernels: Mapping[str, Float[Array, "i o"]],
+    sums: stats.Sums,
+    energies: Mapping[str, Float[Array, ""]],
+    counts: Mapping[str, Int[Array, ""]],
+    hyper: Hyper,
+    recipe: Recipe,
+    dtypes: Mapping[str, str],
+    pace: Pace = IN_TRACE,
+) -> Tap:
+    """Prune the linears of one tap to their counts. Outside a trace, kernels and sums are used up.
+
+    sums: of the tap's inputs. energies: ‖Wᵀx‖² over all tokens, where it was counted. hyper:
+    damping and bits. dtypes: what each linear is stored in, which grids must fit.
+    """
+    method = METHODS[recipe.method]
+    options: dict[str, Any] = {}
+    moments = pace.settle(stats.moments(sums))
+    importance, energy = jnp.diagonal(moments.second), {}
+    for name, kernel in kernels.items():
+        energy[name] = pace.settle(stats.energy(kernel, moments, energies.get(name)))
+    prepared, rungs = pace.climb(method.prepare, moments, hyper.damping)
+    if method.walks:
+        options["block"] = recipe.block_size
+        del moments  # the factor, which is as large, is all that a walk needs
+    out = Tap({}, {}, {})
+    for name, kernel in kernels.items():
+        kernel, grid = pace.rows(kernel), None
+        if recipe.quantize:
+            grid = out.grids[name] = _grid(kernel, hyper.bits, recipe, importance, dtypes[name])
+        if method.walks:
+            options["grid"] = grid
+        new, keep, *lost = pace.settle(
+            method.prune(kernel, prepared, counts[name], pattern=recipe.pattern, **options)
+        )
+        if not method.walks:
+            new = new if grid is None else quantize.round_kernel(new, keep, grid)
+            lost = [pace.settle(stats.lost_energy(kernel, new, moments))]
+        out.kernels[name] = pace.whole(new)
+        zeros = jnp.sum(~keep, dtype=jnp.int32)
+        out.metrics[name] = (zeros, stats.share(*lost, energy[name]), rungs)
+    return out
+
+
+def _grid(kernel, bits, recipe: Recipe, importance, dtype: str) -> quantize.Grid:
+    return quantize.make_grid(
+        kernel,
+        bits,
+        group=recipe.group,
+        symmetric=recipe.symmetric,
+        search=recipe.search,
+        importance=importance,
+        dtype=dtype,
+    )
+
+
+def prune_block(
+    family: Family,
+    params: Params,
+    seen: Statistics,
+    hyper: Hyper,
+    recipe: Recipe,
+    dtypes: Mapping[str, str],
+) -> tuple[Params, LayerMetrics]:
+    """Prune every linear of a block to `hyper.counts` `[linears]`. For use in a trace."""
+    params = dict(params)
+    found: dict[str, Any] = {}
+    counts = {spec.name: hyper.counts[k] for k, spec in enumerate(family.linears)}
+    for tap, names in family.readers().items():
+        kernels = {name: params[name]["kernel"] for name in names}
+        done = prune_tap(kernels, seen.sums[tap], seen.energies, counts, hyper, recipe, dtypes)
+        params |= {name: {**params[name], "kernel": new} for name, new in done.kernels.items()}
+        found |= done.metrics
+    return params, in_order(family, found)
+
+
+def in_order(family: Family, found: Mapping[str, Any]) -> LayerMetrics:
+    """The metrics by name as arrays in the order of `family.linears`."""
+    rows = [found[spec.name] for spec in family.linears]
+    return LayerMetrics(*(jnp.stack(column) for column in zip(*rows, strict=True)))

@@ -1,0 +1,70 @@
+"""A stream of hidden states in memory, in chunks of one shape, and the passes over it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from icp_jax.core import passes
+from icp_jax.core.passes import Apply, Statistics
+from icp_jax.models.spec import Family
+from icp_jax.stats import share
+
+Params = dict[str, Any]
+
+
+class Chunks(NamedTuple):
+    """Samples `[N, ...]` in chunks of `b`; the last chunk is filled up with zeros."""
+
+    values: Float[Array, "c b *s"]
+    valid: Int[Array, "c"]  # samples of each chunk that are real
+
+    def samples(self, count: int) -> Float[Array, "n *s"]:
+        """The first `count` samples."""
+        return self.values.reshape(-1, *self.values.shape[2:])[:count]
+
+
+def chunked(x: Float[Array, "n *s"], size: int) -> Chunks:
+    """Samples in chunks of `size`."""
+    n, count = len(x), -(-len(x) // size)
+    x = jnp.pad(x, [(0, count * size - n)] + [(0, 0)] * (x.ndim - 1))
+    valid = np.minimum(size, n - size * np.arange(count))
+    return Chunks(x.reshape(count, size, *x.shape[1:]), jnp.asarray(valid, jnp.int32))
+
+
+def forward(apply: Apply, params: Params, stream: Chunks) -> Chunks:
+    """The block's output for all samples."""
+    values = jax.lax.map(lambda at: passes.forward(apply, params, *at)[0], stream)
+    return stream._replace(values=values)
+
+
+def forward_beside(
+    apply: Apply, params: Params, stream: Chunks, dense: Chunks
+) -> tuple[Chunks, Float[Array, ""]]:
+    """The block's output for all samples, and ‖output - dense‖² / ‖dense‖² over them."""
+
+    def one(at):
+        x, beside, valid = at
+        return passes.forward_beside(apply, params, x, beside, valid)
+
+    values, energies = jax.lax.map(one, (stream.values, dense.values, stream.valid))
+    return stream._replace(values=values), share(*(jnp.sum(e) for e in energies))
+
+
+def statistics(
+    family: Family, apply: Apply, params: Params, stream: Chunks, samples: int
+) -> Statistics:
+    """The sums over all samples that the pruners of a block need."""
+    shapes = {spec.name: params[spec.name]["kernel"].shape for spec in family.linears}
+    positions = int(np.prod(stream.values.shape[2:-1]))
+    empty = passes.no_statistics(family, shapes, samples * positions)
+
+    def add(seen, at):
+        x, valid = at
+        return passes.collect(apply, params, x, seen, valid), None
+
+    return jax.lax.scan(add, empty, stream)[0]
