@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from prune_job import SHAPES, hf_config, weights
 
-from icp_jax import compensation, steps
+from icp_jax.core.passes import Apply
 from icp_jax.models import make_family
+from icp_jax.streaming import tune
 
 
 def main() -> None:
@@ -30,16 +31,16 @@ def main() -> None:
     args = parser.parse_args()
     job = {"shape": args.shape, "blocks": 1, "seq_len": args.seq_len, "vocab": 256, "seed": 0}
     family, (_, (block,)) = make_family(hf_config(job)), weights(job)
-    apply = steps.Apply(family.block, "float32")
+    apply = Apply(family.block, "float32")
     sides = {"kept": apply, "again": apply.rematerialised()}
     x, y = (
         jax.random.normal(jax.random.key(i), (1, args.seq_len, family.hidden_size))
         for i in range(2)
     )
-    rest = None, x, y, np.int32(1), np.float32(1e-4)
+    rest = None, x, y, np.int32(1)
     params = jax.tree.map(jnp.asarray, block)
     programs = {
-        name: compensation._steps.lower(
+        name: compensation._passes.lower(
             side, params, compensation._adam.init(params), *rest
         ).compile()
         for name, side in sides.items()
@@ -48,10 +49,9 @@ def main() -> None:
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(args.rounds + 1):
         for name, program in programs.items():
-            fresh = jax.tree.map(jnp.array, block)
-            state = compensation._adam.init(fresh)
+            state = tune.start(jax.tree.map(jnp.array, block))
             started = time.perf_counter()
-            jax.block_until_ready(program(fresh, state, *rest))
+            jax.block_until_ready(program(state, *rest))
             times[name].append(time.perf_counter() - started)
     seconds = {name: statistics.median(taken[1:]) for name, taken in times.items()}
     ratio = statistics.median(

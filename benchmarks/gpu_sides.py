@@ -63,12 +63,14 @@ def steps(job) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from icp_jax import compensation, pruners, stats, steps, streams
+    from icp_jax import pruners, stats, streams
+    from icp_jax.core.passes import Apply, no_statistics
     from icp_jax.residency import FolderSource
+    from icp_jax.streaming import passes, tune
 
     source = FolderSource(job["model"])
     family, length = source.family, job["length"]
-    apply = steps.Apply(family.block_at(0), "bfloat16")
+    apply = Apply(family.block_at(0), "bfloat16")
     found: dict[str, Any] = {}
 
     def timed(name, run, fresh=lambda: ()):
@@ -81,24 +83,24 @@ def steps(job) -> dict[str, Any]:
         found[name] = {"first": times[0], "seconds": statistics.median(times[1:])}
         print(name, found[name], file=sys.stderr, flush=True)
 
-    timed("to_device", lambda: steps.to_device(source.block(0)))
-    params = steps.to_device(source.block(0))
+    timed("to_device", lambda: passes.to_device(source.block(0)))
+    params = passes.to_device(source.block(0))
     batch = streams.batch_size(job["samples"], length)
     x = jax.random.normal(jax.random.key(0), (batch, length, family.hidden_size))
-    timed("forward", lambda: steps.forward(apply, params, x, batch))
-    timed("forward_beside", lambda: steps.forward_beside(apply, params, x, x, batch))
+    timed("forward", lambda: passes.forward(apply, params, x, batch))
+    timed("forward_beside", lambda: passes.forward_beside(apply, params, x, x, batch))
     shapes = source.shapes(0)
-    empty = partial(steps.no_statistics, family, shapes, job["samples"] * length)
-    timed("collect", lambda seen: steps.collect(apply, params, x, seen, batch), lambda: (empty(),))
+    empty = partial(no_statistics, family, shapes, job["samples"] * length)
+    timed("collect", lambda seen: passes.collect(apply, params, x, seen, batch), lambda: (empty(),))
     for name, tuned in (("steps", apply), ("steps, remat", apply.rematerialised())):
 
-        def tune(p, state, tuned=tuned):
-            return compensation._steps(tuned, p, state, None, x[:1], x[:1], 1, 1e-4)
+        def step(state, tuned=tuned):
+            return tune._steps(tuned, state, None, x[:1], x[:1], 1)
 
         def fresh():
-            return jax.tree.map(jnp.copy, params), compensation._adam.init(params)
+            return (tune.start(jax.tree.map(jnp.copy, params)),)
 
-        timed(name, tune, fresh)
+        timed(name, step, fresh)
     for width in sorted(set(family.tap_widths(shapes).values())):
         rows = jax.random.normal(jax.random.key(2), (2 * width, width)).astype("bfloat16")
         sums = jax.jit(stats.add)(stats.zeros(width), rows, 2 * width)
@@ -120,7 +122,7 @@ def steps(job) -> dict[str, Any]:
     leaves = jax.tree.leaves(params)
     timed(
         "stored",
-        lambda: [np.asarray(steps.stored(a, d)) for a, d in zip(leaves, dtypes, strict=True)],
+        lambda: [np.asarray(passes.stored(a, d)) for a, d in zip(leaves, dtypes, strict=True)],
     )
     return found
 

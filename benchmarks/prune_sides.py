@@ -49,9 +49,11 @@ def run_jax(job):
     import jax
     import jax.numpy as jnp
 
-    from icp_jax import pipeline, steps, streams
+    from icp_jax import pipeline, streams
     from icp_jax.config import CompensateConfig, MemoryConfig, PruneConfig
+    from icp_jax.core.passes import Apply
     from icp_jax.residency import FolderSource
+    from icp_jax.streaming import passes
 
     baseline = memory("VmRSS")
     source, tokens, last = FolderSource(job["model"]), calibration(job), None
@@ -94,15 +96,15 @@ def run_jax(job):
         """The sparse stream after the last block, by the compiled functions of the pipeline."""
         size = streams.batch_size(*tokens.shape)
         out = np.empty((*tokens.shape, family.hidden_size), np.float32)
-        streams.advance(steps.embed_tokens(family, source.embed()), [tokens], out, size)
+        streams.advance(passes.embed_tokens(family, source.embed()), [tokens], out, size)
         for t in range(job["blocks"]):
             with np.load(folder / f"block{t}.npz") as saved:
                 params = {}
                 for name, leaf in saved.items():
                     params.setdefault(name.split(".")[0], {})[name.split(".")[1]] = leaf
-            apply, params = steps.Apply(family.block_at(t), "float32"), jax.device_put(params)
+            apply, params = Apply(family.block_at(t), "float32"), jax.device_put(params)
             streams.advance(
-                lambda x, n, a=apply, p=params: steps.forward(a, p, x, n), [out], out, size
+                lambda x, n, a=apply, p=params: passes.forward(a, p, x, n), [out], out, size
             )
         np.save(folder / "final.npy", out)
 

@@ -24,7 +24,7 @@ from icp_jax.evaluation.perplexity import Perplexity, perplexity
 from icp_jax.export import save
 from icp_jax.pipeline import BlockReport, Progress, prune_blocks
 from icp_jax.residency import FolderSource, Model, TreeSink, resolve
-from icp_jax.steps import compute_dtype
+from icp_jax.streaming.passes import compute_dtype
 
 if TYPE_CHECKING:
     from icp_jax.evaluation.iou import Prompt, Segmentation

@@ -27,12 +27,13 @@ from typing import Any
 import filelock
 
 from icp_jax.config import RunConfig
+from icp_jax.core.outcomes import BlockReport
+from icp_jax.core.passes import Params
 from icp_jax.errors import InputError, Kept
 from icp_jax.export import check_free, sync, write_json
-from icp_jax.pipeline import BlockReport, Finished
 from icp_jax.quantize import Grid
 from icp_jax.records import block_record, canonical, read_block, sha256
-from icp_jax.steps import Params
+from icp_jax.streaming.loop import Finished
 from icp_jax.trees import apart, read_tree, save_tree, together
 
 LOCK, FINGERPRINT, EXPORT, PUBLISHED = "lock", "fingerprint.json", "export", "published.json"

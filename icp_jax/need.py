@@ -15,11 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from icp_jax import compensation, cost, heap, places, quantize, stats, steps, streams
+from icp_jax import cost, heap, places, quantize, stats, streams
 from icp_jax.config import MemoryConfig
+from icp_jax.core.passes import Apply, no_statistics
 from icp_jax.errors import InputError
 from icp_jax.masks import parse_pattern
 from icp_jax.pruners import METHODS
+from icp_jax.streaming import passes, tune
 from icp_jax.workload import Workload, size
 
 Params = dict[str, Any]
@@ -121,7 +123,7 @@ def _embedding(work: Workload, dtype: str, batch: int, programs: Programs) -> in
     """Bytes at once on the device while the first stream is made."""
     params = jax.tree.map(lambda leaf: _shape(leaf.shape), work.embed)
     tokens = _shape((batch, *work.sample.shape[1:]), work.sample.dtype)
-    step = programs.beside(steps.embed_batch, work.family.embed, dtype, params, tokens)
+    step = programs.beside(passes.embed_batch, work.family.embed, dtype, params, tokens)
     return size(params) + max(size(work.embed), 2 * size(tokens) + step)
 
 
@@ -151,27 +153,26 @@ def _on_device(
     """(phase, bytes at once on the device), several a phase; the streams left out."""
     family, config = work.family, work.config
     method = METHODS[config.prune.method]
-    apply = steps.Apply(module, steps.compute_dtype(config.dtype))
+    apply = Apply(module, passes.compute_dtype(config.dtype))
     params = jax.tree.map(lambda leaf: _shape(leaf.shape), block)
     x, some = (_shape((n, *one.shape[1:]), one.dtype) for n in (batch, gather))
     held, sent, count = size(params), size(x), np.int32(1)
     # an accelerator's first device has whole what it splits among several, and what it joins
     whole = sent * devices if devices > 1 and jax.default_backend() != "cpu" else 0
     yield "write", held + size([x for x in jax.tree.leaves(block) if x.dtype != jnp.float32])
-    dense = programs.beside(steps.forward, apply, params, x, count)
+    dense = programs.beside(passes.forward, apply, params, x, count)
     yield "dense", held + 3 * sent + 5 * whole + dense  # in: now and next; out: the last one
-    sparse = programs.beside(steps.forward_beside, apply, params, x, x, count)
+    sparse = programs.beside(passes.forward_beside, apply, params, x, x, count)
     yield "sparse", held + 5 * sent + 8 * whole + sparse
     if method.compensates and config.compensate.epochs and family.n_blocks > 1:
-        state = jax.eval_shape(compensation._adam.init, params)
-        rate = np.float32(1)
+        state = jax.eval_shape(tune.start, params)
         tuned_as = apply.rematerialised() if remat else apply
-        tuning = (compensation._steps, tuned_as, params, state, None, some, some, count, rate)
-        yield "compensate", held + size(state) + 4 * size(some) + programs.beside(*tuning)
+        tuning = (tune._steps, tuned_as, state, None, some, some, count)
+        yield "compensate", size(state) + 4 * size(some) + programs.beside(*tuning)
     shapes = {s.name: block[s.name]["kernel"].shape for s in family.linears}
     tokens = config.calibration.samples * int(np.prod(one.shape[1:-1]))
-    seen = jax.eval_shape(partial(steps.no_statistics, family, shapes, tokens))
-    collect = programs.beside(steps.collect, apply, params, x, seen, count)
+    seen = jax.eval_shape(partial(no_statistics, family, shapes, tokens))
+    collect = programs.beside(passes.collect, apply, params, x, seen, count)
     yield "statistics", held + size(seen) + 2 * sent + 3 * whole + collect
     for tap in family.tap_widths(shapes):
         linears = [

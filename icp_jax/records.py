@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from converters.files import blocks_of_bytes
-from icp_jax.compensation import Compensation
-from icp_jax.pipeline import BlockReport
-from icp_jax.prune_block import LayerReport
+from icp_jax.core.outcomes import BlockReport, Compensation, LayerReport
 
 PACKAGES = ["icp-jax", "jax", "jaxlib", "flax", "optax", "transformers", "safetensors", "numpy"]
 # what a GPU's numbers come from

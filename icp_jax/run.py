@@ -16,6 +16,8 @@ from icp_jax import cost, inputs, mesh, places
 from icp_jax.budgets import budgets
 from icp_jax.checkpoint import Say, Work, log
 from icp_jax.config import RunConfig, check
+from icp_jax.core.outcomes import remedies
+from icp_jax.core.passes import Params
 from icp_jax.errors import InputError, Kept
 from icp_jax.export import RECORD, FolderSink, check_free, write_json
 from icp_jax.fingerprint import Weights, common, fingerprint
@@ -25,9 +27,7 @@ from icp_jax.packed import PackedSink
 from icp_jax.pipeline import BlockReport, Finished, Progress, Sink, Source, prune_blocks
 from icp_jax.plan import settle
 from icp_jax.records import block_record, peak_mib, read_block, versions
-from icp_jax.remedies import remedies
 from icp_jax.residency import FolderSource, resolve
-from icp_jax.steps import Params
 from icp_jax.workload import describe, resolved, size, workload
 
 

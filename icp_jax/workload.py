@@ -12,12 +12,13 @@ import numpy as np
 
 from converters import table_for
 from converters.rules import Placed, insert
-from icp_jax import inputs, mesh, steps
+from icp_jax import inputs, mesh
 from icp_jax.budgets import shares
 from icp_jax.config import RunConfig
 from icp_jax.masks import parse_pattern
 from icp_jax.models import Family, make_family
 from icp_jax.residency import FolderSource, not_given, part_of, read_config, resolve
+from icp_jax.streaming import passes
 
 Params = dict[str, Any]
 
@@ -79,7 +80,7 @@ def resolved(config: RunConfig, source: inputs.Described) -> RunConfig:
     rearrange = p.rearrange or source.family.default_rearrangement
     return dataclasses.replace(
         config,
-        dtype=steps.compute_dtype(config.dtype),
+        dtype=passes.compute_dtype(config.dtype),
         devices=mesh.choose(config.devices).count,
         prune=dataclasses.replace(p, alpha=alpha, beta=beta, rearrange=rearrange),
         calibration=inputs.resolved(config.calibration, source),
@@ -106,7 +107,7 @@ class Workload(NamedTuple):
 
     def hidden(self, dtype: str = "float32") -> jax.ShapeDtypeStruct:
         """One sample of a stream, `[1, T, D]` or `[1, H, W, D]`."""
-        return steps.hidden(self.family, self.embed, self.sample, dtype)
+        return passes.hidden(self.family, self.embed, self.sample, dtype)
 
 
 def workload(source: Described, config: RunConfig) -> Workload:

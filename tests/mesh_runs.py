@@ -10,7 +10,9 @@ import jax
 import numpy as np
 
 import icp_jax
-from icp_jax import mesh, places, pruners, stats, steps
+from icp_jax import mesh, places, pruners, stats
+from icp_jax.core.passes import Apply, no_statistics
+from icp_jax.streaming import passes
 
 COLLECTIVES = r"(all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
 RUNS = {
@@ -57,18 +59,18 @@ def result(model, name, devices, count, pinned=False):
 def layout(model):
     """Where the compiled functions leave their results, and what they send between devices."""
     eight, family = mesh.choose(8), model.family
-    apply = steps.Apply(family.block_at(0), "float32")
-    params = steps.to_device(model.params["blocks"]["0"], eight)
+    apply = Apply(family.block_at(0), "float32")
+    params = passes.to_device(model.params["blocks"]["0"], eight)
     x = eight.samples(np.zeros((16, 24, family.hidden_size), np.float32))
     shapes = {s.name: params[s.name]["kernel"].shape for s in family.linears}
-    seen = eight.whole(steps.no_statistics(family, shapes, 16 * 24))
+    seen = eight.whole(no_statistics(family, shapes, 16 * 24))
     kernel = eight.rows(params["fc1"]["kernel"])
     moments = eight.whole(stats.from_inputs(jax.random.normal(jax.random.key(0), (99, 32))))
     walk = pruners.walk, kernel, pruners.factor(moments), np.int32(9)
     found = {}
     for name, (function, *args), options in (
-        ("forward", (steps.forward, apply, params, x, np.int32(16)), {}),
-        ("collect", (steps.collect, apply, params, x, seen, np.int32(16)), {}),
+        ("forward", (passes.forward, apply, params, x, np.int32(16)), {}),
+        ("collect", (passes.collect, apply, params, x, seen, np.int32(16)), {}),
         ("walk 2:4", walk, {"pattern": (2, 4)}),
     ):
         compiled = function.lower(*args, **options).compile()

@@ -7,10 +7,10 @@ import pytest
 from runs import contents
 from test_resume import config_for, cut_off, place, whole  # noqa: F401
 
-from icp_jax import pipeline
 from icp_jax.behind import Behind
 from icp_jax.checkpoint import Work
 from icp_jax.run import prune_folder
+from icp_jax.streaming import loop
 
 
 @pytest.mark.parametrize("apart", [False, True])
@@ -54,7 +54,7 @@ def test_an_error_is_raised_and_what_came_after_is_not_done():
 @pytest.fixture
 def apart(monkeypatch):
     """As on an accelerator."""
-    monkeypatch.setattr(pipeline, "Behind", lambda apart: Behind(True))
+    monkeypatch.setattr(loop, "Behind", lambda apart: Behind(True))
 
 
 def test_the_result_is_the_same(place, whole, apart):  # noqa: F811

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from conftest import OPT
 
+from icp_jax.core.passes import Apply
 from icp_jax.dot import full_precision, left_transposed, linear, product32
 from icp_jax.models import make_family
-from icp_jax.steps import Apply
 
 
 @pytest.mark.parametrize("rows", [1, 40])

@@ -15,11 +15,12 @@ import pytest
 from conftest import write_opt
 from safetensors.numpy import load_file
 
-from icp_jax import CalibrationConfig, CompensateConfig, PruneConfig, QuantConfig, RunConfig, steps
+from icp_jax import CalibrationConfig, CompensateConfig, PruneConfig, QuantConfig, RunConfig
 from icp_jax.config import MemoryConfig
 from icp_jax.models import layers
 from icp_jax.quantize import make_grid
 from icp_jax.run import prune_folder
+from icp_jax.streaming import passes
 
 pytestmark = pytest.mark.gpu
 
@@ -39,7 +40,7 @@ def test_the_loop_goes_on_with_what_the_file_will_hold(dtype):
     rng = np.random.default_rng(0)
     wide = rng.normal(size=(300, 200)) * 10.0 ** rng.uniform(-9, 4, (300, 200))
     leaf = jnp.asarray(wide, jnp.float32)
-    (found,) = steps.rounded([leaf], [jnp.dtype(dtype)])
+    (found,) = passes.rounded([leaf], [jnp.dtype(dtype)])
     want = np.asarray(leaf).astype(jnp.dtype(dtype)).astype(np.float32)
     np.testing.assert_array_equal(found, want)
     scale = np.asarray(make_grid(leaf, 4, dtype=dtype).scale)

@@ -8,7 +8,8 @@ import pytest
 from conftest import pin_streams, write_opt
 
 import icp_jax
-from icp_jax import CompensateConfig, InputError, pipeline
+from icp_jax import CompensateConfig, InputError
+from icp_jax.streaming import loop
 
 SLOW_LR = CompensateConfig(epochs=2, lr=1e-3)
 
@@ -53,13 +54,13 @@ def test_blocks_in_bfloat16_cost_little(model, tokens):
 def test_dense_stream_is_the_unpruned_model(model, tokens, monkeypatch):
     """What compensation is given as targets are the unpruned hidden states, block by block."""
     targets = []
-    real = pipeline.compensate
+    real = loop.compensate
 
-    def spy(apply, params, inputs, outputs, **options):
-        targets.append(outputs.copy())
-        return real(apply, params, inputs, outputs, **options)
+    def spy(tuning, *rest):
+        targets.append(tuning.arrays[1].copy())
+        return real(tuning, *rest)
 
-    monkeypatch.setattr(pipeline, "compensate", spy)
+    monkeypatch.setattr(loop, "compensate", spy)
     icp_jax.prune(model, tokens)
     family, params = model.family, model.params
     x = family.embed.apply({"params": params["embed"]}, tokens)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from conftest import pin_streams
 
-from icp_jax import api, places, steps
+from icp_jax import api, places
 from icp_jax.config import CompensateConfig, MemoryConfig
+from icp_jax.streaming import passes
 
 
 @pytest.mark.parametrize("kind", ["device", "pinned_host"])
@@ -29,12 +30,12 @@ def test_a_kernel_travels_as_it_lies(monkeypatch):
     """To an accelerator, which turns it; the tree is the same."""
     stored = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float16)
     params = {"kernel": stored.T, "bias": stored[0], "scale": np.float16(2)}
-    here = steps.to_device(params)
+    here = passes.to_device(params)
     sent = []
     real = jax.device_put
     monkeypatch.setattr(jax, "device_put", lambda tree, *to: real(sent.append(tree) or tree, *to))
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    there = steps.to_device(params)
+    there = passes.to_device(params)
     assert [leaf.shape for leaf in sent[0]] == [(3,), (5, 3), ()]
     for name in params:
         assert there[name].dtype == "float32"
@@ -145,11 +146,11 @@ def test_rounding_is_to_what_the_file_holds():
     wide = rng.normal(size=(40, 30)) * 10.0 ** rng.uniform(-9, 4, (40, 30))  # subnormals as well
     leaves = [jax.numpy.asarray(wide, np.float32) for _ in range(3)]
     given, dtypes = list(leaves), [np.dtype(np.float16), np.dtype(np.float32), np.dtype("bfloat16")]
-    found = steps.rounded(given, dtypes)
+    found = passes.rounded(given, dtypes)
     assert given == [] and found[1] is leaves[1]
     for new, old, dtype in zip(found, leaves, dtypes, strict=True):
         np.testing.assert_array_equal(new, np.asarray(old).astype(dtype).astype(np.float32))
     # no program has both conversions, which XLA may drop together
-    narrow = steps._narrowed(leaves, tuple(dtypes))
-    programs = steps._narrowed.lower(leaves, tuple(dtypes)), steps._widened.lower(narrow)
+    narrow = passes._narrowed(leaves, tuple(dtypes))
+    programs = passes._narrowed.lower(leaves, tuple(dtypes)), passes._widened.lower(narrow)
     assert [program.as_text().count("stablehlo.convert") for program in programs] == [2, 2]

@@ -2,24 +2,32 @@
 
 import dataclasses
 import json
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import write_opt
-from test_compensation import affine
+from test_compensation import affine, compensate
 from test_pipeline import compilations
 
 import icp_jax
-from icp_jax import CompensateConfig, InputError, compensate, pruners, stats
+from icp_jax import CompensateConfig, InputError, pruners, stats
 from icp_jax.cli import main
-from icp_jax.compensation import NO_GAIN, NOT_FINITE, ROSE, Compensation
-from icp_jax.pipeline import BlockReport
-from icp_jax.prune_block import LayerReport
-from icp_jax.pruners.damping import climb, rungs
+from icp_jax.core.damping import all_finite, climb, climb_on_host, ladder
+from icp_jax.core.outcomes import (
+    NO_GAIN,
+    NOT_FINITE,
+    ROSE,
+    BlockReport,
+    Compensation,
+    LayerReport,
+    check,
+    remedies,
+)
+from icp_jax.models.spec import LinearSpec
 from icp_jax.records import block_record, read_block
-from icp_jax.remedies import check_share, remedies
 
 TINY = 1e-9  # a damping that float32 does not notice
 
@@ -27,10 +35,10 @@ TINY = 1e-9  # a damping that float32 does not notice
 # ---------------------------------------------------------------- the damping ladder
 
 
-def test_rungs():
-    assert rungs(0.01) == (0.01, 0.1, 1.0)
-    assert rungs(0.05) == (0.05, 0.5, 1.0)
-    assert rungs(1.0) == (1.0,) and rungs(3.0) == (3.0,)
+def test_ladder():
+    assert ladder(0.01, 2) == (0.1, 1.0)
+    assert ladder(0.05, 2) == (0.5, 1.0)
+    assert ladder(0.01, 0) == ()
 
 
 @pytest.fixture(scope="module")
@@ -41,35 +49,42 @@ def singular():
     return stats.from_inputs(x.astype(np.float32))
 
 
-def test_a_singular_hessian_climbs_to_the_first_rung_that_holds(singular):
-    assert not np.all(np.isfinite(pruners.factor(singular, TINY).upper))
-    factor, climbed = climb(pruners.factor, singular, TINY)
-    assert climbed and climbed == rungs(TINY)[1 : len(climbed) + 1]
-    below = pruners.factor(singular, ([TINY, *climbed])[-2])
-    assert not np.all(np.isfinite(below.upper))
-    np.testing.assert_array_equal(factor.upper, pruners.factor(singular, climbed[-1]).upper)
+CLIMBS = pytest.mark.parametrize("climbs", [climb, jax.jit(climb, static_argnums=0), climb_on_host])
+
+
+@CLIMBS
+def test_a_singular_hessian_climbs_to_the_first_rung_that_holds(singular, climbs):
+    assert not all_finite(pruners.factor(singular, TINY))
+    factor, rungs = climbs(pruners.factor, singular, np.float32(TINY))
+    assert rungs > 0
+    *below, last = (TINY, *ladder(TINY, int(rungs)))
+    assert not all_finite(pruners.factor(singular, below[-1]))
+    close = {"rtol": 1e-4, "atol": 1e-5 * float(jnp.abs(factor.upper).max())}
+    np.testing.assert_allclose(factor.upper, pruners.factor(singular, last).upper, **close)
     # and it is the factor of the damped Hessian: H⁻¹ = Uᵀ U
     h = 2 * np.asarray(singular.second, np.float64)
-    h += climbed[-1] * np.mean(np.diagonal(h)) * np.eye(len(h))
+    h += last * np.mean(np.diagonal(h)) * np.eye(len(h))
     upper = np.asarray(factor.upper, np.float64)
     np.testing.assert_allclose(upper.T @ upper @ h, np.eye(len(h)), atol=0.2)
 
 
-def test_the_configured_damping_is_used_where_it_holds(singular):
-    factor, climbed = climb(pruners.factor, singular, 0.01)
-    assert climbed == ()
-    np.testing.assert_array_equal(factor.upper, pruners.factor(singular, 0.01).upper)
+@CLIMBS
+def test_the_configured_damping_is_used_where_it_holds(singular, climbs):
+    factor, rungs = climbs(pruners.factor, singular, np.float32(0.01))
+    assert rungs == 0
+    np.testing.assert_array_equal(factor.upper, pruners.factor(singular, np.float32(0.01)).upper)
 
 
 def test_no_rung_compiles_anything(singular):
-    climb(pruners.factor, singular, 0.01)
-    assert compilations(lambda: climb(pruners.factor, singular, TINY)) == 0
+    climb_on_host(pruners.factor, singular, 0.01)
+    assert compilations(lambda: climb_on_host(pruners.factor, singular, TINY)) == 0
 
 
-def test_what_no_damping_helps_is_an_error():
-    second = jnp.full((8, 8), jnp.nan)
-    with pytest.raises(np.linalg.LinAlgError, match="with a damping of 1"):
-        climb(pruners.factor, stats.Moments(second, jnp.int32(9)), 0.01)
+@CLIMBS
+def test_what_no_damping_helps_stays_at_the_last_rung(climbs):
+    moments = stats.Moments(jnp.full((8, 8), jnp.nan), jnp.int32(9))
+    factor, rungs = climbs(pruners.factor, moments, np.float32(0.01))
+    assert rungs == 2 and not all_finite(factor)
 
 
 # ---------------------------------------------------------------- compensation
@@ -140,6 +155,12 @@ def test_where_only_the_probe_says_worse_all_samples_decide(problem):
 TAPS = {"q": "attention", "k": "attention", "fc": "mlp"}
 
 
+def family(blocks):
+    """What `check` asks of a family."""
+    linears = tuple(LinearSpec(name, tap, name) for name, tap in TAPS.items())
+    return types.SimpleNamespace(n_blocks=blocks, linears=linears)
+
+
 def report(block, climbed=(), restored=""):
     layers = tuple(
         LayerReport(name, 10, 5, 0.1, climbed if TAPS[name] == "attention" else ()) for name in TAPS
@@ -148,22 +169,22 @@ def report(block, climbed=(), restored=""):
 
 
 def test_more_than_a_tenth_ends_the_run_with_the_list():
-    check_share([report(0, (0.1,))], TAPS, 1)  # a single one is never too many
-    check_share([report(2, (), ROSE)], TAPS, 3)
-    check_share([report(t, (), NO_GAIN) for t in range(5)], TAPS, 5)
+    check([report(0, (0.1,))], family(1))  # a single one is never too many
+    check([report(2, (), ROSE)], family(3))
+    check([report(t, (), NO_GAIN) for t in range(5)], family(5))
     with pytest.raises(
         InputError, match=r"tenth of the .*: block 0: .* q, k .* 0.1; block 3.*damping may"
     ):
-        check_share([report(0, (0.1,)), report(3, (0.1, 1.0))], TAPS, 5)
+        check([report(0, (0.1,)), report(3, (0.1, 1.0))], family(5))
     with pytest.raises(InputError, match="tenth of the .*: block 1.*; block 2.*lr"):
-        check_share([report(1, (), ROSE), report(2, (), NOT_FINITE)], TAPS, 5)
+        check([report(1, (), ROSE), report(2, (), NOT_FINITE)], family(5))
     # of both kinds together: q and k of two blocks, and all three of a third
     many = [report(0, (0.1,)), report(3, (0.1,)), report(4, (), ROSE)]
-    check_share(many, TAPS, 24)
+    check(many, family(24))
     with pytest.raises(InputError, match="block 0: the H.*; block 3: .*; block 4: comp.*damp.*lr"):
-        check_share(many, TAPS, 23)
+        check(many, family(23))
     # a block's layers count once
-    check_share([report(1, (0.1,), ROSE)], TAPS, 10)
+    check([report(1, (0.1,), ROSE)], family(10))
 
 
 def test_remedies_in_words():

@@ -7,8 +7,10 @@ import pytest
 from conftest import LLAMA, OPT
 from vision.small_sam import CONFIG as SAM
 
-from icp_jax import stats, steps
+from icp_jax import stats
+from icp_jax.core.passes import Apply, no_statistics
 from icp_jax.models import make_family
+from icp_jax.streaming import passes
 
 CASES = {
     "opt": (OPT, (24,)),
@@ -23,7 +25,7 @@ def test_energies_are_those_of_the_moments(case):
     """A bias is no part of them, what a norm's affine is folded into is; padding counts nothing."""
     config, positions = CASES[case]
     family = make_family(config)
-    apply = steps.Apply(family.block_at(0), "float32")
+    apply = Apply(family.block_at(0), "float32")
     x = jax.random.normal(jax.random.key(0), (3, *positions, family.hidden_size))
     params = apply.module.init(jax.random.key(1), x)["params"]
     leaves, tree = jax.tree.flatten(params)
@@ -32,9 +34,9 @@ def test_energies_are_those_of_the_moments(case):
     params = jax.tree.unflatten(tree, noisy)
     shapes = {s.name: params[s.name]["kernel"].shape for s in family.linears}
 
-    seen = steps.no_statistics(family, shapes, 1)  # so few that the last linear's is counted too
+    seen = no_statistics(family, shapes, 1)  # so few that the last linear's is counted too
     for batch, valid in ((x, 3), (x.at[2:].set(7.0), 2)):
-        seen = steps.collect(apply, params, batch, seen, np.int32(valid))
+        seen = passes.collect(apply, params, batch, seen, np.int32(valid))
     assert set(seen.energies) == {s.name for s in family.linears}
     found = {tap: stats.moments(sums) for tap, sums in seen.sums.items()}
     for spec in family.linears:
@@ -57,14 +59,14 @@ def test_moments_of_half_precision_are_summed_in_float32():
 
 def test_the_last_linear_is_multiplied_out_for_few_tokens_only():
     family = make_family(OPT)
-    apply = steps.Apply(family.block, "float32")
+    apply = Apply(family.block, "float32")
     x = jnp.zeros((2, 24, family.hidden_size))
     params = apply.module.init(jax.random.key(1), x)["params"]
     shapes = {s.name: params[s.name]["kernel"].shape for s in family.linears}
-    seen = steps.no_statistics(family, shapes, 65)
-    lowered = steps.collect.lower(apply, params, x, seen, np.int32(2))
-    whole = steps.no_statistics(family, shapes, 64)
+    seen = no_statistics(family, shapes, 65)
+    lowered = passes.collect.lower(apply, params, x, seen, np.int32(2))
+    whole = no_statistics(family, shapes, 64)
     assert set(whole.energies) == {*seen.energies, "fc2"}
-    more = steps.collect.lower(apply, params, x, whole, np.int32(2))
+    more = passes.collect.lower(apply, params, x, whole, np.int32(2))
     flops = [low.compile().cost_analysis()["flops"] for low in (more, lowered)]
     assert flops[0] - flops[1] > 2 * 48 * 128 * 32 * 0.9

@@ -26,11 +26,18 @@ def counts(
     alpha: float | None = None,
     beta: float | None = None,
     rearrange: str | None = None,
+    group: int | None = None,
 ) -> list[dict[str, int]]:
     """Weights to zero in every linear of every block, by name. Raises InputError.
 
     Unset alpha and beta are the family's own for a method that compensates, else the method's.
+    group: inputs that share a scale, which must divide those of every linear.
     """
+    for name, (inputs, _) in ((k, v) for block in shapes for k, v in block.items()):
+        if inputs % (group or 1):
+            raise InputError(
+                f"quant.group {group}: {name} has {inputs} inputs, no multiple of {group}"
+            )
     if pattern is not None:
         return [_by_pattern(block, *pattern) for block in shapes]
     alpha, beta = shares(family, method, alpha, beta)

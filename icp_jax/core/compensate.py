@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from icp_jax.core.hyper import sample_order, schedule
+from icp_jax.core.hyper import Numbers, sample_order, schedule
 from icp_jax.masks import apply_keep
 
 Params = Any
@@ -37,10 +37,10 @@ class Fate(IntEnum):
 class CompensationMetrics(NamedTuple):
     """What a compensation did to its loss."""
 
-    before: Float[Array, "*p"]  # mean over the probe, before the first step
-    after: Float[Array, "*p"]  # the same after the last step
-    epochs: Float[Array, "*p E"]  # mean of the losses met during each epoch
-    fate: Int[Array, "*p"]  # a Fate
+    before: Float[Numbers, "*p"]  # mean over the probe, before the first step
+    after: Float[Numbers, "*p"]  # the same after the last step
+    epochs: Float[Numbers, "*p E"]  # mean of the losses met during each epoch
+    fate: Int[Numbers, "*p"]  # a Fate
 
 
 class State(NamedTuple):
@@ -119,15 +119,18 @@ def mean_loss(apply, loss: Loss, params: Params, keep, inputs, targets) -> Float
     return total / np.float32(len(inputs))
 
 
-def fate(before, after, epochs, square: Float[Array, ""]) -> Int[Array, ""]:
-    """The Fate that the losses call for; square: the targets' mean square."""
-    finite = jnp.all(jnp.isfinite(epochs)) & jnp.isfinite(after)
+def fate(before, after, finite, square: Float[Array, ""]) -> Int[Array, ""]:
+    """The Fate that the losses call for.
+
+    finite: whether those of all steps are. square: the targets' mean square.
+    """
+    finite = finite & jnp.isfinite(after)
     rose = jnp.where(after - before > MATTERS * square, Fate.ROSE, Fate.NO_GAIN)
     judged = jnp.where(after > before, rose, Fate.KEPT)
     return jnp.where(finite, judged, Fate.NOT_FINITE).astype(jnp.int32)
 
 
-def mean_square(targets: Float[Array, "n *s"]) -> Float[Array, ""]:
+def mean_square(targets: Float[Numbers, "n *s"]) -> Float[Array, ""]:
     """What a rise of the loss is compared with."""
     return jnp.mean(jnp.square(targets.astype(jnp.float32)))
 
@@ -158,7 +161,7 @@ def _compensate(apply, tx, loss, undo, params, inputs, targets, rates, order, ke
             lambda: (measure(params, len(inputs)), measure(tuned, len(inputs))),
             lambda: (before, after),
         )
-    became = fate(before, after, epochs, mean_square(targets[:few]))
+    became = fate(before, after, jnp.all(jnp.isfinite(epochs)), mean_square(targets[:few]))
     if undo != "never":
         tuned = jax.tree.map(partial(jnp.where, became >= Fate.NOT_FINITE), params, tuned)
     return apply_keep(tuned, keep), CompensationMetrics(before, after, epochs, became)
@@ -173,7 +176,7 @@ def compensate(
     tx: optax.GradientTransformation = ADAM,
     loss: Loss = mse,
     epochs: int = 1,
-    lr: float | Float[Array, "*e"] | None = None,
+    lr: float | Float[Numbers, "*e"] | None = None,
     gamma: float | Float[Array, ""] = 1.0,
     order: Int[Array, "e n"] | None = None,
     seed: int | Sequence[int] = 0,

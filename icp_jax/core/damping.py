@@ -20,9 +20,10 @@ Prepare = Callable[[Moments, Any], Any]
 
 
 def raised(damping: Any) -> Any:
-    """The next rung, for NumPy and JAX float32 alike."""
-    np_or_jnp = np if isinstance(damping, np.floating) else jnp
-    return np_or_jnp.minimum(np.float32(10) * damping, np.float32(1))
+    """The next rung, for NumPy and JAX float32 alike; just below 1, as rounding has it, is 1."""
+    lib = np if isinstance(damping, np.floating) else jnp
+    higher = np.float32(10) * damping
+    return lib.where(higher > np.float32(0.99), np.float32(1), higher)[()]
 
 
 @jax.jit
@@ -69,9 +70,10 @@ def climb_on_host(prepare: Prepare, moments: Moments, damping: Any) -> tuple[Any
         now, rungs = raised(now), rungs + 1
 
 
-def at_rung(damping: float, rungs: int) -> float:
-    """The damping in use after so many rungs, as a number to print."""
-    now = np.float32(damping)
+def ladder(damping: float, rungs: int) -> tuple[float, ...]:
+    """The dampings tried above the configured one, as numbers to print."""
+    tried, now = [], np.float32(damping)
     for _ in range(rungs):
         now = raised(now)
-    return float(f"{now:.6g}")
+        tried.append(float(f"{now:.6g}"))
+    return tuple(tried)

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from icp_jax.core.allocate import Shapes, counts
 from icp_jax.masks import parse_pattern
 from icp_jax.models.spec import Family
+
+Numbers = Array | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,10 @@ class Recipe:
 class Hyper(NamedTuple):
     """The traced numbers of a run. A leading axis on every leaf makes a sweep."""
 
-    counts: Int[Array, "*p L linears"]  # weights to zero in every linear
-    rates: Float[Array, "*p E"]  # Adam's rate in every epoch
-    damping: Float[Array, "*p"]  # added to the diagonal of H, as a share of its mean
-    bits: Int[Array, "*p"]  # of the grids; not used unless Recipe.quantize
+    counts: Int[Numbers, "*p L linears"]  # weights to zero in every linear
+    rates: Float[Numbers, "*p E"]  # Adam's rate in every epoch
+    damping: Float[Numbers, "*p"]  # added to the diagonal of H, as a share of its mean
+    bits: Int[Numbers, "*p"]  # of the grids; not used unless Recipe.quantize
 
 
 def hyper(
@@ -58,7 +59,7 @@ def hyper(
     damping: float = 0.01,
     bits: int = 4,
 ) -> Hyper:
-    """The `Hyper` of one run, made on the host in float64.
+    """The `Hyper` of one run, made on the host in float64; leaves are NumPy arrays.
 
     shapes: (inputs, outputs) of every linear of every block, as `Model.shapes(t)` gives them.
     Unset alpha, beta and rearrange are the method's and the family's own. Stack several with
@@ -71,15 +72,16 @@ def hyper(
         method=recipe.method,
         sparsity=sparsity,
         pattern=recipe.pattern,
+        group=recipe.group,
         alpha=alpha,
         beta=beta,
         rearrange=rearrange,
     )
     return Hyper(
-        jnp.asarray(as_table(family, found)),
-        jnp.asarray(schedule(lr, gamma, epochs)),
-        jnp.float32(damping),
-        jnp.int32(bits),
+        as_table(family, found),
+        schedule(lr, gamma, epochs),
+        np.asarray(damping, np.float32),
+        np.asarray(bits, np.int32),
     )
 
 
@@ -107,7 +109,7 @@ def block_orders(seed: int, blocks: int, epochs: int, samples: int) -> np.ndarra
 
 def stack(hypers: Sequence[Hyper]) -> Hyper:
     """Several points of a sweep as one `Hyper` whose leaves have a leading axis."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *hypers)
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *hypers)
 
 
 def parse(pattern: str | None) -> tuple[int, int] | None:

@@ -56,7 +56,7 @@ def prune_tap(
     kernels: Mapping[str, Float[Array, "i o"]],
     sums: stats.Sums,
     energies: Mapping[str, Float[Array, ""]],
-    counts: Mapping[str, Int[Array, ""]],
+    counts: Mapping[str, Any],
     hyper: Hyper,
     recipe: Recipe,
     dtypes: Mapping[str, str],

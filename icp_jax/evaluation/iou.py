@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from icp_jax.errors import InputError
-from icp_jax.pipeline import Progress
+from icp_jax.streaming.loop import Progress
 from icp_jax.vision.annotated import Objects, load
 from icp_jax.vision.predictor import SamPredictor
 

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from icp_jax import streams
+from icp_jax.core.passes import Apply, Params
 from icp_jax.dot import full_precision
 from icp_jax.errors import InputError
 from icp_jax.models.spec import Family
-from icp_jax.steps import Apply, Params, compute_dtype, embed_tokens, forward, to_device
+from icp_jax.streaming.passes import compute_dtype, embed_tokens, forward, to_device
 
 ROWS = 256  # positions whose logits exist at once
 

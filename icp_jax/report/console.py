@@ -185,7 +185,7 @@ def _folded(layers: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
 
 def pruned(done: Any) -> None:
     """What a run did, a line a block, and what it had to do about numbers that failed."""
-    from icp_jax.remedies import remedies
+    from icp_jax.core.outcomes import remedies
 
     table = Table("block")
     for name in ("sparsity", "error after", "loss before", "loss after", "seconds"):

@@ -10,7 +10,7 @@ from jaxtyping import Bool, UInt8
 
 from icp_jax.errors import InputError
 from icp_jax.residency import FolderSource, resolve
-from icp_jax.steps import compute_dtype
+from icp_jax.streaming.passes import compute_dtype
 from icp_jax.vision.predictor import SamPredictor
 from icp_jax.vision.process import load_image
 

@@ -1,0 +1,150 @@
+"""What a run's metrics mean: reports of the blocks, in plain numbers and in words.
+
+Functions of the host, for both drivers: codes become messages, and too many failures an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from icp_jax.core.compensate import CompensationMetrics, Fate
+from icp_jax.core.damping import ladder
+from icp_jax.core.prune import LayerMetrics
+from icp_jax.errors import InputError
+from icp_jax.models.spec import Family
+
+NOT_FINITE, ROSE, NO_GAIN = "loss not finite", "loss rose", "no gain"
+WORDS = {Fate.NOT_FINITE: NOT_FINITE, Fate.ROSE: ROSE, Fate.NO_GAIN: NO_GAIN}
+DIVERGED = (NOT_FINITE, ROSE)
+MORE_DATA = "more calibration samples or a larger --prune.damping may help"
+LESS_LR = "lower --compensate.lr, or set --compensate.epochs 0"
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One linear. error: ‖(W-Ŵ)ᵀx‖²/‖Wᵀx‖² on the inputs it was pruned with.
+
+    rungs: dampings tried because the configured one left the Hessian not positive definite; the
+    last was used.
+    """
+
+    name: str
+    size: int
+    zeros: int
+    error: float
+    rungs: tuple[float, ...] = ()
+
+
+class Compensation(NamedTuple):
+    """What a compensation did to its loss (mean squared error)."""
+
+    before: float  # on the probe, before the first step
+    after: float  # on the probe, after the last
+    epochs: tuple[float, ...]  # mean of the losses met during each epoch
+    restored: str = ""  # why the params are those from before: NOT_FINITE, ROSE or NO_GAIN
+
+
+@dataclass(frozen=True)
+class BlockReport:
+    """One block. error: ‖sparse-dense‖²/‖dense‖² of the streams after it."""
+
+    block: int
+    layers: tuple[LayerReport, ...]
+    error: float
+    compensation: Compensation | None  # of this block, before it was pruned
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def layer_reports(
+    family: Family, sizes: Mapping[str, int], found: LayerMetrics, damping: float, where: str
+) -> tuple[LayerReport, ...]:
+    """The linears of one block. where: `block 3`. Raises InputError for an error not finite."""
+    rows = []
+    for spec, zeros, error, rungs in zip(family.linears, *map(np.asarray, found), strict=True):
+        tried = ladder(damping, int(rungs))
+        if not np.isfinite(error):
+            if tried and tried[-1] >= 1:
+                why = "not positive definite with a damping of 1"
+            else:
+                why = "its error is not finite"
+            raise InputError(f"layer {spec.name} of {where}: {why}; {MORE_DATA}")
+        rows.append(LayerReport(spec.name, sizes[spec.name], int(zeros), float(error), tried))
+    return tuple(rows)
+
+
+def compensation_report(found: CompensationMetrics) -> Compensation | None:
+    """None for a block that was not tuned."""
+    fate = Fate(int(found.fate))
+    if fate == Fate.NONE:
+        return None
+    losses = np.asarray(found.epochs)
+    wrong = np.flatnonzero(~np.isfinite(losses))
+    epochs = losses[: wrong[0] + 1] if len(wrong) else losses  # the rest says nothing more
+    return Compensation(
+        float(found.before), float(found.after), tuple(map(float, epochs)), WORDS.get(fate, "")
+    )
+
+
+def reports(family: Family, params: Any, metrics: Any, damping: float) -> list[BlockReport]:
+    """The blocks of a run of `core.icp`. params: of the model. Raises InputError, see `check`."""
+    metrics, found = jax.device_get(metrics), []
+    for t in range(family.n_blocks):
+        one, block = jax.tree.map(lambda x, t=t: x[t], metrics), params["blocks"][str(t)]
+        if not np.isfinite(one.error):
+            raise InputError(f"block {t} gives values that are not finite (NaN or infinity)")
+        sizes = {spec.name: block[spec.name]["kernel"].size for spec in family.linears}
+        layers = layer_reports(family, sizes, one.layers, damping, f"block {t}")
+        tuned = compensation_report(one.compensation)
+        found.append(BlockReport(t, layers, float(one.error), tuned))
+    check(found, family)
+    return found
+
+
+def remedies(report: BlockReport) -> list[str]:
+    """A line for every remedy that a block needed."""
+    return [*_damped(report), *_restored(report)]
+
+
+def _damped(report: BlockReport) -> list[str]:
+    raised: dict[tuple[float, ...], list[str]] = {}
+    for layer in report.layers:
+        raised.setdefault(layer.rungs, []).append(layer.name)
+    return [
+        f"block {report.block}: the Hessian of {', '.join(names)} was not positive definite; "
+        f"damping raised to {rungs[-1]:g}"
+        for rungs, names in raised.items()
+        if rungs
+    ]
+
+
+def _restored(report: BlockReport) -> list[str]:
+    tuned = report.compensation
+    if tuned is None or not tuned.restored:
+        return []
+    return [
+        f"block {report.block}: compensation undone, {tuned.restored}; "
+        f"its loss went from {tuned.before:.3g} to {tuned.after:.3g}"
+    ]
+
+
+def check(reports: Sequence[BlockReport], family: Family) -> None:
+    """Raises InputError, with the list, where more than a tenth of the layers needed a remedy.
+
+    A remedy is a Hessian damped further, for all layers that read its tap, or a compensation that
+    diverged, for all layers of its block; a single one is never too many, however small the model.
+    """
+    taps = {spec.name: spec.tap for spec in family.linears}
+    damped = {(r.block, taps[x.name]) for r in reports for x in r.layers if x.rungs}
+    diverged = [r for r in reports if r.compensation and r.compensation.restored in DIVERGED]
+    layers = {(block, name) for block, tap in damped for name in taps if taps[name] == tap}
+    layers |= {(report.block, name) for report in diverged for name in taps}
+    if len(damped) + len(diverged) > 1 and 10 * len(layers) > family.n_blocks * len(taps):
+        lines = [line for report in reports for line in _damped(report)]
+        lines += [line for report in diverged for line in _restored(report)]
+        lines += [MORE_DATA] * bool(damped) + [LESS_LR] * bool(diverged)
+        raise InputError(f"more than a tenth of the layers needed a remedy: {'; '.join(lines)}")

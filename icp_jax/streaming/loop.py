@@ -1,0 +1,266 @@
+"""The loop of ICP over blocks that come and go: `core.icp` with the streams where there is room.
+
+When block t is pruned, the dense stream goes through block t+1, which is tuned, still dense, to
+turn the sparse stream into the dense one; then block t+1 is pruned on what the sparse stream
+feeds it.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from icp_jax import heap, places, quantize, streams
+from icp_jax.behind import Behind
+from icp_jax.clock import Clock
+from icp_jax.core import outcomes
+from icp_jax.core.compensate import CompensationMetrics
+from icp_jax.core.hyper import Hyper, Recipe, sample_order
+from icp_jax.core.outcomes import BlockReport
+from icp_jax.core.passes import Apply, Params, Shapes, Statistics, no_statistics
+from icp_jax.errors import InputError
+from icp_jax.mesh import ONE, Devices
+from icp_jax.models.spec import Family
+from icp_jax.places import Stream
+from icp_jax.pruners import METHODS
+from icp_jax.streaming import passes
+from icp_jax.streaming.prune import prune_block
+from icp_jax.streaming.tune import Tuning, compensate
+
+Progress = Callable[[int, str, int, int, float | None], None]
+
+
+class Source(Protocol):
+    """Where blocks come from: leaves are NumPy arrays in the dtype they are stored in."""
+
+    @property
+    def family(self) -> Family: ...
+    def shapes(self, t: int) -> Shapes: ...
+    def embed(self) -> Params: ...
+    def block(self, t: int) -> Params: ...
+    def forget(self) -> None: ...  # the blocks given out are on the device; they stay readable
+
+
+class Sink(Protocol):
+    """Where pruned blocks go. Leaves come in the dtype the source has them in; grids: by linear."""
+
+    def write(self, t: int, params: Params, grids: Mapping[str, quantize.Grid]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done, settled before the first block."""
+
+    hyper: Hyper  # one point, as NumPy arrays
+    recipe: Recipe  # its batch is the streams' own, see batch_tokens
+    seed: int = 0  # of the samples' order in compensation
+    place: str = "auto"  # of the streams: device, host, disk, or the first of these with room
+    batch_tokens: int | None = None  # positions that a device takes at once; None: the backend's
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A block that an earlier run has pruned; its params are read when the streams reach it."""
+
+    report: BlockReport
+    read: Callable[[], Params]
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a driver wants to be told, and what it has already."""
+
+    progress: Progress = lambda block, phase, done, total, loss: None
+    seal: Callable[[BlockReport], None] = lambda report: None  # after the sink has the block
+    finished: Sequence[Finished] = ()  # the first blocks, where an earlier run has pruned them
+    scratch: Path | None = None  # the folder for streams on disk
+
+
+def prune_blocks(
+    source: Source,
+    sink: Sink,
+    tokens: np.ndarray,
+    job: Job,
+    hooks: Hooks | None = None,
+    devices: Devices = ONE,
+) -> list[BlockReport]:
+    """Prune every block of a model on calibration tokens `[N, T]` (or images, for a vision
+    family); blocks go to the sink.
+
+    Through finished blocks only the streams go, and the rest comes out as if that run had never
+    stopped. devices: what share the work; with those of other processes, all of them call this,
+    alike, and every sink is given every block. Raises InputError for a block whose output is not
+    finite, and, with the list, where more than a tenth needed a remedy (`outcomes.check`).
+    """
+    hooks = hooks or Hooks()
+    reports, n_blocks = [block.report for block in hooks.finished], source.family.n_blocks
+    if len(reports) == n_blocks:
+        return reports
+    loop = Loop(source, tokens, job, hooks, devices)
+    for t, block in enumerate(hooks.finished):
+        loop.dense(t, loop.to_device(source.block(t)))
+        loop.sparse(t, devices.agree(passes.to_device(block.read())))
+    # what a block's end takes of the host is done while an accelerator is at the next block
+    with Behind(apart=jax.default_backend() != "cpu") as behind:
+        for t in range(len(reports), n_blocks):
+            stored = source.block(t)
+            report, pruned, grids = loop.block(t, stored)
+            behind.run(partial(sink.write, t, pruned, grids))
+            del pruned
+            reports.append(report)
+            outcomes.check(reports, source.family)
+            behind.then(partial(hooks.seal, report))
+    return reports
+
+
+@dataclass
+class Loop:
+    """The two streams, and what is done to them block by block."""
+
+    source: Source
+    tokens: np.ndarray
+    job: Job
+    hooks: Hooks
+    devices: Devices
+    clock: Clock = field(default_factory=Clock)
+    compiled: set[str] = field(default_factory=set)  # phases that have run once
+
+    def __post_init__(self) -> None:
+        family, recipe, embed = self.source.family, self.job.recipe, self.source.embed()
+        one = passes.hidden(family, embed, self.tokens[:1], recipe.stream_dtype)
+        shape = (len(self.tokens), *one.shape[1:])
+        self.positions = int(np.prod(shape[1:-1]))
+        size = streams.batch_size(
+            len(self.tokens), self.positions, self.job.batch_tokens, self.devices.count
+        )
+        self.size = self.devices.tell(size)
+        self.devices.check_same("calibration samples", self.tokens)
+        both = 2 * int(np.prod(shape)) * np.dtype(recipe.stream_dtype).itemsize
+        half = places.host_free() // 2
+        place = places.choose(self.job.place, both, places.device_free() // 2, half)
+        # jaxlib holds arrays it was given, as an earlier run's stream, until any collection
+        gc.collect(0)
+        streams_ = [
+            places.empty(shape, recipe.stream_dtype, place, self.hooks.scratch) for _ in range(2)
+        ]
+        self.sparse_stream: Stream = streams_[0]
+        self.dense_stream: Stream = streams_[1]
+        start = passes.embed_tokens(family, embed, recipe.stream_dtype, self.devices)
+        streams.advance(start, [self.tokens], self.sparse_stream, self.size, devices=self.devices)
+
+    def apply(self, t: int) -> Apply:
+        return Apply(self.source.family.block_at(t), self.job.recipe.dtype)
+
+    def ticker(self, block: int, phase: str) -> Callable[..., None]:
+        def tick(done: int, total: int, loss: float | None = None) -> None:
+            if phase not in self.compiled:
+                heap.give_back()  # what compiling took
+                self.compiled.add(phase)
+            self.hooks.progress(block, phase, done, total, loss)
+
+        return tick
+
+    def to_device(self, stored: Params, devices: Devices | None = None) -> Params:
+        params = streams.settle(passes.to_device(stored, devices or self.devices))
+        self.source.forget()
+        return params
+
+    def dense(self, t: int, params: Params) -> None:
+        """The dense stream through block t, before it is changed."""
+        step, before = partial(passes.forward, self.apply(t), params), self.dense_stream
+        before = before if t else self.sparse_stream
+        tick = self.ticker(t, "dense")
+        _finite(
+            t, streams.advance(step, [before], self.dense_stream, self.size, tick, self.devices)
+        )
+
+    def sparse(self, t: int, params: Params) -> float:
+        """The sparse stream through block t, pruned; gives the error of the streams."""
+        step = partial(passes.forward_beside, self.apply(t), params)
+        both, tick = [self.sparse_stream, self.dense_stream], self.ticker(t, "sparse")
+        energies = streams.advance(step, both, self.sparse_stream, self.size, tick, self.devices)
+        _finite(t, energies)
+        distance, energy = np.sum(np.asarray(energies, np.float64), axis=0)
+        return float(distance / max(energy, np.finfo(np.float64).tiny))
+
+    def tune(self, t: int, params: Params, stored: Params) -> tuple[Params, CompensationMetrics]:
+        """Block t, tuned to turn the sparse stream into the dense one; params are used up."""
+        job, tick = self.job, self.ticker(t, "compensate")
+        apply = self.apply(t).rematerialised() if job.recipe.remat else self.apply(t)
+        order = sample_order((job.seed, t), len(job.hyper.rates), len(self.tokens))
+        # a sample at a time: nothing for devices to share
+        tuning = Tuning(apply, self.sparse_stream, self.dense_stream, tick=tick)
+        again = partial(self.to_device, stored, ONE)
+        params = self.devices.first(params)
+        params, found = compensate(tuning, params, np.asarray(job.hyper.rates), order, again)
+        return self.devices.agree(params), found
+
+    def statistics(self, t: int, params: Params) -> Statistics:
+        """What the pruners need of the linears' inputs on the sparse stream."""
+        family, tick = self.source.family, self.ticker(t, "statistics")
+        seen = no_statistics(family, self.source.shapes(t), len(self.tokens) * self.positions)
+        seen = self.devices.whole(seen)
+        for where, (x,), valid in streams.batches(
+            [self.sparse_stream], self.size, devices=self.devices
+        ):
+            seen = streams.settle(passes.collect(self.apply(t), params, x, seen, valid))
+            tick(where.stop, len(self.tokens))
+        return jax.block_until_ready(seen)
+
+    def block(
+        self, t: int, stored: Params
+    ) -> tuple[BlockReport, Params, Mapping[str, quantize.Grid]]:
+        """Block t pruned: its report, its params as stored ones are, and its grids."""
+        family, recipe, tuned = self.source.family, self.job.recipe, None
+        params = self.to_device(stored)
+        with self.clock("dense"):
+            self.dense(t, params)
+        if t and METHODS[recipe.method].compensates and len(self.job.hyper.rates):
+            with self.clock("compensate"):
+                params, tuned = self.tune(t, params, stored)
+        with self.clock("statistics"):
+            seen = self.statistics(t, params)
+        with self.clock("prune"):
+            hyper = self.job.hyper._replace(counts=self.job.hyper.counts[t])
+            kernels = {s.name: stored[s.name]["kernel"] for s in family.linears}
+            stored_as = {name: kernel.dtype.name for name, kernel in kernels.items()}
+            tick = self.ticker(t, "prune")
+            params, grids, found = prune_block(
+                family, params, seen, hyper, recipe, stored_as, self.devices, tick
+            )
+            sizes = {name: kernel.size for name, kernel in kernels.items()}
+            damping = float(hyper.damping)
+            layers = outcomes.layer_reports(family, sizes, found, damping, f"block {t}")
+            leaves, tree = jax.tree.flatten(params)
+            dtypes = [leaf.dtype for leaf in jax.tree.leaves(stored)]
+            del params
+            params = jax.tree.unflatten(tree, passes.rounded(leaves, dtypes))
+        with self.clock("sparse"):
+            error = self.sparse(t, params)
+        with self.clock("write", give_back=False):  # the next block will be as large
+            pruned = _to_store(params, stored, None if tuned else kernels)
+        became = None if tuned is None else outcomes.compensation_report(tuned)
+        return BlockReport(t, layers, error, became, self.clock.take()), pruned, grids
+
+
+def _finite(block: int, energies: Sequence[Any]) -> None:
+    if not np.all(np.isfinite(energies)):
+        raise InputError(f"block {block} gives values that are not finite (NaN or infinity)")
+
+
+def _to_store(params: Params, stored: Params, only: Mapping[str, Any] | None) -> Params:
+    """The block in its stored dtypes; with `only`, all but those kernels are the stored leaves."""
+
+    def leaf(path, new, old):
+        if only is not None and not (path[0].key in only and path[-1].key == "kernel"):
+            return old
+        return passes.stored(new, old)
+
+    return jax.tree_util.tree_map_with_path(leaf, params, stored)

@@ -1,0 +1,52 @@
+"""`core.prune` for one block at a time: one tap's matrices exist at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from icp_jax import heap, quantize, streams
+from icp_jax.core.damping import climb_on_host
+from icp_jax.core.hyper import Hyper, Recipe
+from icp_jax.core.passes import Params, Statistics
+from icp_jax.core.prune import LayerMetrics, Pace, in_order, prune_tap
+from icp_jax.mesh import Devices
+from icp_jax.models.spec import Family
+
+
+def prune_block(
+    family: Family,
+    params: Params,
+    seen: Statistics,
+    hyper: Hyper,
+    recipe: Recipe,
+    dtypes: Mapping[str, str],
+    devices: Devices,
+    tick: Callable[[int, int], None],
+) -> tuple[Params, dict[str, quantize.Grid], LayerMetrics]:
+    """Prune every linear of a block to `hyper.counts` `[linears]`.
+
+    params, and the sums in `seen`: emptied on the way, since each is as large as the block.
+    """
+    pace = Pace(climb_on_host, streams.settle, devices.rows, devices.whole)
+    counts = {s.name: np.int32(n) for s, n in zip(family.linears, hyper.counts, strict=True)}
+    pruned = {name: params.pop(name) for name in tuple(params)}
+    grids: dict[str, quantize.Grid] = {}
+    found: dict[str, Any] = {}
+    for tap, names in family.readers().items():
+        kernels = {name: pruned[name]["kernel"] for name in names}
+        for name in names:
+            pruned[name] = {k: leaf for k, leaf in pruned[name].items() if k != "kernel"}
+        heap.give_back()  # the holes that the tap before left fit none of the matrices to come
+        sums = seen.sums.pop(tap)
+        done = prune_tap(kernels, sums, seen.energies, counts, hyper, recipe, dtypes, pace)
+        for name, kernel in done.kernels.items():
+            pruned[name]["kernel"] = kernel
+        grids |= done.grids
+        found |= done.metrics
+        jax.block_until_ready(found)  # one tap's matrices at a time
+        tick(len(found), len(family.linears))
+    return pruned, devices.whole(grids), jax.device_get(in_order(family, found))
