@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import absl.logging
+
 from icp_jax import cache, heap, interrupts
 from icp_jax.errors import InputError
 
@@ -115,6 +117,7 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is not there
     cache.use()
     heap.reuse()
+    absl.logging.set_verbosity(absl.logging.FATAL)  # Orbax raises what it logs
     interrupts.install()
     try:
         run(parse(args))
@@ -129,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             nothing = "; nothing was kept: free space, or write elsewhere"
             return _fail(f"the disk is full{_kept(error) or nothing}")
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENAMETOOLONG):
             why = f"{error.filename}: {error.strerror}{_kept(error, '; stopped ')}"
             return _fail(f"cannot open {why}")
         raise

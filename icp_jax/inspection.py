@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from converters import table_for
-from converters.files import Reader, lone_torch_file, open_checkpoint
+from converters.files import RECORD, Reader, lone_torch_file, open_checkpoint
 from converters.rules import ConversionError, Placed
 from icp_jax.behind import in_threads
 from icp_jax.errors import InputError
-from icp_jax.export import RECORD
 from icp_jax.masks import parse_pattern
 from icp_jax.models import FAMILIES, make_family
 from icp_jax.packed import Unpacked, is_pruned

@@ -19,7 +19,7 @@ from converters.files import Reader, copy_other_files
 from converters.rules import Placed, lookup
 from converters.safetensors_files import Writer, plan_layout
 from icp_jax.config import QuantConfig
-from icp_jax.export import copy_buffers, write_json
+from icp_jax.export import copy_unpruned, write_json
 from icp_jax.quantize import Grid
 from icp_jax.residency import FolderSource, part_of
 
@@ -58,10 +58,7 @@ class PackedSink:
         config = {**source.config, "quantization_config": self.description()}
         write_json(folder / "config.json", config)
         self.writer = Writer(folder, plan_layout(self._tensors(), {"format": "pt"}))
-        for rule in source.placed:
-            if rule.path[0] != "blocks":
-                self.writer.write(rule.name, source.reader.read(rule.name))
-        copy_buffers(source.reader, source.placed, self.writer)
+        copy_unpruned(source, self.writer)
 
     def description(self) -> dict[str, Any]:
         """The `quantization_config` that makes loaders unpack the linears."""
