@@ -13,6 +13,7 @@ from typing import BinaryIO
 from converters.rules import ConversionError
 
 COMPONENT, WHOLE = 255, 4095  # the longest name and path that Linux takes, in bytes
+INDEX = "model.safetensors.index.json"
 SHOWN = 60  # characters of a name in a message
 TORCH_SUFFIXES = (".pth", ".pt")  # whole models in one file, without a config
 SAFETENSORS, TORCH = (".safetensors",), (".bin", *TORCH_SUFFIXES)  # what a shard's name may end in
@@ -70,14 +71,14 @@ def shards(
     ConversionError for a name that `inside` refuses, and for two that cannot both be there.
     """
     places = {name: inside(folder, name, origin) for name in names}
-    taken = set(places.values())
+    taken = {*places.values(), folder / INDEX}
     for name, path in places.items():
         if path.suffix not in suffixes:
             raise ConversionError(
                 f"{origin} names the file {shown(name)} as a shard: "
                 f"the name of one ends in {' or '.join(suffixes)}"
             )
-        if len(taken) < len(places) or not taken.isdisjoint(path.parents):
+        if len(taken) <= len(places) or not taken.isdisjoint(path.parents):
             raise ConversionError(f"{origin} names one place twice: {shown(name)} and another name")
     return places
 
@@ -88,7 +89,10 @@ def create(folder: Path, name: str, origin: object = "the layout") -> BinaryIO:
     Nothing is ever written through a link: raises ConversionError where one leads elsewhere.
     """
     path = inside(folder, name, origin)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ConversionError(f"{origin} names {shown(name)}, and a file is in its way") from None
     if path.is_symlink() or not path.parent.resolve().is_relative_to(folder.resolve()):
         raise ConversionError(f"{path} is behind a link, and is not written through it")
     flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-from converters.names import SAFETENSORS, create, foreign, shards, shown
+from converters.names import INDEX, SAFETENSORS, create, foreign, shards, shown
 from converters.rules import ConversionError
 
 DTYPES: dict[str, np.dtype] = {
@@ -211,9 +211,6 @@ def plan_layout(
     total = sum(e.nbytes for e in entries.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     return Layout(headers, entries, json.dumps(index, indent=2) + "\n")
-
-
-INDEX = "model.safetensors.index.json"
 
 
 def right_index(layout: Layout) -> str | None:

@@ -198,14 +198,13 @@ def run(command: Any) -> None:
         )
         _print(command.json, record, lambda: console.segmented(record))
     elif isinstance(command, commands.Verify):
-        from icp_jax.inspection import verify
+        from icp_jax.inspection import check_facts, verify
         from icp_jax.residency import resolve
 
         folder = resolve(command.folder)
         facts = verify(folder, resolve(command.source) if command.source else None)
         _print(command.json, facts, lambda: console.verified(facts))
-        if facts["not_finite"]:
-            raise InputError(f"{folder}: {len(facts['not_finite'])} tensors are not finite")
+        check_facts(facts)
     else:
         from icp_jax.convert import convert
 
