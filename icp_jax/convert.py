@@ -59,6 +59,8 @@ def convert(src: str | Path, dst: str | Path) -> str:
         return "Hugging Face folder" if lone is None else f"folder with {lone.name}"
     with closing(FolderSource(resolve(str(src)))) as source:
         check_other_files(source.folder)
+        if (source.folder / LAYOUT).exists():
+            raise InputError(f"{source.folder / LAYOUT} has the name of a file of ours: rename it")
         with Aside(dst) as aside:
             _to_orbax(source, aside.path)
             aside.publish()
