@@ -71,7 +71,8 @@ class Work:
         try:
             check_free(self.given)
         except InputError:
-            self._remove_leftover()
+            with contextlib.suppress(OSError):  # a name that is too long, above all
+                self._remove_leftover()
             raise
         self._lock = self._acquire()
         self.whole = self._count()

@@ -109,6 +109,7 @@ def _one_line(boxed: str) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; the entry point. Returns the exit status."""
+    from converters.names import shown
     from converters.rules import ConversionError
 
     args = sys.argv[1:] if argv is None else argv
@@ -133,7 +134,8 @@ def main(argv: list[str] | None = None) -> int:
             nothing = "; nothing was kept: free space, or write elsewhere"
             return _fail(f"the disk is full{_kept(error) or nothing}")
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENAMETOOLONG):
-            why = f"{error.filename}: {error.strerror}{_kept(error, '; stopped ')}"
+            name = shown(error.filename) if len(str(error.filename)) > 200 else error.filename
+            why = f"{name}: {error.strerror}{_kept(error, '; stopped ')}"
             return _fail(f"cannot open {why}")
         raise
     except (MemoryError, RuntimeError) as error:  # XLA's errors are RuntimeErrors
