@@ -6,7 +6,7 @@ A rule says where one tensor lives on either side. Linear weights are `[out, in]
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
@@ -73,8 +73,35 @@ class Table:
         sets are compared: a name that is unknown or missing raises ConversionError. Without
         them the first prefix is taken and optional tied tensors are left out.
         """
-        names = None if names is None else list(names)
-        prefix = self._prefix(names)
+        listed = None if names is None else list(names)
+        prefix = self._prefix(listed)
+        if listed is None:
+            return list(self._rules(config, prefix, None).values())
+        placed = self._rules(config, prefix, listed)
+        self._refuse(placed, listed, self._buffers(config, prefix))
+        return list(placed.values())
+
+    def compare(
+        self, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+    ) -> tuple[list[Placed], dict[str, list[str]]]:
+        """What a config promises, and the tensors of `shapes` that do not keep the promise.
+
+        The second: names under `missing`, `unexpected` and `misshapen`.
+        """
+        names = list(shapes)
+        prefix = self._nearest_prefix(config, names)
+        placed = self._rules(config, prefix, names)
+        known = {*placed, *self._buffers(config, prefix)}
+        return list(placed.values()), {
+            "missing": [name for name in placed if name not in shapes],
+            "unexpected": [name for name in names if name not in known],
+            "misshapen": [n for n, p in placed.items() if tuple(shapes.get(n, p.shape)) != p.shape],
+        }
+
+    def _rules(
+        self, config: Mapping[str, Any], prefix: Any, names: Sequence[str] | None
+    ) -> dict[str, Placed]:
+        """The tensors by name; of those that may be left out, the ones that are in `names`."""
         dims = self.dims(config)
         placed: dict[str, Placed] = {}
         for rule in self.rules:
@@ -84,34 +111,42 @@ class Table:
                 shape = tuple(dims[d] for d in rule.shape)
                 path = tuple(rule.tree.format(i=i).split("/"))
                 placed[name] = Placed(name, path, shape, rule.transpose)
-        if names is not None:
-            buffers = {name for b in self.ignored for name in self._names(b, prefix, config)}
-            self._compare(placed, names, buffers, config)
-        return list(placed.values())
+        tied = bool(config.get("tie_word_embeddings", self.tied_default))
+        if names is not None and tied and "lm_head.weight" not in names:
+            placed.pop("lm_head.weight", None)  # the head is the embedding; the source had no copy
+        return placed
 
-    def _names(self, pattern: str, prefix: str, config: Mapping[str, Any]) -> list[str]:
+    def _names(self, pattern: str, prefix: Any, config: Mapping[str, Any]) -> list[str]:
         count = self.n_blocks(config) if "{i}" in pattern else 1
         return [pattern.format(p=prefix, i=i) for i in range(count)]
 
-    def _prefix(self, names: list[str] | None) -> str:
-        if names is None:
-            return self.prefixes[0]
-        anchor = self.rules[0].torch
-        for prefix in self.prefixes:
-            if anchor.format(p=prefix, i=0) in names:
+    def _buffers(self, config: Mapping[str, Any], prefix: Any) -> set[str]:
+        return {name for b in self.ignored for name in self._names(b, prefix, config)}
+
+    def _spellings(self) -> dict[str, Any]:
+        """A tensor by which each spelling in use is known, and what tells `_rules` of it."""
+        return {self.rules[0].torch.format(p=prefix, i=0): prefix for prefix in self.prefixes}
+
+    def _prefix(self, names: list[str] | None) -> Any:
+        spellings = self._spellings()
+        for anchor, prefix in spellings.items():
+            if names is None or anchor in names:
                 return prefix
+        article = "an" if self.family[0] in "aeiou" else "a"
         raise ConversionError(
-            f"missing tensor {anchor.format(p=self.prefixes[0], i=0)!r}: "
-            f"this is not an {self.family} checkpoint, or a shard is missing"
+            f"missing tensor {next(iter(spellings))!r}: "
+            f"this is not {article} {self.family} checkpoint, or a shard is missing"
         )
 
-    def _compare(
-        self,
-        placed: dict[str, Placed],
-        names: list[str],
-        buffers: set[str],
-        config: Mapping[str, Any],
-    ) -> None:
+    def _nearest_prefix(self, config: Mapping[str, Any], names: list[str]) -> Any:
+        """The spelling that most of the names are of."""
+        return max(
+            self._spellings().values(),
+            key=lambda prefix: len(self._rules(config, prefix, names).keys() & set(names)),
+        )
+
+    def _refuse(self, placed: dict[str, Placed], names: list[str], buffers: set[str]) -> None:
+        """Raises ConversionError for the first name that is there twice, unknown or missing."""
         seen: set[str] = set()
         for name in names:
             if name in seen:
@@ -121,12 +156,8 @@ class Table:
                 near = get_close_matches(name, placed, n=1)
                 hint = f" (nearest known: {near[0]!r})" if near else ""
                 raise ConversionError(f"unknown tensor {name!r} for {self.family}{hint}")
-        tied = bool(config.get("tie_word_embeddings", self.tied_default))
-        for name in list(placed):
+        for name in placed:
             if name not in seen:
-                if name == "lm_head.weight" and tied:
-                    del placed[name]  # the head is the embedding; the source had no copy
-                    continue
                 raise ConversionError(f"missing tensor {name!r}")
 
 

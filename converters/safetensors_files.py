@@ -7,17 +7,19 @@ names, order and metadata), and tensors are written to their places as they fini
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
 
+from converters.names import INDEX, SAFETENSORS, create, foreign, shards, shown
 from converters.rules import ConversionError
 
 DTYPES: dict[str, np.dtype] = {
@@ -57,44 +59,59 @@ class Layout:
     torch: bool = False  # the one file of `headers` is a `.pth`, and its header is empty
 
 
-def _read_header(path: Path) -> tuple[bytes, dict[str, Any]]:
-    """A shard's header bytes and JSON, checked against the file's length."""
+def _read_header(path: Path, shard: str) -> tuple[bytes, dict[str, Entry]]:
+    """A shard's header bytes and its tensors, checked against the file's length."""
     size = path.stat().st_size
+    if what := foreign(path):
+        raise ConversionError(f"{path} {what}")
     with path.open("rb") as file:
         head = file.read(8)
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
         if length > size - 8:
             raise ConversionError(f"{path} is truncated: its header does not fit the file")
         raw = file.read(length)
-    try:
-        header = json.loads(raw)
-        ends = [int(e["data_offsets"][1]) for k, e in header.items() if k != "__metadata__"]
-    except (ValueError, AttributeError, KeyError, IndexError, TypeError):
-        raise ConversionError(f"{path} is not a safetensors file: unreadable header") from None
-    expected = 8 + length + max(ends, default=0)
+    entries = read_header(shard, head + raw)
+    expected = 8 + length + sum(e.nbytes for e in entries.values())
     if size != expected:
         what = "truncated" if size < expected else "longer than its header says"
         raise ConversionError(f"{path} is {what}: {size} bytes, the header says {expected}")
-    return head + raw, header
+    return head + raw, entries
+
+
+def read_header(shard: str, raw: bytes) -> dict[str, Entry]:
+    """The tensors of a shard whose header, length and all, is `raw`. Raises ConversionError."""
+    try:
+        header = json.loads(raw[8:])
+        if len(raw) != 8 + struct.unpack("<Q", raw[:8])[0] or not isinstance(header, dict):
+            raise ValueError
+    except (ValueError, struct.error, RecursionError):
+        raise ConversionError(f"{shard} is not a safetensors file: unreadable header") from None
+    header.pop("__metadata__", None)
+    entries = {name: _entry(shard, name, entry, len(raw)) for name, entry in header.items()}
+    at = len(raw)
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].nbytes)):
+        if entry.start != at:
+            raise ConversionError(f"tensor {name!r} in {shard} overlaps another, or leaves a gap")
+        at += entry.nbytes
+    return entries
 
 
 class SafetensorsReader:
     """Memory-mapped safetensors shards."""
 
-    def __init__(self, folder: Path, shards: list[str], index: str | None):
+    def __init__(self, files: dict[str, Path], index: str | None):
         headers: dict[str, bytes] = {}
         entries: dict[str, Entry] = {}
+        self.files = files
         self._maps: dict[str, mmap.mmap] = {}
-        for shard in shards:
-            raw, header = _read_header(folder / shard)
-            headers[shard] = raw
-            for name, entry in header.items():
-                if name == "__metadata__":
-                    continue
-                if name in entries:
-                    raise ConversionError(f"duplicate tensor {name!r} in {shard}")
-                entries[name] = _entry(shard, name, entry, len(raw))
-            with (folder / shard).open("rb") as file:
+        for shard, path in files.items():
+            headers[shard], found = _read_header(path, shard)
+            for name in entries.keys() & found.keys():
+                where = f"{entries[name].shard} and {shard}"
+                raise ConversionError(f"duplicate tensor {name!r} in {where}")
+            entries |= found
+        for shard, path in files.items():
+            with path.open("rb") as file:
                 self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.layout = Layout(headers, entries, index)
 
@@ -137,7 +154,9 @@ def _entry(shard: str, name: str, raw: dict[str, Any], header_bytes: int) -> Ent
     try:
         kind, shape = str(raw["dtype"]), tuple(map(int, raw["shape"]))
         begin, end = map(int, raw["data_offsets"])
-    except (KeyError, TypeError, ValueError):
+        if min(begin, *shape, 0) < 0:
+            raise ValueError
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise ConversionError(f"tensor {name!r} in {shard}: its header is incomplete") from None
     if kind not in DTYPES:
         raise ConversionError(
@@ -145,7 +164,7 @@ def _entry(shard: str, name: str, raw: dict[str, Any], header_bytes: int) -> Ent
             f"(already quantized?); supported: {', '.join(DTYPES)}"
         )
     dtype = DTYPES[kind]
-    if int(np.prod(shape, dtype=np.int64)) * dtype.itemsize != end - begin:
+    if math.prod(shape) * dtype.itemsize != end - begin:
         raise ConversionError(f"tensor {name!r} in {shard}: shape and byte count disagree")
     return Entry(shard, dtype, shape, header_bytes + begin, end - begin)
 
@@ -194,20 +213,65 @@ def plan_layout(
     return Layout(headers, entries, json.dumps(index, indent=2) + "\n")
 
 
+def right_index(layout: Layout) -> str | None:
+    """The index of a layout: the source's text, unless it lists other tensors, or other bytes.
+
+    Raises ConversionError for a text that is no index.
+    """
+    if layout.index is None:
+        return None
+    index = read_index(layout.index, INDEX)
+    total = sum(e.nbytes for e in layout.entries.values())
+    weight_map = {name: entry.shard for name, entry in layout.entries.items()}
+    told = index.get("metadata")
+    metadata = told if isinstance(told, dict) else {}
+    if index["weight_map"] == weight_map and metadata.get("total_size") == total:
+        return layout.index
+    index |= {"metadata": {**metadata, "total_size": total}, "weight_map": weight_map}
+    return json.dumps(index, indent=2) + "\n"
+
+
+def read_index(text: str, origin: object) -> dict[str, Any]:
+    """A checkpoint's index, whose `weight_map` is a dict. Raises ConversionError."""
+    try:
+        index = json.loads(text.removeprefix("\ufeff"))
+        if not isinstance(index["weight_map"], dict):
+            raise TypeError("weight_map is no object")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ConversionError(f"{origin} is not a checkpoint index: {shown(str(error))}") from None
+    return index
+
+
 class Writer:
-    """Safetensors shards of a given layout in `folder`, filled tensor by tensor, in any order."""
+    """Safetensors shards of a given layout in `folder`, filled tensor by tensor, in any order.
+
+    A context manager: left well it is closed, left with an error abandoned. Raises
+    ConversionError for a layout whose names lead out of the folder.
+    """
 
     def __init__(self, folder: str | Path, layout: Layout):
-        self.folder = Path(folder)
-        self.layout = layout
-        for shard, header in layout.headers.items():
-            size = len(header) + sum(e.nbytes for e in layout.entries.values() if e.shard == shard)
-            with (self.folder / shard).open("wb") as file:
+        self.folder, self.layout = Path(folder), layout
+        self._files: dict[str, BinaryIO] = {}
+        shards(self.folder, layout.headers, SAFETENSORS, "the layout")
+        index = right_index(layout)
+        try:
+            for shard, header in layout.headers.items():
+                self._files[shard] = file = create(self.folder, shard)
+                sizes = (e.nbytes for e in layout.entries.values() if e.shard == shard)
                 file.write(header)
-                file.truncate(size)
-        if layout.index is not None:
-            (self.folder / "model.safetensors.index.json").write_text(layout.index)
-        self._files = {s: (self.folder / s).open("r+b") for s in layout.headers}
+                file.truncate(len(header) + sum(sizes))
+            if index is not None:
+                with create(self.folder, INDEX) as file:
+                    file.write(index.encode())
+        except BaseException:
+            self.abandon()
+            raise
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self.close() if error is None else self.abandon()
 
     def write(self, name: str, tensor: np.ndarray) -> None:
         """Write one tensor, in torch's order. Shape and dtype must be the layout's."""
@@ -219,10 +283,14 @@ class Writer:
 
     def close(self) -> None:
         """Flush to disk and close; a full disk raises OSError here at the latest."""
-        for file in self._files.values():
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
+        try:
+            for file in self._files.values():
+                file.flush()
+                os.fsync(file.fileno())
+                file.close()
+        except BaseException:
+            self.abandon()
+            raise
 
     def abandon(self) -> None:
         """Close without caring for the contents."""

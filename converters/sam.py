@@ -6,7 +6,7 @@ The Fourier frequencies lie in one or both of two Hugging Face tensors: each has
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -188,44 +188,29 @@ def _tensors(config: Mapping[str, Any], s: Spelling, prefix: str) -> Iterator[Pl
 
 @dataclass(frozen=True)
 class SamTable(Table):
-    """Tables of `_tensors`, for the spelling and the prefix that are found in the names."""
+    """Tables of `_tensors`, for the spelling and the prefix that are found in the names.
 
-    def place(self, config: Mapping[str, Any], names: Iterable[str] | None = None) -> list[Placed]:
-        """Every tensor of a model with this config; see `Table.place`.
+    Without names: Hugging Face's, with the one copy of the frequencies that transformers writes.
+    """
 
-        Without names: Hugging Face's, with the one copy of the frequencies that transformers
-        writes. Raises ConversionError.
-        """
-        listed = None if names is None else list(names)
-        spelling, prefix = self._spelling(listed)
-        placed = {t.name: t for t in _tensors(config, spelling, prefix)}
-        twice = [f"{prefix}{name}" for name, _ in spelling.frequencies]
-        there = set(twice[:1] if listed is None else listed)
-        for name in [f"{prefix}{n}" for n in spelling.optional]:
-            if name not in there:
-                del placed[name]
+    def _rules(
+        self, config: Mapping[str, Any], prefix: Any, names: Sequence[str] | None
+    ) -> dict[str, Placed]:
+        spelling, before = prefix
+        placed = {t.name: t for t in _tensors(config, spelling, before)}
+        twice = [f"{before}{name}" for name, _ in spelling.frequencies]
+        there = set(twice[:1] if names is None else names)
+        left_out = {f"{before}{name}" for name in spelling.optional} - there
         if there.intersection(twice):
-            for name in set(twice) - there:
-                del placed[name]
-        if listed is not None:
-            self._compare(placed, listed, set(), config)
-        return list(placed.values())
+            left_out |= set(twice) - there
+        return {name: tensor for name, tensor in placed.items() if name not in left_out}
 
-    def _spelling(self, names: list[str] | None) -> tuple[Spelling, str]:
-        anchors = {
+    def _spellings(self) -> dict[str, Any]:
+        return {
             f"{prefix}{s.encoder}.{s.patch}.weight": (s, prefix)
             for s in (HUGGING_FACE, META)
             for prefix in s.prefixes
         }
-        if names is None:
-            return HUGGING_FACE, ""
-        for name, found in anchors.items():
-            if name in names:
-                return found
-        raise ConversionError(
-            f"missing tensor {next(iter(anchors))!r}: "
-            "this is not a sam checkpoint, or a shard is missing"
-        )
 
 
 TABLE = SamTable(

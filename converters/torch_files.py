@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import errno
 import mmap
+import pickle
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from converters.files import TORCH_SUFFIXES
+from converters.names import TORCH, create, foreign, shards, shown
 from converters.rules import ConversionError, first_line
 from converters.safetensors_files import (
     DTYPE_NAMES,
@@ -31,29 +33,28 @@ class TorchReader:
     Shards are laid out anew, as safetensors; a `.pth` file goes back out as one.
     """
 
-    def __init__(self, folder: Path, shards: list[str], index: str | None):
+    def __init__(self, files: dict[str, Path], index: str | None):
+        first = next(iter(files))
         try:
             import torch
         except ImportError:
             raise ConversionError(
-                f"{folder / shards[0]} needs torch to be read: pip install 'icp-jax[torch]'"
+                f"{files[first]} needs torch to be read: pip install 'icp-jax[torch]'"
             ) from None
+        self.files = files
         self._tensors: dict[str, Any] = {}
         self._mapped: set[str] = set()
         planned: dict[str, tuple[np.dtype, tuple[int, ...]]] = {}
-        for path in (folder / shard for shard in shards):
-            try:
-                state, mapped = _load(torch, path)
-            except Exception as error:  # unpickling runs into many kinds; all mean the same
-                raise ConversionError(f"{path} cannot be read: {first_line(error)}") from None
+        for path in files.values():
+            state, mapped = _load(torch, path)
             for name, tensor in _tensors(torch, path, state).items():
                 if name in planned:
                     raise ConversionError(f"duplicate tensor {name!r} in {path.name}")
                 planned[name] = _dtype(name, tensor), tuple(tensor.shape)
-                self._tensors[name] = tensor
+                self._tensors[name] = tensor.detach()  # of a parameter, which may ask for gradients
                 self._mapped |= {name} if mapped else set()
-        if Path(shards[0]).suffix in TORCH_SUFFIXES:
-            self.layout = _file_layout(shards[0], planned)
+        if index is None and first != "pytorch_model.bin":
+            self.layout = _file_layout(first, planned)
         else:
             self.layout = plan_layout(planned, {"format": "pt"})
 
@@ -108,11 +109,28 @@ def _dtype(name: str, tensor: Any) -> np.dtype:
 
 
 def _load(torch: Any, path: Path) -> tuple[Any, bool]:
-    """What a file holds, and whether it is mapped rather than read."""
+    """What a file holds, and whether it is mapped rather than read. Raises ConversionError."""
+    if what := foreign(path):
+        raise ConversionError(f"{path} {what}")
+    options = {"map_location": "cpu", "weights_only": True}
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True), True
-    except RuntimeError:  # files from before the zip format cannot be mapped
-        return torch.load(path, map_location="cpu", weights_only=True), False
+        with warnings.catch_warnings(action="ignore"):  # of what is an error next
+            try:
+                return torch.load(path, mmap=True, **options), True
+            except RuntimeError:  # files from before the zip format cannot be mapped
+                return torch.load(path, **options), False
+    except MemoryError:
+        raise
+    except Exception as error:  # of many kinds; torch's own text advises to turn the check off
+        raise ConversionError(f"{path} cannot be read: it {_refused(path, error)}") from None
+
+
+def _refused(path: Path, error: Exception) -> str:
+    with path.open("rb") as file:
+        saved = file.read(2).startswith((b"PK", b"\x80"))  # a zip file, or a pickle
+    if isinstance(error, pickle.UnpicklingError) and saved:
+        return "holds objects that may be code, which are never loaded; save the state dict alone"
+    return f"is damaged, or no file that torch saved ({type(error).__name__}): fetch it again"
 
 
 class TorchWriter:
@@ -128,6 +146,13 @@ class TorchWriter:
             ) from None
         self.folder, self.layout = Path(folder), layout
         self._tensors: dict[str, np.ndarray] = {}
+        shards(self.folder, layout.headers, TORCH, "the layout")
+
+    def __enter__(self) -> TorchWriter:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self.close() if error is None else self.abandon()
 
     def write(self, name: str, tensor: np.ndarray) -> None:
         """Take one tensor, in torch's order. Shape and dtype must be the layout's."""
@@ -141,7 +166,8 @@ class TorchWriter:
         (shard,) = self.layout.headers
         state = {name: _to_torch(torch, self._tensors[name]) for name in self.layout.entries}
         try:
-            torch.save(state, self.folder / shard)
+            with create(self.folder, shard) as file:
+                torch.save(state, file)
         except RuntimeError as error:  # what torch makes of a write that fails
             raise OSError(errno.ENOSPC, first_line(error), str(self.folder / shard)) from None
 
@@ -165,6 +191,9 @@ def _tensors(torch: Any, path: Path, state: Any) -> Mapping[str, Any]:
         )
     if not isinstance(state, Mapping) or not all(map(torch.is_tensor, state.values())):
         raise ConversionError(f"{path} is not a flat dict of tensors: save the state dict alone")
+    for name, tensor in state.items():
+        if not isinstance(name, str) or tensor.layout != torch.strided or tensor.is_meta:
+            raise ConversionError(f"{path}: {shown(name)} is not the name of a plain tensor")
     return state
 
 

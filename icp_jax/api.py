@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,14 +39,12 @@ def load(model: str | Path, dtype: Any = None) -> Model:
     dtype: what to cast the leaves to; unset, they stay as stored. Raises InputError or
     ConversionError.
     """
-    source = FolderSource(resolve(str(model)))
-    params = jax.tree.map(
-        lambda leaf: np.array(leaf) if dtype is None else np.asarray(leaf).astype(dtype),
-        source.tree(),
-    )
-    loaded = Model(source.config, params, source.reader.layout, source.folder)
-    source.close()
-    return loaded
+    with closing(FolderSource(resolve(str(model)))) as source:
+        params = jax.tree.map(
+            lambda leaf: np.array(leaf) if dtype is None else np.asarray(leaf).astype(dtype),
+            source.tree(),
+        )
+        return Model(source.config, params, source.reader.layout, source.folder)
 
 
 def calibrate(
@@ -112,7 +111,7 @@ def prune(
 
 
 def evaluate(
-    model: Model | str | Path,
+    model: Model | FolderSource | str | Path,
     data_or_windows: str | Path | np.ndarray,
     *,
     seq_len: int | None = None,
@@ -127,10 +126,19 @@ def evaluate(
     data_or_windows: wikitext2, ptb, c4, a file or folder, or token windows `[W, T]`; for SAM
     sa1b:DIR or coco:DIR, and prompt, limit and seed are those of `segmentation`.
     """
-    if isinstance(model, Model):
-        source: Model | FolderSource = model
-    else:
-        source = FolderSource(resolve(str(model)))
+    if isinstance(model, str | Path):
+        with closing(FolderSource(resolve(str(model)))) as opened:
+            return evaluate(
+                opened,
+                data_or_windows,
+                seq_len=seq_len,
+                prompt=prompt,
+                limit=limit,
+                seed=seed,
+                dtype=dtype,
+                progress=progress,
+            )
+    source = model
     if source.family.kind == "vision":
         from icp_jax.evaluation.iou import segmentation
 

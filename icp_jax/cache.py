@@ -10,8 +10,11 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import warnings
+import zlib
 from pathlib import Path
 
+ZSTD = b"\x28\xb5\x2f\xfd"  # how its frames begin
 # Products go to cuBLAS. Triton's, of which XLA compiles and times some hundred, took more than two
 # minutes at OPT-6.7B's shapes before the first block.
 NO_TRITON = "--xla_gpu_enable_triton_gemm=false"
@@ -32,7 +35,9 @@ def use() -> None:
         ("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", -1),
     ):
         os.environ.setdefault(name, str(value))
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
+    if given := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        repair(Path(given))
         return
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = base / "icp-jax" / f"xla-{_processor()}"
@@ -43,6 +48,44 @@ def use() -> None:
     if not os.access(folder, os.W_OK):
         return
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    repair(folder)
+
+
+def repair(folder: Path) -> None:
+    """Remove the entries that a full disk cut short: JAX cannot read them, nor replaces them.
+
+    Each entry is looked through once: a mark keeps the time of the last look.
+    """
+    mark = folder / ".looked-through"
+    try:
+        last = mark.stat().st_mtime if mark.is_file() else 0.0
+        mark.touch()  # first: what is written meanwhile is looked through the next time
+        for entry in folder.glob("*-cache"):
+            if entry.stat().st_mtime >= last - 2 and not _whole(entry.read_bytes()):
+                entry.unlink()
+    except OSError:
+        return  # a cache that cannot be read or written costs seconds, not the run
+
+
+def _whole(entry: bytes) -> bool:
+    """Whether an entry can be unpacked: zlib's, or zstd's where its package is there."""
+    try:
+        if entry.startswith(ZSTD):
+            try:
+                from compression import zstd  # Python 3.14, which JAX then uses too
+            except ImportError:
+                import zstandard
+
+                zstandard.ZstdDecompressor().decompress(entry)
+            else:
+                zstd.decompress(entry)
+        elif entry[:1] in (b"", b"\x78"):
+            zlib.decompress(entry)
+    except ImportError:
+        return True
+    except Exception:  # each package has its own
+        return False
+    return True
 
 
 def features() -> str:

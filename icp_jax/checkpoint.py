@@ -17,6 +17,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,7 @@ from typing import Any
 
 import filelock
 
+from converters.names import shown
 from icp_jax.config import RunConfig
 from icp_jax.core.outcomes import BlockReport
 from icp_jax.core.passes import Params
@@ -37,6 +39,9 @@ from icp_jax.streaming.loop import Finished
 from icp_jax.trees import apart, read_tree, save_tree, together
 
 LOCK, FINGERPRINT, EXPORT, PUBLISHED = "lock", "fingerprint.json", "export", "published.json"
+NEW = ".new"  # the end of a file's name until it is whole
+EMPTY = "is empty"
+MARK = "version of python"  # what every fingerprint has
 Say = Callable[[str], None]
 log = logging.getLogger("icp_jax")
 
@@ -44,11 +49,12 @@ log = logging.getLogger("icp_jax")
 class Work:
     """The work folder of a run: a context manager, and a sink for pruned blocks.
 
-    Left with an error it stays, if whole blocks are in it and the error does not come of bad
-    input: the error then carries a note that says so. Else nothing is left.
+    Left with an error it stays, if whole blocks are in it: the error then carries a note that
+    says so. Else nothing is left, but for files that no run writes.
     resume: go on with what is there. keep: whether to leave anything after an error.
-    Entering raises InputError where `out` exists or another run is at work on it, and Kept where
-    blocks of a dead run lie there and `resume` was not asked for.
+    Entering raises InputError where `out` exists, another run is at work on it, or something that
+    is no run's lies in its place, and Kept where blocks of a dead run lie there and `resume` was
+    not asked for.
     """
 
     def __init__(
@@ -66,7 +72,8 @@ class Work:
         try:
             check_free(self.given)
         except InputError:
-            self._remove_leftover()
+            with contextlib.suppress(OSError):  # a name that is too long, above all
+                self._remove_leftover()
             raise
         self._lock = self._acquire()
         self.whole = self._count()
@@ -80,7 +87,8 @@ class Work:
 
     def _acquire(self) -> filelock.BaseFileLock:
         for _ in range(10):  # the run before may be removing the folder just now
-            self.path.mkdir(exist_ok=True)
+            if not self._make():
+                continue
             lock = filelock.FileLock(self.path / LOCK, timeout=0)
             try:
                 lock.acquire()
@@ -91,6 +99,36 @@ class Work:
             return lock
         raise InputError(f"another run is at work on {self.out}: choose another --out, or wait")
 
+    def _make(self) -> bool:
+        """Whether the folder is there now. Raises InputError where it is not a run's."""
+        try:
+            self.path.mkdir()
+        except FileExistsError:
+            with contextlib.suppress(FileNotFoundError):
+                if self._strange() == EMPTY:
+                    time.sleep(0.1)  # another run may have made it, and be about to lock it
+                if strange := self._strange():
+                    raise InputError(
+                        f"{self.path} is not the work folder of a run: it {strange}; "
+                        "move it away, or choose another --out"
+                    ) from None
+                return True
+            return False
+        return True
+
+    def _strange(self) -> str:
+        """What shows that the folder is no run's; nothing of a run's."""
+        if self.path.is_symlink() or not self.path.is_dir():
+            return "is a link or a file"
+        there = sorted(path.name for path in self.path.iterdir())
+        for name in there:
+            if not _of_a_run(self.path / name):
+                return f"holds {shown(name)}, which no run writes"
+        # the fingerprint is the first thing to be written, and the last to be removed
+        if set(there) - {LOCK, Path(FINGERPRINT).with_suffix(NEW).name} and not self._began():
+            return f"has no {FINGERPRINT} that a run wrote"
+        return "" if there else EMPTY
+
     def _manifest(self, t: int) -> Path:
         return self.path / f"block-{t:05d}.json"
 
@@ -99,16 +137,12 @@ class Work:
 
     def _remove_leftover(self) -> None:
         """Remove what a run left that died when its output had its name already."""
-        names = {LOCK, FINGERPRINT, EXPORT, PUBLISHED}
-        if not self.path.is_dir() or any(
-            path.name not in names and not path.name.startswith("block-")
-            for path in self.path.iterdir()
-        ):
+        if not self.path.exists() or self._strange():
             return  # nothing there, or not a run's
         lock = filelock.FileLock(self.path / LOCK, timeout=0)
         with contextlib.suppress(OSError), lock:  # a run is at work, or nothing may be removed
             if not self._count():
-                _remove(self.path)
+                self._remove()
 
     def _count(self) -> int:
         """Blocks to go on from; none once the output has its name."""
@@ -174,9 +208,9 @@ class Work:
         """The fingerprint of the run that wrote the blocks; empty where it cannot be read."""
         try:
             found = json.loads((self.path / FINGERPRINT).read_text())
-        except ValueError:
+        except (OSError, ValueError):
             found = {}
-        return found if isinstance(found, dict) else {}
+        return found if isinstance(found, dict) and MARK in found else {}
 
     def _intact(self, t: int) -> BlockReport | None:
         try:
@@ -195,15 +229,33 @@ class Work:
         return sha256(*parts, canonical(report))
 
     def _sweep(self) -> None:
-        """Remove all but whole blocks."""
+        """Remove all that runs write but whole blocks."""
         names = {LOCK, FINGERPRINT} if self.whole else {LOCK}
         for t in range(self.whole):
             names |= {self._block(t).name, self._manifest(t).name}
         # manifests first: without one a block is not whole; and the mark of a published output
         # before the output
         for path in sorted(self.path.iterdir(), key=lambda p: p.suffix != ".json"):
-            if path.name not in names:
-                _remove(path) if path.is_dir() else path.unlink()
+            if path.name not in names and _of_a_run(path):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _remove(self) -> None:
+        """Remove the folder, but keep it where it holds what no run writes.
+
+        Blocks lose their manifests first and the fingerprint goes last, so that what is left of a
+        removal that was cut off is a run's, and holds nothing to go on with.
+        """
+        last = (PUBLISHED, FINGERPRINT, LOCK)
+
+        def order(path: Path) -> tuple[bool, bool, int, str]:
+            late = path.name in last
+            place = last.index(path.name) if late else 0
+            return late, path.suffix != ".json", place, path.name
+
+        for path in sorted(filter(_of_a_run, self.path.iterdir()), key=order):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+        with contextlib.suppress(OSError):  # something of the user's is in it
+            self.path.rmdir()
 
     def proven(self, t: int) -> tuple[Params, dict[str, Grid]]:
         """`read`, its checksum first. Raises Kept for a block that is not as it was written."""
@@ -238,7 +290,7 @@ class Work:
 
     def _write(self, path: Path, record: dict[str, Any]) -> None:
         """A JSON file that appears whole."""
-        aside = path.with_suffix(".new")
+        aside = path.with_suffix(NEW)
         write_json(aside, record)
         sync(aside)
         os.replace(aside, path)
@@ -258,30 +310,27 @@ class Work:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         try:
-            if not self._stays(error):
-                # without its fingerprint a folder holds nothing, should this be cut off
-                (self.path / FINGERPRINT).unlink(missing_ok=True)
-                _remove(self.path)
+            if not self._stays():
+                self._remove()
             elif self._opened and error is not None:
                 self._sweep()
                 error.add_note(f"after block {self.whole - 1}; go on with --resume")
         finally:
             self._lock.release()
 
-    def _stays(self, error: BaseException | None) -> bool:
+    def _stays(self) -> bool:
         if self._published or not self.whole:
             return False
-        if not self._opened:  # another's work, which this run was not fit to go on with
-            return True
-        # the source was whole when this was opened: a ConversionError now is no bad input
-        bad_input = isinstance(error, InputError) and not isinstance(error, Kept)
-        return self.keep and not bad_input
+        # not opened: another's work, which this run was not fit to go on with
+        return self.keep or not self._opened
 
 
-def _remove(folder: Path) -> None:
-    """Remove a folder, into which Orbax's other writes may still go after one that failed."""
-    for _ in range(50):
-        shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
-            return
-        time.sleep(0.1)
+FILES = re.compile(r"(fingerprint|published|block-\d{5,})\.(json|new)|lock")
+FOLDERS = re.compile(r"export|block-\d{5,}(\.orbax-checkpoint-tmp.*)?")
+
+
+def _of_a_run(path: Path) -> bool:
+    """Whether runs write something of this name and kind into their work folder."""
+    if path.is_symlink():
+        return False
+    return bool((FOLDERS if path.is_dir() else FILES).fullmatch(path.name))

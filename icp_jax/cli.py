@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import absl.logging
+
 from icp_jax import cache, heap, interrupts
 from icp_jax.errors import InputError
 
@@ -107,6 +109,7 @@ def _one_line(boxed: str) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; the entry point. Returns the exit status."""
+    from converters.names import shown
     from converters.rules import ConversionError
 
     args = sys.argv[1:] if argv is None else argv
@@ -115,6 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is not there
     cache.use()
     heap.reuse()
+    absl.logging.set_verbosity(absl.logging.FATAL)  # Orbax raises what it logs
     interrupts.install()
     try:
         run(parse(args))
@@ -129,8 +133,9 @@ def main(argv: list[str] | None = None) -> int:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             nothing = "; nothing was kept: free space, or write elsewhere"
             return _fail(f"the disk is full{_kept(error) or nothing}")
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            why = f"{error.filename}: {error.strerror}{_kept(error, '; stopped ')}"
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENAMETOOLONG):
+            name = shown(error.filename) if len(str(error.filename)) > 200 else error.filename
+            why = f"{name}: {error.strerror}{_kept(error, '; stopped ')}"
             return _fail(f"cannot open {why}")
         raise
     except (MemoryError, RuntimeError) as error:  # XLA's errors are RuntimeErrors
@@ -195,14 +200,13 @@ def run(command: Any) -> None:
         )
         _print(command.json, record, lambda: console.segmented(record))
     elif isinstance(command, commands.Verify):
-        from icp_jax.inspection import verify
+        from icp_jax.inspection import check_facts, verify
         from icp_jax.residency import resolve
 
         folder = resolve(command.folder)
         facts = verify(folder, resolve(command.source) if command.source else None)
         _print(command.json, facts, lambda: console.verified(facts))
-        if facts["not_finite"]:
-            raise InputError(f"{folder}: {len(facts['not_finite'])} tensors are not finite")
+        check_facts(facts)
     else:
         from icp_jax.convert import convert
 

@@ -9,15 +9,33 @@ from __future__ import annotations
 
 import base64
 import json
+import math
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from converters import table_for
-from converters.files import copy_other_files, lone_torch_file, open_checkpoint, open_writer
-from converters.rules import check_shape, first_line, lookup
-from converters.safetensors_files import DTYPE_NAMES, DTYPES, Entry, Layout, Writer, plan_layout
+from converters.files import (
+    check_other_files,
+    copy_other_files,
+    lone_torch_file,
+    open_checkpoint,
+    open_writer,
+)
+from converters.names import SAFETENSORS, TORCH, shards
+from converters.rules import ConversionError, check_shape, first_line, lookup
+from converters.safetensors_files import (
+    DTYPE_NAMES,
+    DTYPES,
+    Entry,
+    Layout,
+    Writer,
+    plan_layout,
+    read_header,
+    right_index,
+)
 from converters.sam_names import config_of
 from icp_jax.errors import InputError
 from icp_jax.export import Aside, copy_buffers, write_json
@@ -39,11 +57,13 @@ def convert(src: str | Path, dst: str | Path) -> str:
             lone = lone_torch_file(aside.path)
             aside.publish()
         return "Hugging Face folder" if lone is None else f"folder with {lone.name}"
-    source = FolderSource(resolve(str(src)))
-    with Aside(dst) as aside:
-        _to_orbax(source, aside.path)
-        aside.publish()
-    source.close()
+    with closing(FolderSource(resolve(str(src)))) as source:
+        check_other_files(source.folder)
+        if (source.folder / LAYOUT).exists():
+            raise InputError(f"{source.folder / LAYOUT} has the name of a file of ours: rename it")
+        with Aside(dst) as aside:
+            _to_orbax(source, aside.path)
+            aside.publish()
     return "Orbax checkpoint"
 
 
@@ -64,39 +84,36 @@ def _save_buffers(source: FolderSource, folder: Path) -> None:
         return
     folder.mkdir()
     layout = plan_layout({n: (reader.dtype(n), reader.shape(n)) for n in sorted(names)}, {})
-    writer = Writer(folder, layout)
-    copy_buffers(reader, source.placed, writer)
-    writer.close()
+    with Writer(folder, layout) as writer:
+        copy_buffers(reader, source.placed, writer)
 
 
 def _to_hugging_face(folder: Path, out: Path) -> None:
     side = folder / SIDE
-    layout = read_layout(json.loads((side / LAYOUT).read_text()))
+    layout = read_layout(side / LAYOUT, out)
     if layout.torch:
         config = config_of({name: entry.shape for name, entry in layout.entries.items()})
     else:
         config = read_config(side)
     placed = table_for(str(config.get("model_type"))).place(config, list(layout.entries))
+    for rule in placed:
+        check_shape(rule, layout.entries[rule.name].shape)
+    check_other_files(side)
     try:
         tree = read_tree(folder / PARAMS)
     except (OSError, ValueError, KeyError) as error:
         reason = first_line(error)
         raise InputError(f"{folder} holds no Orbax checkpoint that can be read: {reason}") from None
-    for path in sorted(side.iterdir()):
-        if path.name not in (LAYOUT, BUFFERS):
-            (out / path.name).write_bytes(path.read_bytes())
-    writer = open_writer(out, layout)
-    try:
+    copy_other_files(side, out)
+    (out / LAYOUT).unlink()
+    with open_writer(out, layout) as writer:
         for rule in placed:
             tensor = rule.to_torch(np.asarray(lookup(tree, rule.path)))
             check_shape(rule, tensor.shape)
             writer.write(rule.name, tensor)
-        if (side / BUFFERS).is_dir():
-            copy_buffers(open_checkpoint(side / BUFFERS), placed, writer)
-        writer.close()
-    except BaseException:
-        writer.abandon()
-        raise
+        if len(placed) < len(layout.entries):
+            with closing(open_checkpoint(side / BUFFERS)) as reader:
+                copy_buffers(reader, placed, writer)
 
 
 def layout_record(layout: Layout) -> dict[str, Any]:
@@ -112,14 +129,41 @@ def layout_record(layout: Layout) -> dict[str, Any]:
     }
 
 
-def read_layout(record: dict[str, Any]) -> Layout:
-    """The inverse of `layout_record`."""
-    return Layout(
-        {k: base64.b64decode(v) for k, v in record["headers"].items()},
-        {
-            name: Entry(shard, DTYPES[dtype], tuple(shape), start, nbytes)
+def read_layout(path: Path, out: Path) -> Layout:
+    """The layout of files to write in `out`, as `layout_record` made it of one.
+
+    Raises ConversionError for names that lead out of `out`, and for places of tensors that are
+    not those of the headers.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        headers = {k: base64.b64decode(v, validate=True) for k, v in record["headers"].items()}
+        entries = {
+            str(name): Entry(shard, DTYPES[dtype], tuple(map(int, shape)), int(start), int(nbytes))
             for name, (shard, dtype, shape, start, nbytes) in record["entries"].items()
-        },
-        record["index"],
-        record.get("torch", False),
-    )
+        }
+        index, torch = record["index"], bool(record.get("torch", False))
+        if not (index is None or isinstance(index, str)) or (torch and len(headers) != 1):
+            raise ValueError("its index, or its one file")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ConversionError(f"{path} is no layout that was written here: {error!r}") from None
+    shards(out, headers, TORCH if torch else SAFETENSORS, path)
+    layout = Layout(headers, entries, index, torch)
+    if torch:
+        _check_file(layout, path)
+    else:
+        found = {n: e for shard, raw in headers.items() for n, e in read_header(shard, raw).items()}
+        if found != entries:
+            raise ConversionError(f"{path}: its entries are not those of its headers")
+        right_index(layout)
+    return layout
+
+
+def _check_file(layout: Layout, path: Path) -> None:
+    for name, e in layout.entries.items():
+        if (
+            e.shard not in layout.headers
+            or min(e.shape, default=0) < 0
+            or e.nbytes != math.prod(e.shape) * e.dtype.itemsize
+        ):
+            raise ConversionError(f"{path}: tensor {name!r} is not of its one file")

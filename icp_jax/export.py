@@ -6,17 +6,26 @@ import json
 import os
 import shutil
 import tempfile
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from converters.files import AnyWriter, Reader, copy_other_files, open_checkpoint, open_writer
+from converters.files import (
+    AnyWriter,
+    Reader,
+    check_other_files,
+    copy_other_files,
+    open_checkpoint,
+    open_writer,
+)
+from converters.names import COMPONENT, WHOLE, shown
 from converters.rules import Placed, lookup
 from icp_jax.errors import InputError
 from icp_jax.residency import FolderSource, Model, part_of
 
-RECORD = "icp_run.json"  # what a run did, in the folder that it wrote
+ADDED = len("." + ".12345678.partial")  # to an output's name, while it is being written
 
 
 def check_free(out: str | Path) -> Path:
@@ -24,6 +33,9 @@ def check_free(out: str | Path) -> Path:
     if not str(out):
         raise InputError("no output folder given: --out takes a folder that does not exist yet")
     out = Path(out).expanduser()
+    sizes = [len(os.fsencode(part)) for part in out.absolute().parts]
+    if max(sizes[-1] + ADDED, *sizes) > COMPONENT or sum(sizes) + len(sizes) + ADDED > WHOLE:
+        raise InputError(f"--out {shown(str(out))} is too long a name: choose a shorter one")
     if out.exists() or out.is_symlink():
         raise InputError(f"{out} exists already: choose another --out, or move it away")
     if not out.absolute().parent.is_dir():
@@ -69,10 +81,7 @@ class FolderSink:
         self.source, self.folder = source, folder
         copy_other_files(source.folder, folder)
         self.writer = open_writer(folder, source.reader.layout)
-        for rule in source.placed:
-            if rule.path[0] != "blocks":
-                self.writer.write(rule.name, source.reader.read(rule.name))
-        copy_buffers(source.reader, source.placed, self.writer)
+        copy_unpruned(source, self.writer)
 
     def write(self, t: int, params: dict[str, Any], grids: Any = None) -> None:
         for rule in self.source.placed:
@@ -84,6 +93,18 @@ class FolderSink:
 
     def abandon(self) -> None:
         self.writer.abandon()
+
+
+def copy_unpruned(source: FolderSource, writer: AnyWriter) -> None:
+    """Copy what lies outside the blocks, buffers too; the writer is abandoned on an error."""
+    try:
+        for rule in source.placed:
+            if rule.path[0] != "blocks":
+                writer.write(rule.name, source.reader.read(rule.name))
+        copy_buffers(source.reader, source.placed, writer)
+    except BaseException:
+        writer.abandon()
+        raise
 
 
 def copy_buffers(reader: Reader, placed: list[Placed], writer: AnyWriter) -> None:
@@ -110,7 +131,7 @@ def sync(path: Path, deep: bool = True) -> None:
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
     """A small file, with a final newline."""
-    path.write_text(json.dumps(record, indent=2) + "\n")
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def save(model: Model, out: str | Path) -> Path:
@@ -120,20 +141,18 @@ def save(model: Model, out: str | Path) -> Path:
     """
     from converters import table_for
 
-    placed = table_for(model.config["model_type"]).place(model.config, list(model.layout.entries))
+    entries = model.layout.entries
+    placed = table_for(model.config["model_type"]).place(model.config, list(entries))
+    check_other_files(model.folder)
     with Aside(out) as aside:
         copy_other_files(model.folder, aside.path)
-        writer = open_writer(aside.path, model.layout)
-        try:
+        with open_writer(aside.path, model.layout) as writer:
             for rule in placed:
                 leaf = np.asarray(lookup(model.params, rule.path))
-                leaf = leaf.astype(model.layout.entries[rule.name].dtype)
+                leaf = leaf.astype(entries[rule.name].dtype)
                 writer.write(rule.name, rule.to_torch(leaf))
-            if len(placed) < len(model.layout.entries):
-                copy_buffers(open_checkpoint(model.folder), placed, writer)
-            writer.close()
-        except BaseException:
-            writer.abandon()
-            raise
+            if len(placed) < len(entries):
+                with closing(open_checkpoint(model.folder)) as reader:
+                    copy_buffers(reader, placed, writer)
         aside.publish()
         return aside.out

@@ -43,13 +43,13 @@ class Weights:
 
     def __init__(self, source: FolderSource):
         config = source.folder / "config.json"
-        self.files = [*source.weights(), *([config] if config.is_file() else [])]
+        self.files = {**source.weights(), **({config.name: config} if config.is_file() else {})}
         self._seen = self._look()
-        digests = in_threads(sha256, self.files)
-        self.digests = {p.name: found for p, found in zip(self.files, digests, strict=True)}
+        digests = in_threads(sha256, list(self.files.values()))
+        self.digests = dict(zip(self.files, digests, strict=True))
 
     def _look(self) -> list[tuple[int, ...]]:
-        stats = [path.stat() for path in self.files]
+        stats = [path.stat() for path in self.files.values()]
         return [(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in stats]
 
     def check(self) -> None:
@@ -57,7 +57,7 @@ class Weights:
         try:
             if (seen := self._look()) == self._seen:
                 return
-            changed = [p.name for p in self.files if sha256(p) != self.digests[p.name]]
+            changed = [n for n, p in self.files.items() if sha256(p) != self.digests[n]]
         except FileNotFoundError as error:
             raise Kept(f"{error.filename} is gone: put it back as it was") from None
         if changed:

@@ -5,23 +5,25 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from converters import table_for
-from converters.files import Reader, lone_torch_file, open_checkpoint
+from converters.files import RECORD, Reader, lone_torch_file, open_checkpoint
 from converters.rules import ConversionError, Placed
 from icp_jax.behind import in_threads
 from icp_jax.errors import InputError
-from icp_jax.export import RECORD
 from icp_jax.masks import parse_pattern
 from icp_jax.models import FAMILIES, make_family
 from icp_jax.packed import Unpacked, is_pruned
 from icp_jax.residency import FolderSource, all_finite, describe, parts, read_config
 
+SHOWN = 2  # names of a kind in one line
 GROUPS = (4, 8)  # the sizes of groups in which a pattern is always looked for
 
 
@@ -52,44 +54,51 @@ def verify_export(
     beside their kernels. tick: called with (tensors done, tensors in all). Raises RuntimeError
     for a folder that is not as it should be.
     """
-    reader = open_checkpoint(folder)
-    weights = Unpacked(reader, folder)
-    if set(weights.names()) != set(source.reader.names()):
-        raise RuntimeError(f"{folder}: the exported tensors are not those of the source")
-    by_name = {rule.name: rule for rule in source.placed}
-
-    def check(name: str) -> tuple[int, int] | None:
-        tensor, rule = weights.read(name), by_name.get(name)
-        budget, counted = None if rule is None else _budget(rule, budgets), None
-        if budget is None:
-            free = tuned and rule is not None and rule.path[0] == "blocks" and rule.path[1] != "0"
-            if not free and not same_bytes(tensor, source.reader.read(name)):
-                raise RuntimeError(f"exported tensor {name!r} changed, and should not have")
-        else:
-            zeros = tensor.size - int(np.count_nonzero(tensor))
-            if zeros < budget:
-                raise RuntimeError(f"exported tensor {name!r} has {zeros} zeros, not {budget}")
-            if pattern is not None and densest_group(tensor, pattern[1]) > pattern[0]:
-                raise RuntimeError(f"exported tensor {name!r} breaks the pattern {pattern}")
-            counted = zeros, tensor.size
-        if not all_finite(tensor):
-            raise InputError(
-                f"pruned tensor {name!r} leaves the range of {tensor.dtype}: "
-                "lower --compensate.lr or add calibration samples"
-            )
-        reader.forget()
-        source.reader.forget()
-        return counted
-
-    layers: dict[str, tuple[int, int]] = {}
-    names = weights.names()
-    tick(0, len(names))
-    for k, (name, counted) in enumerate(zip(names, in_threads(check, names), strict=True)):
-        tick(k + 1, len(names))
-        if counted is not None:
-            layers[name] = counted
-    reader.close()
+    with closing(open_checkpoint(folder)) as reader:
+        weights = Unpacked(reader, folder)
+        if set(weights.names()) != set(source.reader.names()):
+            raise RuntimeError(f"{folder}: the exported tensors are not those of the source")
+        check = partial(_check, source, weights, budgets, pattern, tuned)
+        layers: dict[str, tuple[int, int]] = {}
+        names = weights.names()
+        tick(0, len(names))
+        for k, (name, counted) in enumerate(zip(names, in_threads(check, names), strict=True)):
+            tick(k + 1, len(names))
+            if counted is not None:
+                layers[name] = counted
     return Counted(sum(z for z, _ in layers.values()), sum(n for _, n in layers.values()), layers)
+
+
+def _check(
+    source: FolderSource,
+    weights: Unpacked,
+    budgets: list[dict[str, int]],
+    pattern: tuple[int, int] | None,
+    tuned: bool,
+    name: str,
+) -> tuple[int, int] | None:
+    """(zeros, size) of a pruned kernel, None of another tensor. Raises for what is not right."""
+    tensor, rule = weights.read(name), next((r for r in source.placed if r.name == name), None)
+    budget, counted = None if rule is None else _budget(rule, budgets), None
+    if budget is None:
+        free = tuned and rule is not None and rule.path[0] == "blocks" and rule.path[1] != "0"
+        if not free and not same_bytes(tensor, source.reader.read(name)):
+            raise RuntimeError(f"exported tensor {name!r} changed, and should not have")
+    else:
+        zeros = tensor.size - int(np.count_nonzero(tensor))
+        if zeros < budget:
+            raise RuntimeError(f"exported tensor {name!r} has {zeros} zeros, not {budget}")
+        if pattern is not None and densest_group(tensor, pattern[1]) > pattern[0]:
+            raise RuntimeError(f"exported tensor {name!r} breaks the pattern {pattern}")
+        counted = zeros, tensor.size
+    if not all_finite(tensor):
+        raise InputError(
+            f"pruned tensor {name!r} leaves the range of {tensor.dtype}: "
+            "lower --compensate.lr or add calibration samples"
+        )
+    weights.reader.forget()
+    source.reader.forget()
+    return counted
 
 
 def _budget(rule: Placed, budgets: list[dict[str, int]]) -> int | None:
@@ -116,47 +125,63 @@ def verify(folder: str | Path, source: str | Path | None = None) -> dict[str, An
     layers: for every linear that could be pruned (of a model of no known family: every weight of
     rank two in a block) its size, zeros, sparsity, and the n:m patterns that hold in every group
     of 4, of 8, and of m inputs, where the run's record names a pattern of such m. not_finite:
-    tensors with NaN or infinity. With `source`: changed, unchanged, missing and added tensors, and
-    those whose shape or dtype is another.
+    tensors with NaN or infinity. missing, unexpected, misshapen: tensors in which the files are not
+    what the config promises (of a known family). With `source`: changed, unchanged and added
+    tensors, those whose shape or dtype is another, and more that are missing.
     """
     folder = Path(folder)
     if lone_torch_file(folder) is None:
         read_config(folder, quantized=True)
-    reader = open_checkpoint(folder)
-    prunable = _prunable(describe(folder, reader, quantized=True), reader)
-    weights, groups = Unpacked(reader, folder), _groups(folder)
-    other = None if source is None else open_checkpoint(source)
+    with ExitStack() as opened:
+        reader = opened.enter_context(closing(open_checkpoint(folder)))
+        other = None if source is None else opened.enter_context(closing(open_checkpoint(source)))
+        weights = Unpacked(reader, folder)
+        prunable, broken = _promised(describe(folder, reader, quantized=True), weights)
+        facts = _facts(folder, weights, prunable, other)
+        missing = set() if other is None else set(other.names()) - set(weights.names())
+        return {**facts, **broken, "missing": sorted(missing.union(broken["missing"]))}
+
+
+def _facts(
+    folder: Path, weights: Unpacked, prunable: Callable[[str], bool], other: Reader | None
+) -> dict[str, Any]:
+    """What `verify` finds by reading every tensor."""
+    groups, reader = _groups(folder), weights.reader
     layers: list[dict[str, Any]] = []
-    not_finite: list[str] = []
-    changed: list[str] = []
-    unchanged: list[str] = []
-    reshaped: list[str] = []
+    found: dict[str, list[str]] = {"not_finite": []}
+    if other is not None:
+        found |= {"changed": [], "unchanged": [], "reshaped": []}
+        found["added"] = sorted(set(weights.names()) - set(other.names()))
     for name in weights.names():
         reader.forget()
         tensor = weights.read(name)
         if not all_finite(tensor):
-            not_finite.append(name)
+            found["not_finite"].append(name)
         if tensor.ndim == 2 and prunable(name):
             layers.append(_layer(name, tensor, groups))
         if other is not None and name in other.names():
             other.forget()
             old = other.read(name)
             if old.shape != tensor.shape or old.dtype != tensor.dtype:
-                reshaped.append(name)
+                found["reshaped"].append(name)
             else:
-                (unchanged if same_bytes(old, tensor) else changed).append(name)
+                found["changed" if not same_bytes(old, tensor) else "unchanged"].append(name)
     if not layers:
         raise ConversionError(f"{folder} holds no weights of transformer blocks")
     zeros, size = (sum(layer[key] for layer in layers) for key in ("zeros", "size"))
-    facts: dict[str, Any] = {"folder": str(folder), "sparsity": zeros / size}
-    facts |= {"zeros": zeros, "size": size, "layers": layers, "not_finite": not_finite}
-    if other is not None:
-        facts |= {"changed": changed, "unchanged": unchanged, "reshaped": reshaped}
-        facts["missing"] = sorted(set(other.names()) - set(weights.names()))
-        facts["added"] = sorted(set(weights.names()) - set(other.names()))
-        other.close()
-    reader.close()
-    return facts
+    counts = {"sparsity": zeros / size, "zeros": zeros, "size": size}
+    return {"folder": str(folder), **counts, "layers": layers, **found}
+
+
+def check_facts(facts: dict[str, Any]) -> None:
+    """Raises InputError for a folder that cannot be used: in one line, what is wrong with it."""
+    said = []
+    for key in ("missing", "unexpected", "misshapen", "not_finite"):
+        if names := facts[key]:
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            said.append(f"{key.replace('_', ' ')}: {', '.join(names[:SHOWN])}{more}")
+    if said:
+        raise InputError(f"{facts['folder']} is not whole: {'; '.join(said)}")
 
 
 def _groups(folder: Path) -> list[int]:
@@ -168,15 +193,26 @@ def _groups(folder: Path) -> list[int]:
     return sorted({*GROUPS, *([pattern[1]] if pattern else [])})
 
 
-def _prunable(config: dict[str, Any], reader: Reader) -> Callable[[str], bool]:
-    """Whether a name is that of a linear that is pruned: by the family's table where it fits."""
-    kind = str(config.get("model_type"))
-    if kind in FAMILIES and "quantization_config" not in config:
-        with contextlib.suppress(ConversionError, InputError):
+def _promised(
+    config: dict[str, Any], weights: Unpacked
+) -> tuple[Callable[[str], bool], dict[str, list[str]]]:
+    """Whether a name is that of a linear that is pruned, and how the files break the promise of
+    the config: both by the family's table, where there is one.
+    """
+    kind, quantized = str(config.get("model_type")), config.get("quantization_config")
+    if kind in FAMILIES and (weights.weights is not None or not quantized):
+        shapes = {name: weights.shape(name) for name in weights.names()}
+        try:
+            placed, broken = table_for(kind).compare(config, shapes)
+        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+            make_family(config)  # says what is wrong in words of its own
+            raise InputError(f"config.json describes no {kind} model: {error!r}") from None
+        with contextlib.suppress(InputError):
             linears = {spec.name for spec in make_family(config).linears}
-            placed = table_for(kind).place(config, reader.names())
-            return {r.name for r in placed if is_pruned(r, linears)}.__contains__
-    return lambda name: name.endswith(".weight") and ".layers." in f".{name}"
+            return {r.name for r in placed if is_pruned(r, linears)}.__contains__, broken
+    else:
+        broken = {"missing": [], "unexpected": [], "misshapen": []}
+    return lambda name: name.endswith(".weight") and ".layers." in f".{name}", broken
 
 
 def _layer(name: str, tensor: np.ndarray, groups: Sequence[int]) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from converters.files import Reader, copy_other_files
-from converters.rules import Placed, lookup
+from converters.rules import ConversionError, Placed, lookup
 from converters.safetensors_files import Writer, plan_layout
 from icp_jax.config import QuantConfig
-from icp_jax.export import copy_buffers, write_json
+from icp_jax.export import copy_unpruned, write_json
 from icp_jax.quantize import Grid
 from icp_jax.residency import FolderSource, part_of
 
@@ -58,10 +58,7 @@ class PackedSink:
         config = {**source.config, "quantization_config": self.description()}
         write_json(folder / "config.json", config)
         self.writer = Writer(folder, plan_layout(self._tensors(), {"format": "pt"}))
-        for rule in source.placed:
-            if rule.path[0] != "blocks":
-                self.writer.write(rule.name, source.reader.read(rule.name))
-        copy_buffers(source.reader, source.placed, self.writer)
+        copy_unpruned(source, self.writer)
 
     def description(self) -> dict[str, Any]:
         """The `quantization_config` that makes loaders unpack the linears."""
@@ -143,9 +140,21 @@ class Unpacked:
     def __init__(self, reader: Reader, folder: Path):
         self.reader = reader
         path = folder / "config.json"
-        config = json.loads(path.read_text()) if path.is_file() else {}
-        groups = (config.get("quantization_config") or {}).get("config_groups", {})
-        self.weights = next((g["weights"] for g in groups.values()), None)
+        config = json.loads(path.read_bytes()) if path.is_file() else {}
+        groups = (config.get("quantization_config") or {}).get("config_groups") or {}
+        self.weights = next((g.get("weights") for g in groups.values()), None)
+        self._check(folder, set(reader.names()))
+
+    def _check(self, folder: Path, names: set[str]) -> None:
+        """Raises ConversionError for packed tensors that cannot be read."""
+        packed = [name for name in names if name.endswith(".weight_packed")]
+        told = self.weights or {}
+        if packed and (told.get("type") != "int" or not isinstance(told.get("num_bits"), int)):
+            raise ConversionError(f"{folder}: config.json does not say how {packed[0]!r} is packed")
+        parts = ["scale", "shape", *([] if told.get("symmetric", True) else ["zero_point"])]
+        for name in (f"{p.removesuffix('packed')}{part}" for p in packed for part in parts):
+            if name not in names:
+                raise ConversionError(f"missing tensor {name!r}")
 
     def names(self) -> list[str]:
         """Tensor names, one `.weight` for each packed linear."""
@@ -159,6 +168,12 @@ class Unpacked:
             if found in ("", "_packed"):
                 names.append(base)
         return names
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The tensor's shape, `[out, in]` of a packed linear."""
+        if f"{name}_packed" not in self.reader.names():
+            return self.reader.shape(name)
+        return tuple(int(n) for n in self.reader.read(f"{name}_shape"))
 
     def read(self, name: str) -> np.ndarray:
         """The tensor `[out, in]`, in the dtype of its scales where it is packed."""

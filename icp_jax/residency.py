@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from converters import table_for
-from converters.files import TORCH_SUFFIXES, Reader, lone_torch_file, open_checkpoint
+from converters.files import Reader, lone_torch_file, open_checkpoint
 from converters.rules import Placed, check_shape, first_line, insert
 from converters.safetensors_files import Layout
 from converters.sam_names import config_of
@@ -91,6 +91,13 @@ class FolderSource:
         if lone_torch_file(self.folder) is None or (self.folder / "config.json").is_file():
             make_family(read_config(self.folder))  # says what is wrong before weights are opened
         self.reader: Reader = open_checkpoint(self.folder)
+        try:
+            self._place()
+        except BaseException:
+            self.reader.close()
+            raise
+
+    def _place(self) -> None:
         self.config = describe(self.folder, self.reader)
         self.family: Family = make_family(self.config)
         table = table_for(self.config["model_type"])
@@ -162,12 +169,9 @@ class FolderSource:
         others = {name: self._read((name,)) for name, *_ in self._parts if name != "blocks"}
         return {"embed": {}, "head": {}, **others, "blocks": blocks}
 
-    def weights(self) -> list[Path]:
-        """The files of the checkpoint that hold its weights."""
-        if self.folder.is_file():
-            return [self.folder]
-        suffixes = (".safetensors", ".bin", *TORCH_SUFFIXES)
-        return sorted(p for p in self.folder.iterdir() if p.suffix in suffixes)
+    def weights(self) -> dict[str, Path]:
+        """The files that hold the checkpoint's weights, by name; no others that lie beside them."""
+        return self.reader.files
 
     def close(self) -> None:
         self.reader.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from converters.files import RECORD, check_other_files
 from icp_jax import cost, inputs, mesh, places
 from icp_jax.budgets import budgets
 from icp_jax.checkpoint import Say, Work, log
@@ -19,7 +21,7 @@ from icp_jax.config import RunConfig, check
 from icp_jax.core.outcomes import remedies
 from icp_jax.core.passes import Params
 from icp_jax.errors import InputError, Kept
-from icp_jax.export import RECORD, FolderSink, check_free, write_json
+from icp_jax.export import FolderSink, check_free, write_json
 from icp_jax.fingerprint import Weights, common, fingerprint
 from icp_jax.inspection import Counted, verify_export
 from icp_jax.masks import parse_pattern
@@ -122,8 +124,11 @@ def prune_folder(
     started = time.perf_counter()
     check(config)
     devices = mesh.choose(config.devices)
-    with Work(config.out, resume, keep, say) as work:
-        source = FolderSource(resolve(config.model))
+    with (
+        Work(config.out, resume, keep, say) as work,
+        closing(FolderSource(resolve(config.model))) as source,
+    ):
+        check_other_files(source.folder)
         full = resolved(config, source)
         shapes = [source.shapes(t) for t in range(source.family.n_blocks)]
         counts = budgets(source.family, shapes, config.prune, config.quant)
@@ -161,7 +166,6 @@ def prune_folder(
         seconds += sum(sum(block.report.seconds.values()) for block in finished)
         record = _record(full, weights, samples, blocks, counted, seconds)
         write_json(work.export / RECORD, record)
-        source.close()
         work.publish()
     return Pruned(work.out, counted.sparsity, seconds, blocks)
 
@@ -182,16 +186,15 @@ def follow(config: RunConfig) -> None:
     """What every process but the first does of `prune_folder`: the same work, and no files."""
     check(config)
     devices = mesh.choose(config.devices)
-    source = FolderSource(resolve(config.model))
-    full = resolved(config, source)
-    tokens = inputs.calibration(full.calibration, source)
-    asked, full = full, settle(source, full)
-    devices.check_same("settings, weights or versions", common(asked, Weights(source)))
-    reports = [read_block(record) for record in devices.tell([])]
-    # the first process has those blocks; what is read here only has their shapes
-    finished = [Finished(report, partial(source.block, report.block)) for report in reports]
-    _prune(source, Nowhere(), tokens, full, finished=finished, devices=devices)
-    source.close()
+    with closing(FolderSource(resolve(config.model))) as source:
+        full = resolved(config, source)
+        tokens = inputs.calibration(full.calibration, source)
+        asked, full = full, settle(source, full)
+        devices.check_same("settings, weights or versions", common(asked, Weights(source)))
+        reports = [read_block(record) for record in devices.tell([])]
+        # the first process has those blocks; what is read here only has their shapes
+        finished = [Finished(report, partial(source.block, report.block)) for report in reports]
+        _prune(source, Nowhere(), tokens, full, finished=finished, devices=devices)
 
 
 def _prune(

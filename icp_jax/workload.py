@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -62,7 +63,8 @@ def describe(model: str) -> Described:
     if [p.name for p in files if p.stat().st_size] == ["config.json"]:
         return ConfigOnly(path)
     if path.exists() or model.count("/") != 1 or model.startswith((".", "/", "~")):
-        return FolderSource(resolve(model))
+        with closing(FolderSource(resolve(model))) as source:
+            return source  # names and shapes are known, and no weight is read
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 

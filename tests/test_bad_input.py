@@ -97,11 +97,6 @@ def corrupt_gzip(place):
     (place / "a.jsonl.gz").write_bytes(packed)
 
 
-def overflowing(place):
-    respell(place, dtype=np.float32)
-    set_weight(lambda w: np.full_like(w, 3e38))(place)
-
-
 def write(name, content):
     return lambda place: (place / name).write_bytes(content)
 
@@ -138,7 +133,6 @@ CASES = {
         set_weight(one_nan, "final_layer_norm.weight"), [],
         "tensor 'model.decoder.final_layer_norm.weight' has values that are not"),
     "incomplete header": (incomplete_header, [], "'a' in model.safetensors: its header is incomp"),
-    "NaN from a block": (overflowing, [], "block 1 gives values that are not finite"),
     "unknown activation": (
         lambda p: edit_config(p, activation_function="mish"), [], "'mish' is not supported"),
     "text shorter than a window": (write("text.txt", b"short"), [], "shorter than one window of 32"),
@@ -206,6 +200,14 @@ CASES = {
     "output exists": (
         lambda p: (p / "work" / "out").mkdir(), [], "work/out exists already: choose another"),
     "no folder for the output": (NONE, ["--out", "a/b/c"], "does not exist"),
+    "too long a name": (NONE, ["--out", "work/" + "x" * 240], "xxx' is too long a name"),
+    "too long a path": (NONE, ["--out", "work/" + "x/" * 2100 + "o"], "is too long a name"),
+    "too long a name on the way": (NONE, ["--out", f"{'x' * 300}/o"], "is too long a name"),
+    "side file out of reach": (
+        lambda p: (p / "model/vocab.txt").symlink_to("gone"), [], "vocab.txt cannot be read"),
+    "work folder of another program": (
+        lambda p: [(p / "work/.out.partial").mkdir(), (p / "work/.out.partial/a.txt").write_text("")],
+        [], "is not the work folder of a run: it holds 'a.txt', which no run writes; move it away"),
 }  # fmt: skip
 
 

@@ -10,7 +10,9 @@ from conftest import write_opt
 from safetensors.numpy import load_file, save_file
 
 import icp_jax
+from converters.safetensors_files import SafetensorsReader
 from icp_jax.cli import main
+from icp_jax.convert import convert
 from icp_jax.inspection import same_bytes
 from icp_jax.report import console
 from icp_jax.residency import all_finite
@@ -109,3 +111,70 @@ def test_the_same_to_the_bit():
     a = np.array([[0.0, np.nan], [1.0, 2.0]], np.float32)
     assert same_bytes(a, a.copy()) and same_bytes(a.T, np.ascontiguousarray(a.T))
     assert not same_bytes(a, -a * -1 + 1) and not same_bytes(np.float32([0.0]), np.float32([-0.0]))
+
+
+def edited(folder, change):
+    tensors = dict(load_file(folder / "model.safetensors"))
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+LAYER = "model.decoder.layers.1."
+BROKEN = {
+    "missing": lambda t: t.pop(f"{LAYER}fc1.bias"),
+    "unexpected": lambda t: t.update({f"{LAYER}fc1.weight_mask": t[f"{LAYER}fc1.weight"]}),
+    "misshapen": lambda t: t.update({f"{LAYER}fc1.weight": t[f"{LAYER}fc1.weight"][:-1].copy()}),
+    "missing anchor": lambda t: t.pop("model.decoder.embed_tokens.weight"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_files_that_break_the_promise_of_their_config(tmp_path, capsys, kind):
+    folder = write_opt(tmp_path / "m")
+    whole = icp_jax.verify(folder)
+    edited(folder, BROKEN[kind])
+    facts, key = icp_jax.verify(folder), kind.split()[0]
+    wrong = {k: v for k in ("missing", "unexpected", "misshapen") if (v := facts[k])}
+    assert list(wrong) == [key] and len(wrong[key]) == 1 and not any(whole[k] for k in wrong)
+    assert main(["verify", str(folder)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"m is not whole: {key}: {wrong[key][0]}" in line
+
+
+def test_a_config_of_more_layers_than_there_are(tmp_path, capsys):
+    folder = write_opt(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 5}))
+    assert main(["verify", str(folder)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "is not whole: missing: model.decoder.layers.3." in line and "and 30 more" in line
+
+
+def test_readers_are_closed_on_every_path(tmp_path, opt_folder, monkeypatch):
+    opened, closed = [], []
+    init, close = SafetensorsReader.__init__, SafetensorsReader.close
+    monkeypatch.setattr(
+        SafetensorsReader, "__init__", lambda self, *a: (opened.append(self), init(self, *a))[1]
+    )
+    monkeypatch.setattr(SafetensorsReader, "close", lambda self: (closed.append(self), close(self)))
+    tokens = np.zeros((1, 8), np.int32)
+
+    def fails(*args, **kwargs):
+        raise RuntimeError("in the middle")
+
+    model = icp_jax.load(opt_folder)
+    icp_jax.verify(opt_folder, opt_folder)
+    icp_jax.evaluate(opt_folder, tokens)
+    for where, act in {
+        "icp_jax.api.perplexity": lambda: icp_jax.evaluate(opt_folder, tokens),
+        "icp_jax.convert.save_tree": lambda: convert(opt_folder, tmp_path / "o"),
+        "icp_jax.api.Model": lambda: icp_jax.load(opt_folder),
+        "icp_jax.residency.table_for": lambda: icp_jax.load(opt_folder),
+        "icp_jax.inspection._facts": lambda: icp_jax.verify(opt_folder, opt_folder),
+        "converters.safetensors_files.Writer.write": lambda: icp_jax.save(model, tmp_path / "s"),
+    }.items():
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="in the middle"):
+            patch.setattr(where, fails)
+            act()
+    assert opened and set(map(id, opened)) == set(map(id, closed))
+    assert list(tmp_path.iterdir()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,10 @@ def segment(
     if not out.absolute().parent.is_dir():
         raise InputError(f"the folder {out.absolute().parent} for the output does not exist")
     pixels = load_image(image)
-    source = FolderSource(resolve(str(model)))
-    if source.family.kind != "vision":
-        raise InputError(f"model type {source.config.get('model_type')!r} reads no images")
-    predictor = SamPredictor(source.config, source.tree(), compute_dtype(dtype))
+    with closing(FolderSource(resolve(str(model)))) as source:
+        if source.family.kind != "vision":
+            raise InputError(f"model type {source.config.get('model_type')!r} reads no images")
+        predictor = SamPredictor(source.config, source.tree(), compute_dtype(dtype))
     predictor.set_image(pixels)
     found = predictor.predict(**given, best=True)
     painted = Image.fromarray(overlay(pixels, found.masks[0]))
