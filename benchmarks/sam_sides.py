@@ -46,7 +46,7 @@ def jax_model(config: dict):
     from converters import table_for
     from converters.rules import insert
     from converters.safetensors_files import plan_layout
-    from icp_jax.residency import Model
+    from icp_jax.model import Model
 
     found, tree = weights(config), {}
     for p in table_for("sam").place(config):

@@ -23,7 +23,7 @@ _HOME = {
     "prune": "icp_jax.api",
     "evaluate": "icp_jax.api",
     "save": "icp_jax.api",
-    "Model": "icp_jax.residency",
+    "Model": "icp_jax.model",
     "compensate": "icp_jax.core.compensate",
     "keep_zeros": "icp_jax.core.keep",
     "PruneConfig": "icp_jax.config",

@@ -23,8 +23,9 @@ from icp_jax.config import (
 from icp_jax.errors import InputError
 from icp_jax.evaluation.perplexity import Perplexity, perplexity
 from icp_jax.export import save
+from icp_jax.model import Model, TreeSink
 from icp_jax.pipeline import BlockReport, Progress, prune_blocks
-from icp_jax.residency import FolderSource, Model, TreeSink, resolve
+from icp_jax.residency import FolderSource, resolve
 from icp_jax.streaming.passes import compute_dtype
 
 if TYPE_CHECKING:

@@ -23,7 +23,8 @@ from converters.files import (
 from converters.names import COMPONENT, WHOLE, shown
 from converters.rules import Placed, lookup
 from icp_jax.errors import InputError
-from icp_jax.residency import FolderSource, Model, part_of
+from icp_jax.model import Model
+from icp_jax.residency import FolderSource, part_of
 
 ADDED = len("." + ".12345678.partial")  # to an output's name, while it is being written
 

@@ -118,4 +118,8 @@ def apply_keep(params: Any, keep: Any) -> Any:
         if unknown:
             raise KeyError(f"keep has {unknown[0]!r}, which the params have not")
         return {key: apply_keep(leaf, keep.get(key)) for key, leaf in params.items()}
-    return jax.tree.map(lambda p, k: jnp.where(k, p, jnp.zeros_like(p)), params, keep)
+
+    def leaf(k: Any, p: Any) -> Any:
+        return p if k is None else jnp.where(k, p, jnp.zeros_like(p))
+
+    return jax.tree.map(leaf, keep, params, is_leaf=lambda k: k is None)

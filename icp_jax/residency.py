@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import ml_dtypes
 import numpy as np
 
 from converters import table_for
 from converters.files import Reader, lone_torch_file, open_checkpoint
 from converters.rules import Placed, check_shape, first_line, insert
-from converters.safetensors_files import Layout
 from converters.sam_names import config_of
 from icp_jax.behind import in_threads
-from icp_jax.dot import full_precision
 from icp_jax.errors import InputError
 from icp_jax.models import Family, make_family
 
@@ -175,70 +171,6 @@ class FolderSource:
 
     def close(self) -> None:
         self.reader.close()
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model in memory: a Flax param tree, and what it takes to write it as it was found.
-
-    params: {'embed': ..., 'blocks': {'0': ...}, 'head': ...}; every kernel is `[in, out]`.
-    """
-
-    config: dict[str, Any] = field(repr=False)
-    params: Params = field(repr=False)
-    layout: Layout = field(repr=False)  # names, dtypes and shards of the source
-    folder: Path  # the source: tokenizer and other files are copied from it
-
-    @property
-    def family(self) -> Family:
-        """Embed, block and head as Flax modules, and the list of linears."""
-        return make_family(self.config)
-
-    def embed(self) -> Params:
-        return self.params["embed"]
-
-    def head(self) -> Params:
-        return self.params["head"]
-
-    def block(self, t: int) -> Params:
-        return jax.tree.map(np.asarray, self.params["blocks"][str(t)])
-
-    def forget(self) -> None:
-        """Nothing: the model stays in memory."""
-
-    def tree(self) -> Params:
-        """The whole param tree."""
-        return self.params
-
-    def shapes(self, t: int) -> dict[str, tuple[int, int]]:
-        """(inputs, outputs) of every prunable linear of block t."""
-        block = self.params["blocks"][str(t)]
-        return {spec.name: block[spec.name]["kernel"].shape for spec in self.family.linears}
-
-    def logits(self, tokens: np.ndarray, params: Params | None = None) -> jax.Array:
-        """Logits `[b, t, V]` of tokens `[b, t]`: a pure function of `params`, fit for jit.
-
-        Of a vision family: the image embedding `[b, g, g, C]` of pixels `[b, 3, S, S]`.
-        """
-        family, params = self.family, self.params if params is None else params
-        with full_precision("float32"):  # in which the first activations are, whatever is stored
-            x = family.embed.apply({"params": params["embed"]}, tokens)
-            for t in range(family.n_blocks):
-                x = family.block_at(t).apply({"params": params["blocks"][str(t)]}, x)
-            table = family.head_table(params["embed"])
-            logits = family.head.apply({"params": params["head"]}, x, table)
-        assert isinstance(logits, jax.Array)  # apply returns a pair only with `mutable`
-        return logits
-
-
-class TreeSink:
-    """Collects pruned blocks for a new tree; all else is shared with the old one."""
-
-    def __init__(self, params: Mapping[str, Any]):
-        self.params: Params = {**params, "blocks": dict(params["blocks"])}
-
-    def write(self, t: int, params: Params, grids: Any = None) -> None:
-        self.params["blocks"][str(t)] = params
 
 
 def resolve(model: str) -> Path:

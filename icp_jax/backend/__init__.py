@@ -1,0 +1,22 @@
+"""What depends on the backend: its name, its forms of products, its heap, its compile cache."""
+
+from __future__ import annotations
+
+import jax
+
+# Part of the key of every compiled program, so that one made for another backend is not reused.
+use = jax.make_user_context(None)
+
+
+def name() -> str:
+    """`cpu`, `gpu` or `tpu`: the one said by `with use(...)`, else the one JAX computes on.
+
+    Functions that are traced ask here. Inside `with use("gpu")` they take the GPU's forms on
+    any machine.
+    """
+    return use.value or jax.default_backend()
+
+
+def is_host() -> bool:
+    """Whether the device is the host itself: nothing travels, and one memory holds both."""
+    return name() == "cpu"

@@ -1,0 +1,110 @@
+"""A model in memory, as JAX sees it: a pytree whose leaves are its params."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from converters.safetensors_files import Layout
+from icp_jax.dot import full_precision
+from icp_jax.models import Family, make_family
+
+Params = dict[str, Any]
+
+
+@jax.tree_util.register_pytree_with_keys_class
+@dataclass(frozen=True)
+class Model:
+    """A Flax param tree, and what it takes to write it as it was found.
+
+    params: {'embed': ..., 'blocks': {'0': ...}, 'head': ...}; every kernel is `[in, out]`.
+    A pytree: the params are its leaves, and the rest is static. So `jax.jit`, `jax.grad`,
+    `jax.tree.map`, Optax and Orbax take a model as they take params, and `model(tokens)` is a
+    pure function of both.
+    """
+
+    config: dict[str, Any] = field(repr=False)
+    params: Params = field(repr=False)
+    layout: Layout = field(repr=False)  # names, dtypes and shards of the source
+    folder: Path  # the source: tokenizer and other files are copied from it
+
+    def __call__(self, tokens: Any) -> jax.Array:
+        """Logits `[b, t, V]` float32 of tokens `[b, t]`; see `logits`."""
+        return self.logits(tokens)
+
+    def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Params]], Static]:
+        static = Static(self.config, self.layout, self.folder)
+        return [(jax.tree_util.GetAttrKey("params"), self.params)], static
+
+    @classmethod
+    def tree_unflatten(cls, static: Static, children: list[Params]) -> Model:
+        return cls(static.config, children[0], static.layout, static.folder)
+
+    @property
+    def family(self) -> Family:
+        """Embed, block and head as Flax modules, and the list of linears."""
+        return make_family(self.config)
+
+    def embed(self) -> Params:
+        return self.params["embed"]
+
+    def head(self) -> Params:
+        return self.params["head"]
+
+    def block(self, t: int) -> Params:
+        return jax.tree.map(np.asarray, self.params["blocks"][str(t)])
+
+    def forget(self) -> None:
+        """Nothing: the model stays in memory."""
+
+    def tree(self) -> Params:
+        """The whole param tree."""
+        return self.params
+
+    def shapes(self, t: int) -> dict[str, tuple[int, int]]:
+        """(inputs, outputs) of every prunable linear of block t."""
+        block = self.params["blocks"][str(t)]
+        return {spec.name: block[spec.name]["kernel"].shape for spec in self.family.linears}
+
+    def logits(self, tokens: Any, params: Params | None = None) -> jax.Array:
+        """Logits `[b, t, V]` of tokens `[b, t]`: a pure function of `params`, fit for jit.
+
+        Of a vision family: the image embedding `[b, g, g, C]` of pixels `[b, 3, S, S]`.
+        """
+        family, params = self.family, self.params if params is None else params
+        with full_precision("float32"):  # in which the first activations are, whatever is stored
+            x = family.embed.apply({"params": params["embed"]}, tokens)
+            for t in range(family.n_blocks):
+                x = family.block_at(t).apply({"params": params["blocks"][str(t)]}, x)
+            table = family.head_table(params["embed"])
+            logits = family.head.apply({"params": params["head"]}, x, table)
+        assert isinstance(logits, jax.Array)  # apply returns a pair only with `mutable`
+        return logits
+
+
+@dataclass(frozen=True)
+class Static:
+    """What of a model is no array. Equal for two models of one folder, so they share programs."""
+
+    config: dict[str, Any]
+    layout: Layout
+    folder: Path
+
+    def __hash__(self) -> int:
+        return hash((json.dumps(self.config, sort_keys=True, default=str), self.folder))
+
+
+class TreeSink:
+    """Collects pruned blocks for a new tree; all else is shared with the old one."""
+
+    def __init__(self, params: Mapping[str, Any]):
+        self.params: Params = {**params, "blocks": dict(params["blocks"])}
+
+    def write(self, t: int, params: Params, grids: Any = None) -> None:
+        self.params["blocks"][str(t)] = params
