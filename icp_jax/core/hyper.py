@@ -33,6 +33,7 @@ class Recipe:
     search: bool = False  # choose the grid's range by its rounding error
     undo: Literal["all", "probe", "never"] = "all"  # a compensation that failed, see compensate
     remat: bool = False  # recompute attention for the gradient: less memory, more time
+    backend: str | None = None  # whose forms of products to take: cpu, gpu; None: JAX's default
 
 
 class Hyper(NamedTuple):

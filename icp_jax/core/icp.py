@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from icp_jax import backend
 from icp_jax.core import streams
 from icp_jax.core.compensate import CompensationMetrics, compensate, not_compensated
 from icp_jax.core.hyper import Hyper, Recipe
@@ -103,34 +105,54 @@ def icp(
     the error of the streams is measured. Blocks that are alike are one scan over their stacked
     params, so the program does not grow with depth. Source: ICP, algorithm 1.
     """
-    through = []
-    for x in (tokens,) if heldout is None else (tokens, heldout):
-        hidden = embed(family.embed, recipe.stream_dtype, params["embed"], x)
-        through.append(Streams(*[streams.chunked(hidden, recipe.batch)] * 2))
-    given, metrics = params["blocks"], []
-    blocks: Params = {}
-    for _, group in groupby(range(family.n_blocks), lambda t: _kind(family, given[str(t)], t)):
-        run = list(group)
-        apply, where = Apply(family.block_at(run[0]), recipe.dtype), slice(run[0], run[-1] + 1)
-
-        def step(through, block, apply=apply):
-            params, counts, order, t = block
-            now = hyper._replace(counts=counts)
-            stored, through, found = block_step(
-                family, recipe, apply, params, through, now, order, damaged=t > 0
-            )
-            return through, (stored, found)
-
-        alike = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(given[str(t)] for t in run))
-        each = jnp.asarray(hyper.counts)[where], jnp.asarray(order)[where], jnp.array(run)
-        through, (pruned, found) = jax.lax.scan(step, through, (alike, *each))
-        blocks |= {str(t): jax.tree.map(lambda x, k=k: x[k], pruned) for k, t in enumerate(run)}
-        metrics.append(found)
+    samples = (tokens,) if heldout is None else (tokens, heldout)
+    with backend.use(recipe.backend or backend.name()):
+        through = [_start(family, params, x, recipe) for x in samples]
+        given, metrics = params["blocks"], []
+        blocks: Params = {}
+        for _, group in groupby(range(family.n_blocks), lambda t: _kind(family, given, t)):
+            run = list(group)
+            alike = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(given[str(t)] for t in run))
+            through, (pruned, found) = _scan(family, recipe, alike, through, hyper, order, run)
+            metrics.append(found)
+            for k, t in enumerate(run):
+                blocks[str(t)] = jax.tree.map(lambda leaf, k=k: leaf[k], pruned)
     joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *metrics)
     return {**params, "blocks": blocks}, joined
 
 
-def _kind(family: Family, block: Params, t: int) -> Any:
+def _start(family: Family, params: Params, samples: Array, recipe: Recipe) -> Streams:
+    """Before the first block both streams are the embedding."""
+    hidden = embed(family.embed, recipe.stream_dtype, params["embed"], samples)
+    chunks = streams.chunked(hidden, recipe.batch)
+    return Streams(chunks, chunks)
+
+
+def _scan(
+    family: Family,
+    recipe: Recipe,
+    alike: Params,
+    through: list[Streams],
+    hyper: Hyper,
+    order: Int[Array, "L E N"],
+    run: list[int],
+) -> tuple[list[Streams], tuple[Params, BlockMetrics]]:
+    """`block_step` over consecutive blocks that are alike; their params are stacked."""
+    apply = Apply(family.block_at(run[0]), recipe.dtype)
+
+    def step(through, block):
+        params, counts, order, t = block
+        now = hyper._replace(counts=counts)
+        stored, through, found = block_step(
+            family, recipe, apply, params, through, now, order, damaged=t > 0
+        )
+        return through, (stored, found)
+
+    at = np.array(run, np.int32)
+    return jax.lax.scan(step, through, (alike, hyper.counts[at], order[at], at))
+
+
+def _kind(family: Family, blocks: Params, t: int) -> Any:
     """What must be equal for two blocks to be one program."""
-    leaves, tree = jax.tree.flatten(block)
+    leaves, tree = jax.tree.flatten(blocks[str(t)])
     return family.block_at(t), tree, [(leaf.shape, leaf.dtype) for leaf in leaves]
