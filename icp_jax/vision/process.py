@@ -2,10 +2,12 @@
 
 In: longest side to the model's, bilinear by PIL; normalised; padded below and on the right with
 zeros. Out: mask logits bilinearly to the model's side, cut to the image, bilinearly to its size.
+A model may ask for other numbers: see `icp_jax.vision.image_settings`.
 """
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +16,8 @@ from jaxtyping import Bool, Float, Shaped, UInt8
 
 from converters.rules import first_line
 from icp_jax.errors import InputError
+from icp_jax.vision.image_settings import ImageSettings
 
-MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # of ImageNet, red green blue, in [0, 1]
-STD = np.array([0.229, 0.224, 0.225], np.float32)
 THRESHOLD = 0.0  # logits above it are mask
 DEEP = ("I", "F")  # PIL's modes of more than 8 bits a channel begin so
 
@@ -37,22 +38,28 @@ class Frame(NamedTuple):
         return np.array([wide / w, high / h])
 
 
-def load_image(image: Any) -> UInt8[np.ndarray, "h w 3"]:
+class NotAnImage(InputError):
+    """A file is no image at all."""
+
+
+def load_image(image: Any, upright: bool = True) -> UInt8[np.ndarray, "h w 3"]:
     """RGB of a path, a PIL image, or a uint8 array `[h, w]`, `[h, w, 1]`, `[h, w, 3 or 4]`.
 
-    Grey, palette and CMYK images are converted, transparency is laid over white. Raises
-    InputError for what is no image, and for more than 8 bits a channel.
+    Grey, palette and CMYK images are converted, transparency is laid over white. upright: turn
+    the image as its EXIF orientation says; without it the pixels stay as they are stored. Raises
+    InputError for more than 8 bits a channel, and NotAnImage, one of its kind, for a file that
+    is no image.
     """
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(image, str | Path):
         try:
             with Image.open(image) as opened:
-                return load_image(opened)
+                return load_image(opened, upright)
         except InputError as error:
             raise InputError(f"image {image}: {error}") from None
         except UnidentifiedImageError:
-            raise InputError(f"{image} is not an image that PIL can read") from None
+            raise NotAnImage(f"{image} is not an image that PIL can read") from None
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             reason = first_line(error)
             raise InputError(f"image {image} cannot be read: {reason}") from None
@@ -64,11 +71,24 @@ def load_image(image: Any) -> UInt8[np.ndarray, "h w 3"]:
         )
     if 0 in image.size:
         raise InputError(f"an image of {image.width} by {image.height} pixels is empty")
+    image = _upright(image) if upright else image
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         above = image.convert("RGBA")
         white = Image.new("RGBA", above.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, above)
     return np.array(image.convert("RGB"))
+
+
+def _upright(image: Any) -> Any:
+    from PIL import ImageOps
+
+    image.load()  # a damaged image raises here, damaged EXIF data below
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return ImageOps.exif_transpose(image)
+        except Exception:  # PIL's parsers share no base, and the pixels are good without the tag
+            return image
 
 
 def _from_array(image: Any, pil: Any) -> Any:
@@ -91,26 +111,46 @@ def _kind(image: Any, array: np.ndarray) -> str:
     return f"array {array.dtype}{list(array.shape)}"
 
 
-def frame(size: Size, side: int) -> Frame:
-    """The place of an image of (height, width) in an input of `side`: the longest side fills it."""
-    scale = side / max(size)
+def frame(size: Size, side: int, longest: int | None = None) -> Frame:
+    """The place of an image of (height, width) in an input of `side`.
+
+    longest: what its longest side becomes there; unset: it fills the input.
+    """
+    scale = (longest or side) / max(size)
     high, wide = (int(length * scale + 0.5) for length in size)
     if not high or not wide:
         raise InputError(f"an image of {size[1]} by {size[0]} pixels is too narrow for the model")
     return Frame(size, (high, wide), side)
 
 
-def preprocess(image: Any, side: int = 1024) -> tuple[Float[np.ndarray, "3 s s"], Frame]:
-    """An image (see `load_image`) as the model's input, float32, and where it lies there."""
+def preprocess(
+    image: Any, settings: ImageSettings | int = 1024
+) -> tuple[Float[np.ndarray, "3 s s"], Frame]:
+    """An image (see `load_image`) as the model's input, float32, and where it lies there.
+
+    settings: the model's, see `icp_jax.vision.image_settings`; or a side, with SAM's own numbers.
+    """
     from PIL import Image
 
+    how = ImageSettings(settings) if isinstance(settings, int) else settings
     pixels = load_image(image)
-    where = frame((pixels.shape[0], pixels.shape[1]), side)
-    high, wide = where.resized
-    resized = Image.fromarray(pixels).resize((wide, high), Image.Resampling.BILINEAR)
-    scaled = (np.asarray(resized).astype(np.float64) * (1 / 255)).astype(np.float32)
-    out = np.zeros((3, side, side), np.float32)
-    out[:, :high, :wide] = ((scaled - MEAN) / STD).transpose(2, 0, 1)
+    size = (pixels.shape[0], pixels.shape[1])
+    if how.resize:
+        where = frame(size, how.side, how.longest)
+        high, wide = where.resized
+        method = Image.Resampling(how.resample)
+        pixels = np.asarray(Image.fromarray(pixels).resize((wide, high), method))
+    elif max(size) > how.side:
+        raise InputError(
+            f"an image of {size[1]} by {size[0]} pixels is larger than the model's {how.side} by "
+            f"{how.side}, and its preprocessor_config.json has do_resize false"
+        )
+    else:
+        where = Frame(size, size, how.side)
+    scaled = (pixels.astype(np.float64) * how.scale).astype(np.float32)
+    normal = (scaled - np.array(how.mean, np.float32)) / np.array(how.std, np.float32)
+    out = np.zeros((3, how.side, how.side), np.float32)
+    out[:, : where.resized[0], : where.resized[1]] = normal.transpose(2, 0, 1)
     return out, where
 
 
