@@ -76,7 +76,10 @@ def _runs(given: Mapping[str, Any], size: Size) -> np.ndarray:
 
 def _unpacked(text: str | bytes) -> np.ndarray:
     """Run lengths of COCO's text: 5 bits a character, and from the fourth on differences."""
-    raw = text.encode("latin-1", "replace") if isinstance(text, str) else text
+    try:
+        raw = text.encode("ascii") if isinstance(text, str) else text
+    except UnicodeEncodeError:
+        raw = b""
     codes = np.frombuffer(raw, np.uint8).astype(np.int64) - 48
     ends = np.flatnonzero(codes & 32 == 0)
     lengths = np.diff(ends, prepend=-1)

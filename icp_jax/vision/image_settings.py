@@ -2,7 +2,7 @@
 
 A Hugging Face folder says it in `preprocessor_config.json`, or in `processor_config.json` under
 `image_processor`, which comes first, as in transformers. A `.pth` file may hold `pixel_mean` and
-`pixel_std`, of pixels from 0 to 255. What is not said or null is SAM's default.
+`pixel_std`, of pixels from 0 to 255. What is not said is SAM's default.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from icp_jax.vision.json_files import read_json
 
 Channels = tuple[float, float, float]  # red, green, blue
 WHOLE, ALONE = "processor_config.json", "preprocessor_config.json"
+FLAGS = ("do_resize", "do_rescale", "do_normalize", "do_pad", "do_center_crop")
 RESAMPLES = range(6)  # PIL's: nearest, Lanczos, bilinear, bicubic, box, Hamming
 
 
@@ -72,7 +73,10 @@ def of_source(source: Any) -> ImageSettings:
 
 
 def _record(folder: Path | None) -> tuple[Path, Mapping[str, Any]]:
-    """The file that says something, and what it says; nulls are left out, as if not there."""
+    """The file that says something, and what it says.
+
+    A null is as if it were not there, but of a flag it is false, as transformers has it.
+    """
     if folder is None or not folder.is_dir():  # a lone file's folder is the user's
         return Path(ALONE), {}
     whole, alone = folder / WHOLE, folder / ALONE
@@ -82,7 +86,8 @@ def _record(folder: Path | None) -> tuple[Path, Mapping[str, Any]]:
         path, record = whole, inner
     else:
         path, record = alone, read_json(alone) if alone.is_file() else {}
-    return path, {key: value for key, value in record.items() if value is not None}
+    flags = {key: False for key in FLAGS if record.get(key, False) is None}
+    return path, {key: value for key, value in record.items() if value is not None} | flags
 
 
 def _stored(pixels: Mapping[str, Any]) -> ImageSettings:
