@@ -50,7 +50,7 @@ def coco(folder: Path) -> Listed:
     lost = []
     for row in map(_row, range(len(contents)), contents):
         key = row.content.get("image_id") if isinstance(row.content, Mapping) else None
-        if isinstance(key, str | int) and key in by_image:
+        if isinstance(key, str | int | float) and key in by_image:
             by_image[key].append(row)
         else:
             lost.append(f"{where.name}: annotation {row.name} is of no image in the list")

@@ -77,6 +77,8 @@ def _record(folder: Path | None) -> tuple[Path, Mapping[str, Any]]:
 
     A null is as if it were not there, but of a flag it is false, as transformers has it.
     """
+    if folder is not None and not folder.exists():
+        raise InputError(f"{folder} is gone, and with it what it says of the model's images")
     if folder is None or not folder.is_dir():  # a lone file's folder is the user's
         return Path(ALONE), {}
     whole, alone = folder / WHOLE, folder / ALONE
@@ -96,8 +98,10 @@ def _stored(pixels: Mapping[str, Any]) -> ImageSettings:
     mean, std = (
         np.divide(values, default.scale).tolist() for values in (default.mean, default.std)
     )
-    mean = _channels(np.ravel(pixels.get("pixel_mean", mean)).tolist())
-    std = _channels(np.ravel(pixels.get("pixel_std", std)).tolist())
+    mean, std = (
+        _channels(np.asarray(pixels.get(name, values)).astype(np.float64).ravel().tolist())
+        for name, values in (("pixel_mean", mean), ("pixel_std", std))
+    )
     if mean is None or std is None or min(std) <= 0:
         raise InputError("the checkpoint's pixel_mean and pixel_std must be three numbers each")
     return replace(default, mean=mean, std=std, scale=1.0)

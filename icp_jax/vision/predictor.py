@@ -68,7 +68,7 @@ class SamPredictor:
 
     def __init__(
         self,
-        config: WholeModel | Mapping[str, Any],
+        config: Any,
         params: Mapping[str, Any] | None = None,
         dtype: str = "float32",
         settings: ImageSettings | None = None,

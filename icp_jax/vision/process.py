@@ -7,6 +7,7 @@ A model may ask for other numbers: see `icp_jax.vision.image_settings`.
 
 from __future__ import annotations
 
+import struct
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,17 @@ from icp_jax.vision.image_settings import ImageSettings
 
 THRESHOLD = 0.0  # logits above it are mask
 DEEP = ("I", "F")  # PIL's modes of more than 8 bits a channel begin so
+# What PIL's plugins raise of a damaged file.
+DAMAGED = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    KeyError,
+    IndexError,
+    TypeError,
+    struct.error,
+)
 
 Size = tuple[int, int]  # height, width
 
@@ -50,19 +62,12 @@ def load_image(image: Any, upright: bool = True) -> UInt8[np.ndarray, "h w 3"]:
     InputError for more than 8 bits a channel, and NotAnImage, one of its kind, for a file that
     is no image.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     if isinstance(image, str | Path):
-        try:
-            with Image.open(image) as opened:
-                return load_image(opened, upright)
-        except InputError as error:
-            raise InputError(f"image {image}: {error}") from None
-        except UnidentifiedImageError:
-            raise NotAnImage(f"{image} is not an image that PIL can read") from None
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            reason = first_line(error)
-            raise InputError(f"image {image} cannot be read: {reason}") from None
+        with warnings.catch_warnings():  # what they say, an error says or is no matter
+            warnings.simplefilter("ignore")
+            return _from_file(image, upright)
     if not isinstance(image, Image.Image):
         return load_image(_from_array(image, Image))
     if image.mode.startswith(DEEP):
@@ -77,6 +82,20 @@ def load_image(image: Any, upright: bool = True) -> UInt8[np.ndarray, "h w 3"]:
         white = Image.new("RGBA", above.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, above)
     return np.array(image.convert("RGB"))
+
+
+def _from_file(path: str | Path, upright: bool) -> np.ndarray:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as opened:
+            return load_image(opened, upright)
+    except InputError as error:
+        raise InputError(f"image {path}: {error}") from None
+    except UnidentifiedImageError:
+        raise NotAnImage(f"{path} is not an image that PIL can read") from None
+    except (*DAMAGED, Image.DecompressionBombError) as error:
+        raise InputError(f"image {path} cannot be read: {first_line(error)}") from None
 
 
 def _upright(image: Any) -> Any:

@@ -77,6 +77,8 @@ CASES = {
         NONE, [*PRUNE, "--calibration.data", "model"], "model holds no images"),
     "prune: text for images": (
         NONE, [*PRUNE, "--calibration.data", "wikitext2"], "reads images, not wikitext2"),
+    "prune: the data set of text that is the default": (
+        NONE, [*PRUNE, "--calibration.data", "c4"], "reads images, not c4"),
     "prune: a window of tokens": (
         NONE, [*PRUNE, "--calibration.seq-len", "8"], "seq_len is for text"),
     "prune: packed": (

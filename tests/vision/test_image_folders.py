@@ -55,6 +55,18 @@ def test_damaged_exif_data_is_not_in_the_way(tmp_path, exif):
     np.testing.assert_array_equal(load_image(path), SEEN)
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp", "bmp"])
+def test_a_file_that_breaks_off_is_one_line(tmp_path, suffix):
+    """Without a warning; a file that lacks its last bytes alone may still be whole."""
+    path = tmp_path / f"a.{suffix}"
+    photograph(1)[0].save(path)
+    whole = path.read_bytes()
+    for length in range(0, 3 * len(whole) // 4, max(1, len(whole) // 40)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(InputError, match=rf"a\.{suffix} (is not an image|cannot be read)"):
+            load_image(path)
+
+
 def test_segment_takes_points_as_they_are_seen_and_paints_upright(tmp_path, capsys):
     model = small_sam.write_sam(tmp_path / "model")
     image, exif = photograph(6)

@@ -2,6 +2,7 @@
 
 import json
 
+import ml_dtypes
 import numpy as np
 import pytest
 from PIL import Image
@@ -265,6 +266,21 @@ def test_metas_own_numbers_are_the_default(tmp_path):
 
 def pixels_of(mean, std):
     return {"pixel_mean": np.reshape(mean, (3, 1, 1)), "pixel_std": np.reshape(std, (3, 1, 1))}
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
+def test_mean_and_std_in_any_dtype(dtype):
+    found = image_settings(SIDE, None, {"pixel_mean": np.full((3, 1, 1), 120, dtype)})
+    assert (found.mean, found.scale) == ((120.0,) * 3, 1.0)
+
+
+def test_a_model_whose_folder_is_gone_is_refused(tmp_path):
+    """Its settings may have been others than SAM's own."""
+    model = icp_jax.load(small_sam.write_sam(tmp_path / "model"))
+    (tmp_path / "model").rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="model is gone"):
+        SamPredictor(model)
+    low_res(SamPredictor(model, settings=ImageSettings(SIDE)))
 
 
 def test_file_and_checkpoint_must_agree(tmp_path):
