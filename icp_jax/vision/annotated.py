@@ -13,7 +13,7 @@ from icp_jax.vision import annotation_lists
 from icp_jax.vision.annotated_masks import Size, Unusable, decode
 from icp_jax.vision.annotation_lists import Annotated, Row
 from icp_jax.vision.folders import kind_of
-from icp_jax.vision.process import load_image
+from icp_jax.vision.images import load_image
 
 Prompt = Literal["point", "box"]
 NOWHERE = np.full(4, np.nan)

@@ -11,7 +11,8 @@ from icp_jax.config import CalibrationConfig
 from icp_jax.errors import InputError
 from icp_jax.vision.folders import Listed, image_files, kind_of, split_of
 from icp_jax.vision.image_settings import ImageSettings
-from icp_jax.vision.process import NotAnImage, preprocess
+from icp_jax.vision.images import NotAnImage
+from icp_jax.vision.process import preprocess
 
 log = logging.getLogger("icp_jax")
 

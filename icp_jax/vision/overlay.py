@@ -12,8 +12,8 @@ from jaxtyping import Bool, UInt8
 from icp_jax.errors import InputError
 from icp_jax.residency import FolderSource, resolve
 from icp_jax.steps import compute_dtype
+from icp_jax.vision.images import load_image
 from icp_jax.vision.predictor import SamPredictor
-from icp_jax.vision.process import load_image
 
 COLOUR, STRENGTH = np.array([30, 144, 255], np.float32), 0.5
 PROMPT = (255, 64, 64)
