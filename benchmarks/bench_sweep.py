@@ -81,9 +81,7 @@ def commands(model: str, tokens: str, folder: Path, env: dict[str, str]) -> list
 
 
 def run(command: list[str], env: dict[str, str]) -> str:
-    done = subprocess.run(
-        command, env=env, capture_output=True, text=True, timeout=LIMIT
-    )
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=LIMIT)
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
     return done.stdout

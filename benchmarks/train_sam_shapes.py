@@ -31,9 +31,10 @@ from converters import table_for
 from converters.rules import insert, lookup
 from converters.safetensors_files import Writer, plan_layout
 from icp_jax.models.sam import SamConfig, encode_image, predict_masks
-from icp_jax.vision.process import MEAN, STD
+from icp_jax.vision.image_settings import ImageSettings
 
 SAM = SamConfig.from_hf(CONFIG)
+MEAN, STD = (np.float32(values) for values in (ImageSettings.mean, ImageSettings.std))
 BATCH, PROMPTS = 8, 6  # scenes a step, prompts a scene
 WARMUP = 300  # steps
 KINDS = ((False, True), (False, True), (True, True), (False, False))  # (box, three masks) a step

@@ -33,7 +33,8 @@ def resolved(config: CalibrationConfig, source: Described) -> CalibrationConfig:
             raise InputError("calibration.seq_len is for text: this model reads images")
         from icp_jax.vision import folders
 
-        if config.data in data.HUB:
+        # the default's data set is of text: nothing was given, which is enough to plan
+        if config.data in data.HUB and config.data != CalibrationConfig().data:
             raise InputError(f"this model reads images, not {config.data}: {folders.ADVICE}")
         return config
     data.vocabulary(source.config)
@@ -44,9 +45,11 @@ def calibration(config: CalibrationConfig, source: Described) -> np.ndarray:
     """Tokens `[samples, T]` int32, or pixels `[samples, 3, S, S]` float32. Raises InputError."""
     config = resolved(config, source)
     if source.family.kind == "vision":
-        from icp_jax.vision import folders
+        from icp_jax.vision import calibration, folders, image_settings
 
-        return folders.calibration_pixels(config, source.family.side)
+        if config.data in data.HUB:
+            raise InputError(f"this model reads images, not {config.data}: {folders.ADVICE}")
+        return calibration.calibration_pixels(config, image_settings.of_source(source))
     encode = data.Encoder(source.folder, data.vocabulary(source.config))
     return data.calibration_tokens(config, source.family.context, encode)
 

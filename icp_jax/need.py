@@ -97,6 +97,7 @@ def need(work: Workload, memory: MemoryConfig) -> Need:
     both, stored = 2 * samples * size(one), [size(block) for block in work.blocks]
     embed = size(work.embed)
     kept = {"device": 0, "host": 0, "disk": 0} | {memory.streams: both}
+    given = samples * size(work.sample)  # the run keeps them: of images, more than all else
     flops = cost.flops(family, work.shapes, work.config, positions)
     moved = cost.moved(family, work.config, both // 2, embed, stored, memory.streams == "device")
     phases = []
@@ -105,6 +106,7 @@ def need(work: Workload, memory: MemoryConfig) -> Need:
         there = {place: count // (2 if first else 1) for place, count in kept.items()}
         # between "dense" and "write" nothing of the source's block is held
         arrays = {"embed": embed, "dense": max(stored), "write": max(stored)}.get(name, 0)
+        arrays += given
         arrays += there["host"] * (1 if jax.default_backend() == "cpu" else PINNED)
         if jax.default_backend() == "cpu":
             arrays += there["device"] + devices * at_once[name]

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from converters import table_for
+from converters.files import holds_weights
 from converters.rules import Placed, insert
 from icp_jax import inputs, mesh
 from icp_jax.budgets import shares
@@ -60,7 +61,8 @@ def describe(model: str) -> Described:
     if path.name == "config.json" and path.is_file():
         return ConfigOnly(path.parent)
     files = [p for p in path.iterdir() if p.is_file()] if path.is_dir() else []
-    if [p.name for p in files if p.stat().st_size] == ["config.json"]:
+    there = [p.name for p in files if p.stat().st_size]
+    if "config.json" in there and not any(map(holds_weights, there)):
         return ConfigOnly(path)
     if path.exists() or model.count("/") != 1 or model.startswith((".", "/", "~")):
         with closing(FolderSource(resolve(model))) as source:

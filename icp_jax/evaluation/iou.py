@@ -6,18 +6,19 @@ highest is compared with the truth. Every figure is a mean over all objects of a
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, Protocol
+import logging
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from icp_jax.errors import InputError
 from icp_jax.streaming.loop import Progress
-from icp_jax.vision.annotated import Objects, load
-from icp_jax.vision.predictor import SamPredictor
+from icp_jax.vision.annotated import Objects, Prompt, load
+from icp_jax.vision.predictor import SamPredictor, WholeModel
 
-Prompt = Literal["point", "box"]
 PROMPTS = 16  # masks at the size of the image that exist at once
+log = logging.getLogger("icp_jax")
 
 
 class Segmentation(NamedTuple):
@@ -31,14 +32,9 @@ class Segmentation(NamedTuple):
     masks: int  # how many objects
     images: int
     prompt: str
-
-
-class WholeModel(Protocol):
-    """A source of a whole model: a folder, or a tree in memory."""
-
-    @property
-    def config(self) -> dict[str, Any]: ...
-    def tree(self) -> dict[str, Any]: ...
+    crowds: int = 0  # annotations that are no objects
+    left_out: int = 0  # annotations that cannot be used
+    unusable: tuple[str, ...] = ()  # those, each with the reason
 
 
 def measures(
@@ -73,35 +69,50 @@ def segmentation(
     """Masks for every annotated object of `sa1b:DIR` or `coco:DIR`, one prompt each.
 
     prompt: a point (see `icp_jax.vision.annotated.load` for which) or the annotated box.
-    limit: at most so many images. seed: of the points that are drawn. Raises InputError.
+    limit: at most so many images. seed: of the points that are drawn. Annotations that cannot be
+    used are left out, and named in the result. Raises InputError, also where none can be used.
     """
     if prompt not in ("point", "box"):
         raise InputError(f"prompt must be point or box, got {prompt!r}")
-    dataset = load(data, limit, seed)
-    predictor = SamPredictor(source.config, source.tree(), dtype)
-    rows, images = [], 0
-    for objects in dataset.objects:
-        rows.append(of_image(predictor, objects, prompt))
-        images += 1
-        progress(-1, "images", images, dataset.images, None)
+    dataset = load(data, limit, seed, prompt)
+    predictor = SamPredictor(source, dtype=dtype)
+    rows, unusable = [], list(dataset.lost)
+    for done, objects in enumerate(dataset.objects, 1):
+        unusable += objects.unusable
+        if len(objects.masks):
+            rows.append(of_image(predictor, objects, prompt))
+        progress(-1, "images", done, dataset.images, None)
+    if not rows:
+        reason = f"none of its {len(unusable)} annotations can be used; the first is {unusable[0]}"
+        raise InputError(f"{data}: {reason}")
+    if dataset.others:
+        log.warning("%s: %s", data, dataset.others)
     means = np.mean(np.concatenate(rows), axis=0)
     iou, accuracy, precision, recall, f1 = map(float, means)
-    return Segmentation(iou, accuracy, precision, recall, f1, sum(map(len, rows)), images, prompt)
+    return Segmentation(
+        iou,
+        accuracy,
+        precision,
+        recall,
+        f1,
+        masks=sum(map(len, rows)),
+        images=len(rows),
+        prompt=prompt,
+        crowds=dataset.crowds,
+        left_out=len(unusable),
+        unusable=tuple(unusable),
+    )
 
 
 def of_image(predictor: SamPredictor, objects: Objects, prompt: Prompt) -> Float[np.ndarray, "k 5"]:
-    """The measures of every object of one image. Raises InputError, with the image's name."""
+    """The measures of every object of one image."""
     predictor.set_image(objects.image)
     rows = []
     for start in range(0, len(objects.masks), PROMPTS):
         part = slice(start, start + PROMPTS)
-        points, boxes = objects.points[part, None], objects.boxes[part]
-        try:
-            if prompt == "point":
-                found = predictor.predict(points, best=True)
-            else:
-                found = predictor.predict(boxes=boxes, best=True)
-        except InputError as error:
-            raise InputError(f"{objects.name}: {error}") from None
+        if prompt == "point":
+            found = predictor.predict(objects.points[part, None], best=True)
+        else:
+            found = predictor.predict(boxes=objects.boxes[part], best=True)
         rows.append(measures(objects.masks[part], found.masks[:, 0]))
     return np.concatenate(rows)

@@ -89,6 +89,10 @@ def evaluated(found: Any) -> None:
             f"pixel accuracy {found.pixel_accuracy:.4f}, precision {found.precision:.4f}, "
             f"recall {found.recall:.4f}, F1 {found.f1:.4f}"
         )
+        if found.crowds:
+            print(f"{found.crowds} crowds are no objects")
+        if found.left_out:
+            print(f"{found.left_out} annotations left out; the first: {found.unusable[0]}")
         return
     print(
         f"perplexity {found.perplexity:.4f} "

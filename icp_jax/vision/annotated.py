@@ -2,59 +2,72 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from converters.rules import first_line
 from icp_jax.errors import InputError
-from icp_jax.vision.folders import image_files, kind_of, read_json, split_of
-from icp_jax.vision.process import load_image
+from icp_jax.vision import annotation_lists
+from icp_jax.vision.annotated_masks import Size, Unusable, decode
+from icp_jax.vision.annotation_lists import Annotated, Row
+from icp_jax.vision.folders import kind_of
+from icp_jax.vision.images import load_image
 
-Annotation = Mapping[str, Any]
-Point = Callable[[Annotation, np.ndarray], np.ndarray]
-Rows = list[tuple[Path, Sequence[Annotation]]]
+Prompt = Literal["point", "box"]
+NOWHERE = np.full(4, np.nan)
 
 
 class Objects(NamedTuple):
-    """The objects of one image; coordinates in its pixels, (x, y) from the top left corner."""
+    """The objects of one image; coordinates in its pixels, (x, y) from the top left corner.
+
+    Points or boxes that cannot be read, where the others are the prompts, are NaN.
+    """
 
     name: str
     image: UInt8[np.ndarray, "h w 3"]
     masks: Bool[np.ndarray, "k h w"]
     points: Float[np.ndarray, "k 2"]
     boxes: Float[np.ndarray, "k 4"]  # left, top, right, bottom
+    unusable: tuple[str, ...]  # annotations that are left out, each with the reason
 
 
 class Dataset(NamedTuple):
-    """How many images there are with objects, and one after the other."""
+    """How many images there are with annotations, and one after the other."""
 
     images: int
     objects: Iterator[Objects]
+    crowds: int  # annotations of many objects at once: no objects here
+    lost: tuple[str, ...]  # annotations of no image, each with the reason
+    others: str  # files that are left out, in a line; or nothing
 
 
-def load(data: str, limit: int | None = None, seed: int = 0) -> Dataset:
+def load(data: str, limit: int | None = None, seed: int = 0, prompt: Prompt = "point") -> Dataset:
     """Images with objects of `sa1b:DIR` or `coco:DIR`, in the order of the files or of COCO's list.
 
     limit: at most so many images. Points: SA-1B's own; for COCO a pixel of the mask, drawn with
-    (seed, id of the annotation). Objects without a pixel are left out, as are images without
-    objects. Raises InputError: pycocotools missing, nothing annotated, masks that do not fit.
+    (seed, id of the annotation). An annotation whose mask or prompt cannot be used is left out.
+    Raises InputError: pycocotools missing, nothing annotated, an image that cannot be read.
     """
     coder = _pycocotools()
     if limit is not None and limit < 1:
         raise InputError(f"limit must be at least 1, got {limit}")
     kind, folder = kind_of(data)
-    found = _coco(folder) if kind == "coco" else _sa1b(folder)
-    point: Point = partial(_drawn, seed) if kind == "coco" else _stored
+    listed = annotation_lists.coco(folder) if kind == "coco" else annotation_lists.sa1b(folder)
+    found: list[Annotated] = []
+    crowds = 0
+    for item in listed.images:
+        if item.rows and len(found) == limit:
+            break
+        found += [item] if item.rows else []
+        crowds += item.crowds
     if not found:
-        raise InputError(f"{data} has no annotations: there is nothing to measure against")
-    found = found[:limit]
-    return Dataset(len(found), (_read(coder, path, rows, point) for path, rows in found))
+        but = f" but {crowds} crowds" if crowds else ""
+        raise InputError(f"{data} has no annotations{but}: there is nothing to measure against")
+    reader = _Reader(coder, prompt, seed if kind == "coco" else None)
+    objects = (reader.read(item) for item in found)
+    return Dataset(len(found), objects, crowds, listed.lost, listed.others)
 
 
 def _pycocotools() -> Any:
@@ -65,93 +78,96 @@ def _pycocotools() -> Any:
     return mask
 
 
-def _coco(folder: Path) -> Rows:
-    split = split_of(folder, "val")
-    record = read_json(split.annotations)
-    by_image: dict[Any, list[Annotation]] = {}
-    try:
-        for row in record["annotations"]:
-            if row.get("segmentation"):
-                by_image.setdefault(row["image_id"], []).append(row)
-        images = [(split.images / r["file_name"], r["id"]) for r in record["images"]]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{split.annotations} is not in COCO's format: {error!r}") from None
-    return [(path, by_image[key]) for path, key in images if key in by_image]
+class _Reader(NamedTuple):
+    """Decodes annotations."""
+
+    coder: Any  # pycocotools.mask
+    prompt: Prompt
+    seed: int | None  # of points that are drawn; None: they are stored
+
+    def read(self, item: Annotated) -> Objects:
+        """The objects of an image that can be used, none or more. Raises InputError."""
+        image = _framed(item)
+        size = (image.shape[0], image.shape[1])
+        kept, unusable = [], []
+        for row in item.rows:
+            try:
+                kept.append(self.object(row, item.size or size, size))
+            except Unusable as reason:
+                unusable.append(f"{item.path.name}: annotation {row.name} {reason}")
+        masks, points, boxes = ([one[k] for one in kept] for k in range(3))
+        return Objects(
+            item.path.name,
+            image,
+            np.array(masks, bool).reshape(-1, *size),
+            np.array(points, np.float64).reshape(-1, 2),
+            np.array(boxes, np.float64).reshape(-1, 4),
+            tuple(unusable),
+        )
+
+    def object(self, row: Row, told: Size, size: Size) -> tuple[np.ndarray, ...]:
+        """(mask, point, box) of one annotation. Raises Unusable."""
+        content = row.content
+        if not isinstance(content, Mapping):
+            raise Unusable("is not a JSON object")
+        given = content.get("segmentation")
+        if isinstance(given, list) and told != size:
+            raise Unusable(f"is of an image of {_by(told)}, this one is {_by(size)}")
+        mask = decode(self.coder, given, size)
+        point = (
+            _stored(content, size) if self.seed is None else _drawn((self.seed, row.number), mask)
+        )
+        box = _box(content, size)
+        if self.prompt == "point" and np.isnan(point).any():
+            raise Unusable("has no point inside the image")
+        if self.prompt == "box" and np.isnan(box).any():
+            raise Unusable("has no box inside the image")
+        return mask, point, box
 
 
-def _sa1b(folder: Path) -> Rows:
-    found: Rows = []
-    for path in image_files(folder):
-        beside = path.with_suffix(".json")
-        if not beside.is_file():
-            raise InputError(f"{path} has no {beside.name} beside it: not an SA-1B directory")
-        rows = read_json(beside).get("annotations")
-        if not isinstance(rows, list):
-            raise InputError(f"{beside} has no list of annotations: not in SA-1B's format")
-        if rows:
-            found.append((path, rows))
-    return found
+def _framed(item: Annotated) -> np.ndarray:
+    """The image as its annotations see it: upright, unless they are of the pixels as stored."""
+    image, told = load_image(item.path), item.size
+    if told is None:
+        masks = (r.content.get("segmentation") for r in item.rows if isinstance(r.content, Mapping))
+        sizes = (m.get("size") for m in masks if isinstance(m, Mapping))
+        told = next((tuple(s) for s in sizes if isinstance(s, list)), None)
+    if told not in (None, image.shape[:2]):
+        stored = load_image(item.path, upright=False)
+        image = stored if stored.shape[:2] == told else image
+    return image
 
 
-def _read(
-    coder: Any,
-    path: Path,
-    rows: Sequence[Annotation],
-    point: Point,
-) -> Objects:
-    image = load_image(path)
-    masks, points, boxes = [], [], []
-    for row in rows:
-        mask = decode(coder, path, row, image.shape[:2])
-        if not mask.any():
-            continue
-        try:
-            left, top, width, height = (float(v) for v in row["bbox"])
-            points.append(point(row, mask))
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise InputError(
-                f"{path.name}: annotation {row.get('id')} has no box or point that can be read "
-                f"({type(error).__name__}: {error})"
-            ) from None
-        masks.append(mask)
-        boxes.append(_clipped(left, top, width, height, mask.shape))
-    if not masks:
-        raise InputError(f"{path.name}: every mask is empty")
-    return Objects(path.name, image, np.stack(masks), np.stack(points), np.stack(boxes))
+def _by(size: Size) -> str:
+    return f"{size[1]} by {size[0]}"
 
 
-def decode(coder: Any, path: Path, row: Annotation, size: tuple[int, ...]) -> np.ndarray:
-    """A mask `[h, w]`, bool, of polygons or run lengths. Raises InputError, with the image."""
-    what, (h, w) = row.get("segmentation"), size
-    where = f"{path.name}: annotation {row.get('id')}"
-    if isinstance(what, Mapping) and list(what.get("size", ())) != [h, w]:
-        told = " by ".join(str(n) for n in reversed(what.get("size", ())))
-        raise InputError(f"{where} has a mask of {told}, the image is {w} by {h}")
-    try:
-        code = what
-        if not (isinstance(what, Mapping) and isinstance(what["counts"], str | bytes)):
-            code = coder.frPyObjects(what, h, w)
-        code = coder.merge(code) if isinstance(code, list) else code
-        with warnings.catch_warnings():  # the extension is behind NumPy's latest protocol
-            warnings.simplefilter("ignore", DeprecationWarning)
-            return np.asarray(coder.decode(code)).astype(bool)
-    except Exception as error:  # the extension's errors share no base
-        reason = first_line(error)
-        raise InputError(f"{where} has a mask that cannot be read: {reason}") from None
-
-
-def _clipped(left: float, top: float, width: float, height: float, size: Any) -> np.ndarray:
-    """The corners inside the image: annotated boxes reach over the edge by rounding."""
+def _box(content: Mapping[str, Any], size: Size) -> np.ndarray:
+    """Corners inside the image, as annotated boxes reach over the edge by rounding; or NaN."""
     h, w = size
-    corners = np.array([left, top, left + width, top + height])
-    return np.clip(corners, 0, np.array([w, h, w, h]))
+    left, top, wide, high = _numbers(content.get("bbox"), 4)
+    corners = np.clip([left, top, left + wide, top + high], 0, [w, h, w, h])
+    return corners if (corners[:2] < corners[2:]).all() else NOWHERE
 
 
-def _stored(row: Annotation, mask: np.ndarray) -> np.ndarray:
-    return np.asarray(row["point_coords"][0], np.float64).reshape(2)
+def _stored(content: Mapping[str, Any], size: Size) -> np.ndarray:
+    """SA-1B's first point, or NaN."""
+    points = content.get("point_coords")
+    point = _numbers(points[0] if isinstance(points, list) and points else None, 2)
+    inside = (point >= 0).all() and (point <= size[::-1]).all()
+    return point if inside else NOWHERE[:2]
 
 
-def _drawn(seed: int, row: Annotation, mask: np.ndarray) -> np.ndarray:
+def _numbers(given: Any, count: int) -> np.ndarray:
+    """A list of so many finite numbers, or NaN for each."""
+    usable = isinstance(given, list) and len(given) == count
+    usable = usable and all(type(v) in (int, float) for v in given)
+    found = np.array(given, np.float64) if usable else NOWHERE[:count]
+    return found if np.isfinite(found).all() else NOWHERE[:count]
+
+
+def _drawn(seed: tuple[int, int], mask: np.ndarray) -> np.ndarray:
+    """A pixel of the mask."""
     ys, xs = np.nonzero(mask)
-    k = np.random.default_rng((seed, int(row["id"]))).integers(len(ys))
+    k = np.random.default_rng(seed).integers(len(ys))
     return np.array([xs[k], ys[k]], np.float64)

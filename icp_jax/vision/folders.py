@@ -7,19 +7,13 @@ images and validation the evaluation.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-
-from converters.rules import first_line
-from icp_jax.config import CalibrationConfig
 from icp_jax.errors import InputError
-from icp_jax.vision.process import preprocess
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+SHOWN = 3  # names of files left out, in a line
 KINDS = ("sa1b", "coco")
 ADVICE = "give a folder of images, sa1b:DIR or coco:DIR"
 
@@ -64,46 +58,34 @@ def split_of(folder: Path, prefer: str) -> Split:
     return min(splits, key=lambda found: found[0])[1]
 
 
-def read_json(path: Path) -> Mapping[str, Any]:
-    """A JSON object. Raises InputError."""
-    try:
-        record = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        reason = first_line(error)
-        raise InputError(f"{path} is not JSON that can be read: {reason}") from None
-    if not isinstance(record, dict):
-        raise InputError(f"{path} is not a JSON object")
-    return record
+class Listed(NamedTuple):
+    """The images of a folder by name, and the names of all other files."""
+
+    images: list[Path]
+    others: list[str]
+
+    def said(self) -> str:
+        """The others in a line; empty where there are none."""
+        if not self.others:
+            return ""
+        more = ", ..." if len(self.others) > SHOWN else ""
+        names = ", ".join(self.others[:SHOWN])
+        return f"{len(self.others)} left out, hidden or no images: {names}{more}"
 
 
-def image_files(folder: Path) -> list[Path]:
-    """Images by name. Raises InputError where there are none."""
-    found = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES]
-    if not found:
-        raise InputError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
-    return found
+def image_files(folder: Path) -> Listed:
+    """Images, and what is left out: hidden files and those of other kinds.
 
-
-def calibration_files(config: CalibrationConfig) -> list[Path]:
-    """`config.samples` image files, drawn with config.seed and then in the order of names.
-
-    Raises InputError where there are fewer.
+    A json named as an image is that image's. Raises InputError where there are no images.
     """
-    kind, folder = kind_of(config.data)
-    files = image_files(split_of(folder, "train").images if kind == "coco" else folder)
-    if len(files) < config.samples:
-        raise InputError(
-            f"calibration data {config.data} has {len(files)} images, {config.samples} are asked "
-            "for: give more, or a smaller --calibration.samples"
-        )
-    chosen = np.random.default_rng(config.seed).permutation(len(files))[: config.samples]
-    return [files[k] for k in sorted(chosen)]
+    files = [path for path in sorted(folder.iterdir()) if not path.is_dir()]
+    images = [path for path in files if _looks_like_an_image(path)]
+    if not images:
+        raise InputError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
+    known = {path.name for path in images} | {path.with_suffix(".json").name for path in images}
+    return Listed(images, [path.name for path in files if path.name not in known])
 
 
-def calibration_pixels(config: CalibrationConfig, side: int) -> np.ndarray:
-    """`[samples, 3, side, side]` float32, normalised and padded. Raises InputError."""
-    files = calibration_files(config)
-    pixels = np.empty((len(files), 3, side, side), np.float32)
-    for k, path in enumerate(files):
-        pixels[k], _ = preprocess(path, side)
-    return pixels
+def _looks_like_an_image(path: Path) -> bool:
+    hidden = path.name.startswith(".")  # such as macOS' ._a.jpg
+    return not hidden and path.suffix.lower() in SUFFIXES and path.is_file()

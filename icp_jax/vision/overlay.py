@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ from jaxtyping import Bool, UInt8
 from icp_jax.errors import InputError
 from icp_jax.residency import FolderSource, resolve
 from icp_jax.streaming.passes import compute_dtype
+from icp_jax.vision.images import load_image
 from icp_jax.vision.predictor import SamPredictor
-from icp_jax.vision.process import load_image
 
 COLOUR, STRENGTH = np.array([30, 144, 255], np.float32), 0.5
 PROMPT = (255, 64, 64)
@@ -49,8 +49,8 @@ def segment(
 ) -> dict[str, Any]:
     """Write `image` with the mask of the prompt over it to `out`; what was found, as plain values.
 
-    point: "x,y"; box: "x0,y0,x1,y1", in pixels of the image. Of the three masks the one with
-    the highest predicted IoU. Raises InputError, and then nothing is written.
+    point: "x,y"; box: "x0,y0,x1,y1", in pixels of the image as it is seen, upright. Of the three
+    masks the one with the highest predicted IoU. Raises InputError, and then nothing is written.
     """
     from PIL import Image, ImageDraw
 
@@ -69,12 +69,10 @@ def segment(
     if not out.absolute().parent.is_dir():
         raise InputError(f"the folder {out.absolute().parent} for the output does not exist")
     pixels = load_image(image)
-    with closing(FolderSource(resolve(str(model)))) as source:
-        if source.family.kind != "vision":
-            raise InputError(f"model type {source.config.get('model_type')!r} reads no images")
-        predictor = SamPredictor(source.config, source.tree(), compute_dtype(dtype))
-    predictor.set_image(pixels)
-    found = predictor.predict(**given, best=True)
+    with contextlib.closing(FolderSource(resolve(str(model)))) as source:
+        predictor = SamPredictor(source, dtype=compute_dtype(dtype))
+        predictor.set_image(pixels)
+        found = predictor.predict(**given, best=True)
     painted = Image.fromarray(overlay(pixels, found.masks[0]))
     draw, size = ImageDraw.Draw(painted), max(2, max(painted.size) // 150)
     for x, y in given.get("points", []):

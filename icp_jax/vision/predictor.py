@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +19,21 @@ from jaxtyping import Array, Bool, Float
 from icp_jax.dot import full_precision
 from icp_jax.errors import InputError
 from icp_jax.models.sam import SamConfig, make, predict_masks
+from icp_jax.vision.image_settings import ImageSettings, image_settings
 from icp_jax.vision.process import Frame, binarise, postprocess, preprocess
 
 PROMPTS = 32  # prompts that go through the mask decoder at once
 LABELS = {1: "foreground", 0: "background", -1: "not a point"}
+
+
+class WholeModel(Protocol):
+    """A whole model: a folder, or a tree in memory."""
+
+    @property
+    def config(self) -> dict[str, Any]: ...
+    @property
+    def folder(self) -> Path: ...
+    def tree(self) -> dict[str, Any]: ...
 
 
 class Prediction(NamedTuple):
@@ -48,14 +60,34 @@ _decode = jax.jit(predict_masks, static_argnums=0, static_argnames="multimask_ou
 class SamPredictor:
     """SAM for one image at a time.
 
-    config: a `config.json` as a dict. params: the whole tree, see `icp_jax.models.sam.model`.
-    dtype: what the encoder computes in; the mask decoder is float32.
+    config: a `Model` or an open folder, whose own image settings are followed; or a `config.json`
+    as a dict, and then `params` too. params: the whole tree, see `icp_jax.models.sam.model`;
+    unset: the model's. dtype: what the encoder computes in; the mask decoder is float32.
+    settings: how images become its input; unset: the model's own.
     """
 
     def __init__(
-        self, config: Mapping[str, Any], params: Mapping[str, Any], dtype: str = "float32"
+        self,
+        config: Any,
+        params: Mapping[str, Any] | None = None,
+        dtype: str = "float32",
+        settings: ImageSettings | None = None,
     ):
+        folder = None
+        if not isinstance(config, Mapping):
+            if not hasattr(config, "tree"):
+                raise InputError(
+                    f"SamPredictor takes a Model, or a config and params: got {config!r:.80}"
+                )
+            folder = config.folder
+            params = config.tree() if params is None else params
+            config = config.config
+        if config.get("model_type", "sam") != "sam":
+            raise InputError(f"model type {config['model_type']!r} reads no images")
+        if params is None:
+            raise InputError("a config needs params: SamPredictor(config, params)")
         self.family, self.config = make(config), SamConfig.from_hf(config)
+        self.settings = settings or image_settings(self.family.side, folder, params.get("pixels"))
         prompted = {k: _float32(params[k]) for k in ("prompt", "decoder", "positions")}
         self.params, self.dtype = jax.device_put({**params, **prompted}), dtype
         self.where: Frame | None = None
@@ -66,7 +98,7 @@ class SamPredictor:
 
         Raises InputError, and then the image set before stays.
         """
-        pixels, where = preprocess(image, self.config.vision.image_size)
+        pixels, where = preprocess(image, self.settings)
         x = _apply(self.family.embed, self.params["embed"], jnp.asarray(pixels[None], self.dtype))
         for t in range(self.family.n_blocks):
             x = _apply(self.family.block_at(t), self.params["blocks"][str(t)], x)

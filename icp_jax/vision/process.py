@@ -2,23 +2,21 @@
 
 In: longest side to the model's, bilinear by PIL; normalised; padded below and on the right with
 zeros. Out: mask logits bilinearly to the model's side, cut to the image, bilinearly to its size.
+A model may ask for other numbers: see `icp_jax.vision.image_settings`.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped, UInt8
+from jaxtyping import Bool, Float, Shaped
 
-from converters.rules import first_line
 from icp_jax.errors import InputError
+from icp_jax.vision.image_settings import ImageSettings
+from icp_jax.vision.images import load_image
 
-MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # of ImageNet, red green blue, in [0, 1]
-STD = np.array([0.229, 0.224, 0.225], np.float32)
 THRESHOLD = 0.0  # logits above it are mask
-DEEP = ("I", "F")  # PIL's modes of more than 8 bits a channel begin so
 
 Size = tuple[int, int]  # height, width
 
@@ -37,80 +35,46 @@ class Frame(NamedTuple):
         return np.array([wide / w, high / h])
 
 
-def load_image(image: Any) -> UInt8[np.ndarray, "h w 3"]:
-    """RGB of a path, a PIL image, or a uint8 array `[h, w]`, `[h, w, 1]`, `[h, w, 3 or 4]`.
+def frame(size: Size, side: int, longest: int | None = None) -> Frame:
+    """The place of an image of (height, width) in an input of `side`.
 
-    Grey, palette and CMYK images are converted, transparency is laid over white. Raises
-    InputError for what is no image, and for more than 8 bits a channel.
+    longest: what its longest side becomes there; unset: it fills the input.
     """
-    from PIL import Image, UnidentifiedImageError
-
-    if isinstance(image, str | Path):
-        try:
-            with Image.open(image) as opened:
-                return load_image(opened)
-        except InputError as error:
-            raise InputError(f"image {image}: {error}") from None
-        except UnidentifiedImageError:
-            raise InputError(f"{image} is not an image that PIL can read") from None
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            reason = first_line(error)
-            raise InputError(f"image {image} cannot be read: {reason}") from None
-    if not isinstance(image, Image.Image):
-        return load_image(_from_array(image, Image))
-    if image.mode.startswith(DEEP):
-        raise InputError(
-            f"an image of mode {image.mode} has more than 8 bits a channel: convert it to 8 first"
-        )
-    if 0 in image.size:
-        raise InputError(f"an image of {image.width} by {image.height} pixels is empty")
-    if "A" in image.getbands() or image.info.get("transparency") is not None:
-        above = image.convert("RGBA")
-        white = Image.new("RGBA", above.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, above)
-    return np.array(image.convert("RGB"))
-
-
-def _from_array(image: Any, pil: Any) -> Any:
-    try:
-        array = np.asarray(image)
-    except ValueError:
-        array = np.empty((), object)
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
-        raise InputError(f"not an image: {_kind(image, array)}; need [h, w] or [h, w, 1, 3 or 4]")
-    if array.dtype != np.uint8:
-        raise InputError(f"an image array must be uint8, 0 to 255: got {array.dtype}")
-    if not array.size:
-        raise InputError(f"an image of {array.shape[1]} by {array.shape[0]} pixels is empty")
-    return pil.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
-
-
-def _kind(image: Any, array: np.ndarray) -> str:
-    if array.dtype == object or not array.ndim:
-        return type(image).__name__
-    return f"array {array.dtype}{list(array.shape)}"
-
-
-def frame(size: Size, side: int) -> Frame:
-    """The place of an image of (height, width) in an input of `side`: the longest side fills it."""
-    scale = side / max(size)
+    scale = (longest or side) / max(size)
     high, wide = (int(length * scale + 0.5) for length in size)
     if not high or not wide:
         raise InputError(f"an image of {size[1]} by {size[0]} pixels is too narrow for the model")
     return Frame(size, (high, wide), side)
 
 
-def preprocess(image: Any, side: int = 1024) -> tuple[Float[np.ndarray, "3 s s"], Frame]:
-    """An image (see `load_image`) as the model's input, float32, and where it lies there."""
+def preprocess(
+    image: Any, settings: ImageSettings | int = 1024
+) -> tuple[Float[np.ndarray, "3 s s"], Frame]:
+    """An image (see `load_image`) as the model's input, float32, and where it lies there.
+
+    settings: the model's, see `icp_jax.vision.image_settings`; or a side, with SAM's own numbers.
+    """
     from PIL import Image
 
+    how = ImageSettings(settings) if isinstance(settings, int) else settings
     pixels = load_image(image)
-    where = frame((pixels.shape[0], pixels.shape[1]), side)
-    high, wide = where.resized
-    resized = Image.fromarray(pixels).resize((wide, high), Image.Resampling.BILINEAR)
-    scaled = (np.asarray(resized).astype(np.float64) * (1 / 255)).astype(np.float32)
-    out = np.zeros((3, side, side), np.float32)
-    out[:, :high, :wide] = ((scaled - MEAN) / STD).transpose(2, 0, 1)
+    size = (pixels.shape[0], pixels.shape[1])
+    if how.resize:
+        where = frame(size, how.side, how.longest)
+        high, wide = where.resized
+        method = Image.Resampling(how.resample)
+        pixels = np.asarray(Image.fromarray(pixels).resize((wide, high), method))
+    elif max(size) > how.side:
+        raise InputError(
+            f"an image of {size[1]} by {size[0]} pixels is larger than the model's {how.side} by "
+            f"{how.side}, and its preprocessor_config.json has do_resize false"
+        )
+    else:
+        where = Frame(size, size, how.side)
+    scaled = (pixels.astype(np.float64) * how.scale).astype(np.float32)
+    normal = (scaled - np.array(how.mean, np.float32)) / np.array(how.std, np.float32)
+    out = np.zeros((3, how.side, how.side), np.float32)
+    out[:, : where.resized[0], : where.resized[1]] = normal.transpose(2, 0, 1)
     return out, where
 
 

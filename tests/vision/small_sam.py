@@ -40,10 +40,10 @@ CONFIG = {
 }
 
 
-def tensors(dtype=np.float32, seed=0) -> dict[str, np.ndarray]:
+def tensors(dtype=np.float32, seed=0, config=CONFIG) -> dict[str, np.ndarray]:
     """Random values under Hugging Face's names, at scales that keep activations near 1."""
     rng, found = np.random.default_rng(seed), {}
-    for p in TABLE.place(CONFIG):
+    for p in TABLE.place(config):
         value = rng.normal(size=p.shape)
         if p.path[-1] == "kernel":
             value /= np.prod(p.shape[1:]) ** 0.5
@@ -55,15 +55,15 @@ def tensors(dtype=np.float32, seed=0) -> dict[str, np.ndarray]:
     return found
 
 
-def write_sam(folder: Path, dtype=np.float32, seed=0) -> Path:
+def write_sam(folder: Path, dtype=np.float32, seed=0, config=CONFIG) -> Path:
     """A Hugging Face folder."""
     folder.mkdir(parents=True)
-    found, kind = tensors(dtype, seed), np.dtype(dtype)
+    found, kind = tensors(dtype, seed, config), np.dtype(dtype)
     writer = Writer(folder, plan_layout({k: (kind, v.shape) for k, v in found.items()}, {}))
     for name, tensor in found.items():
         writer.write(name, tensor)
     writer.close()
-    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "config.json").write_text(json.dumps(config))
     (folder / "preprocessor_config.json").write_text("{}\n")
     return folder
 
@@ -76,12 +76,17 @@ def meta_names() -> dict[str, str]:
     return {p.name: ours.get(p.path, *both) for p in placed}
 
 
-def write_meta(path: Path, dtype=np.float32, seed=0) -> Path:
-    """The same weights as one of Meta's `.pth` files. Needs torch."""
+def write_meta(path: Path, dtype=np.float32, seed=0, **pixels) -> Path:
+    """The same weights as one of Meta's `.pth` files. Needs torch.
+
+    pixels: `pixel_mean` and `pixel_std`, three numbers each.
+    """
     import torch
 
     found = tensors(dtype, seed)
-    torch.save({k: torch.from_numpy(found[v]) for k, v in meta_names().items()}, path)
+    state = {k: torch.from_numpy(found[v]) for k, v in meta_names().items()}
+    state |= {k: torch.tensor(v, dtype=torch.float32).view(3, 1, 1) for k, v in pixels.items()}
+    torch.save(state, path)
     return path
 
 

@@ -61,16 +61,24 @@ PRUNE = ["prune", "--model", "model", "--out", "work/out", "--calibration.data",
 EVAL = ["eval", "model", "--data"]
 SEGMENT = ["segment", "model", "sa1b/0.png", "--out", "work/out.png"]
 CASES = {
-    "prune: not an image": (write("sa1b/1.png", "text"), PRUNE, r"1\.png is not an image"),
+    "prune: not an image": (write("sa1b/1.png", "text"), PRUNE, r"has 2 images, 3 .*1\.png is not an image"),
     "prune: a 16-bit image": (save("sa1b/1.png", DEEP), PRUNE, r"1\.png.*more than 8 bits"),
     "prune: too few images": (
         NONE, [*PRUNE, "--calibration.samples", "9"], "has 3 images, 9 are asked"),
+    "prune: sizes of another model": (
+        write("model/preprocessor_config.json", '{"size": {"longest_edge": 1024}}'), PRUNE,
+        r"preprocessor_config\.json: size must be a longest_edge from 1 to the model's 64, got"),
     "prune: no such folder": (
         NONE, [*PRUNE, "--calibration.data", "coco:nowhere"], "no image folder 'nowhere'"),
+    "prune: hidden files are no images": (
+        lambda p: (p / "sa1b/1.png").rename(p / "sa1b/._1.png"), PRUNE,
+        "has 2 images, 3 are asked.*2 left out, hidden or no images: ._1.png, 1.json$"),
     "prune: a folder without images": (
         NONE, [*PRUNE, "--calibration.data", "model"], "model holds no images"),
     "prune: text for images": (
         NONE, [*PRUNE, "--calibration.data", "wikitext2"], "reads images, not wikitext2"),
+    "prune: the data set of text that is the default": (
+        NONE, [*PRUNE, "--calibration.data", "c4"], "reads images, not c4"),
     "prune: a window of tokens": (
         NONE, [*PRUNE, "--calibration.seq-len", "8"], "seq_len is for text"),
     "prune: packed": (
@@ -89,27 +97,21 @@ CASES = {
     "eval: zero annotations, SA-1B": (
         lambda p: [edit(f"sa1b/{k}.json", lambda r: r["annotations"].clear())(p) for k in range(3)],
         [*EVAL, "sa1b:sa1b"], "has no annotations"),
-    "eval: masks of another size": (
-        edit("sa1b/1.json", lambda r: r["annotations"][0]["segmentation"].update(size=[60, 48])),
-        [*EVAL, "sa1b:sa1b"], "1.png: annotation 10 has a mask of 48 by 60, the image is 60 by 48"),
-    "eval: an image of another size": (
-        save("coco/val2017/1.png", Image.new("RGB", (30, 20))), [*EVAL, "coco:coco"],
-        "1.png: annotation 10 has a mask of 60 by 48, the image is 30 by 20"),
-    "eval: a mask that is none": (
-        edit("sa1b/1.json", lambda r: r["annotations"][0].update(segmentation="circle")),
-        [*EVAL, "sa1b:sa1b"], "annotation 10 has a mask that cannot be read"),
-    "eval: a stored point outside": (
-        edit("sa1b/1.json", lambda r: r["annotations"][0].update(point_coords=[[61, 5]])),
-        [*EVAL, "sa1b:sa1b"], r"1\.png: point \(61, 5\) is outside the image of 60 by 48"),
-    "eval: no stored point": (
-        edit("sa1b/1.json", lambda r: r["annotations"][0].pop("point_coords")),
-        [*EVAL, "sa1b:sa1b"], "annotation 10 has no box or point"),
-    "eval: a box outside": (
-        edit(COCO, lambda r: r["annotations"][0].update(bbox=[70, 5, 9, 9])),
-        [*EVAL, "coco:coco", "--prompt", "box"], r"0\.png: box .* is empty or outside"),
+    "eval: a name that leaves the folder": (
+        edit(COCO, lambda r: r["images"][0].update(file_name="../../sa1b/0.png")),
+        [*EVAL, "coco:coco"], "names the file '../../sa1b/0.png', which leaves the folder"),
+    "eval: crowds alone": (
+        edit(COCO, lambda r: [row.update(iscrowd=1) for row in r["annotations"]]),
+        [*EVAL, "coco:coco"], "has no annotations but 6 crowds"),
+    "eval: no annotation that can be used": (
+        edit(COCO, lambda r: [row.update(segmentation=[[]]) for row in r["annotations"]]),
+        [*EVAL, "coco:coco"], "none of its 6 annotations can be used; the first is 0.png: annotation 0"),
     "eval: limit of zero": (NONE, [*EVAL, "sa1b:sa1b", "--limit", "0"], "limit must be at least 1"),
     "eval: another prompt": (NONE, [*EVAL, "sa1b:sa1b", "--prompt", "text"], "invalid choice 'text'"),
     "eval: a plain folder": (NONE, [*EVAL, "coco/val2017"], "no .*json beside it"),
+    "segment: settings that cannot be followed": (
+        write("model/preprocessor_config.json", '{"image_std": 0}'), [*SEGMENT, "--point", "1,1"],
+        r"image_std must be a number or three, above 0, got 0"),
     "segment: a point outside": (NONE, [*SEGMENT, "--point", "61,5"], "outside the image of 60 by 48"),
     "segment: a box outside": (NONE, [*SEGMENT, "--box", "1,1,99,9"], "outside the image of 60 by 48"),
     "segment: half a point": (NONE, [*SEGMENT, "--point", "61"], "--point takes x,y, got '61'"),

@@ -111,8 +111,10 @@ def test_the_command_line(place, capsys):
     out, err = capsys.readouterr()
     found = json.loads(out)
     assert set(found) == {
-        "iou", "pixel_accuracy", "precision", "recall", "f1", "masks", "images", "prompt"
+        "iou", "pixel_accuracy", "precision", "recall", "f1", "masks", "images", "prompt",
+        "crowds", "left_out", "unusable",
     }  # fmt: skip
+    assert (found["crowds"], found["left_out"], found["unusable"]) == (0, 0, [])
     assert found["images"] == 2 and found["masks"] == 4 and "images" in err
     assert main(["eval", str(place / "model"), "--data", data, "--prompt", "box"]) == 0
     out = capsys.readouterr().out

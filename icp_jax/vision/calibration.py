@@ -1,0 +1,55 @@
+"""Calibration images: drawn from a folder, as a model's input."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+from jaxtyping import Float
+
+from icp_jax.config import CalibrationConfig
+from icp_jax.errors import InputError
+from icp_jax.vision.folders import Listed, image_files, kind_of, split_of
+from icp_jax.vision.image_settings import ImageSettings
+from icp_jax.vision.images import NotAnImage
+from icp_jax.vision.process import preprocess
+
+log = logging.getLogger("icp_jax")
+
+
+def calibration_pixels(
+    config: CalibrationConfig, settings: ImageSettings
+) -> Float[np.ndarray, "n 3 s s"]:
+    """`config.samples` images drawn with config.seed, in the order of names; float32.
+
+    Where a file turns out to be no image, the next that is drawn takes its place. What was left
+    out is logged, with the count. Raises InputError where there are too few images.
+    """
+    kind, folder = kind_of(config.data)
+    listed = image_files(split_of(folder, "train").images if kind == "coco" else folder)
+    files, others = listed.images, list(listed.others)
+    if len(files) < config.samples:
+        raise _too_few(config, len(files), listed.said())
+    order = np.random.default_rng(config.seed).permutation(len(files))
+    spare = iter(order[config.samples :])
+    pixels = np.empty((config.samples, 3, settings.side, settings.side), np.float32)
+    for slot, k in enumerate(sorted(order[: config.samples])):
+        while True:
+            try:
+                pixels[slot], _ = preprocess(files[k], settings)
+                break
+            except NotAnImage as error:
+                others.append(files[k].name)
+                if (k := next(spare, None)) is None:
+                    left = len(files) - len(others) + len(listed.others)
+                    raise _too_few(config, left, str(error)) from None
+    if others:
+        log.warning("%s: %s", config.data, Listed(files, others).said())
+    return pixels
+
+
+def _too_few(config: CalibrationConfig, images: int, why: str) -> InputError:
+    return InputError(
+        f"calibration data {config.data} has {images} images, {config.samples} are asked for: "
+        f"give more, or a smaller --calibration.samples{why and '; '}{why}"
+    )
