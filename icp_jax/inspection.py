@@ -171,7 +171,7 @@ def _groups(folder: Path) -> list[int]:
 def _prunable(config: dict[str, Any], reader: Reader) -> Callable[[str], bool]:
     """Whether a name is that of a linear that is pruned: by the family's table where it fits."""
     kind = str(config.get("model_type"))
-    if kind in FAMILIES and "quantization_config" not in config:
+    if kind in FAMILIES and config.get("quantization_config") is None:
         with contextlib.suppress(ConversionError, InputError):
             linears = {spec.name for spec in make_family(config).linears}
             placed = table_for(kind).place(config, reader.names())

@@ -12,12 +12,12 @@ import numpy as np
 
 from converters import table_for
 from converters.rules import Placed, insert
-from icp_jax import inputs, mesh, steps
+from icp_jax import hub, inputs, mesh, steps
 from icp_jax.budgets import shares
 from icp_jax.config import RunConfig
 from icp_jax.masks import parse_pattern
 from icp_jax.models import Family, make_family
-from icp_jax.residency import FolderSource, not_given, part_of, read_config, resolve
+from icp_jax.residency import FolderSource, part_of, read_config, resolve
 
 Params = dict[str, Any]
 
@@ -62,13 +62,7 @@ def describe(model: str) -> Described:
         return ConfigOnly(path)
     if path.exists() or model.count("/") != 1 or model.startswith((".", "/", "~")):
         return FolderSource(resolve(model))
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        return ConfigOnly(Path(hf_hub_download(model, "config.json")).parent)
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
-        raise not_given(model, error) from None
+    return ConfigOnly(hub.config(model))
 
 
 def resolved(config: RunConfig, source: inputs.Described) -> RunConfig:

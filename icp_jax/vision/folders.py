@@ -91,12 +91,12 @@ def calibration_files(config: CalibrationConfig) -> list[Path]:
     """
     kind, folder = kind_of(config.data)
     files = image_files(split_of(folder, "train").images if kind == "coco" else folder)
-    if len(files) < config.samples:
+    if len(files) < config.count:
         raise InputError(
-            f"calibration data {config.data} has {len(files)} images, {config.samples} are asked "
+            f"calibration data {config.data} has {len(files)} images, {config.count} are asked "
             "for: give more, or a smaller --calibration.samples"
         )
-    chosen = np.random.default_rng(config.seed).permutation(len(files))[: config.samples]
+    chosen = np.random.default_rng(config.seed).permutation(len(files))[: config.count]
     return [files[k] for k in sorted(chosen)]
 
 
