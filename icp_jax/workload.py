@@ -15,6 +15,7 @@ from converters.rules import Placed, insert
 from icp_jax import hub, inputs, mesh, steps
 from icp_jax.budgets import shares
 from icp_jax.config import RunConfig
+from icp_jax.errors import InputError
 from icp_jax.masks import parse_pattern
 from icp_jax.models import Family, make_family
 from icp_jax.residency import FolderSource, part_of, read_config, resolve
@@ -42,7 +43,10 @@ class ConfigOnly:
         placed = table_for(self.config["model_type"]).place(self.config)
         self.placed = [r for r in placed if not (self.family.tied and r.name == "lm_head.weight")]
         stored = self.config.get("dtype") or self.config.get("torch_dtype") or "float32"
-        self._dtype = np.dtype(jnp.dtype(str(stored).removeprefix("torch.")))
+        try:
+            self._dtype = np.dtype(jnp.dtype(str(stored).removeprefix("torch.")))
+        except TypeError:
+            raise InputError(f"config.json: dtype {str(stored)[:60]!r} is unknown") from None
 
     def dtype(self, name: str) -> np.dtype:
         """What the config says of all tensors."""
