@@ -8,8 +8,9 @@ import glob
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from converters.rules import first_line
 from icp_jax.errors import InputError
@@ -39,32 +40,49 @@ def download(repo: str) -> Path:
 
     Where the hub cannot be asked, what an earlier download left. Raises InputError.
     """
-    try:
-        with quiet():
-            return _download(repo)
-    except Exception as error:  # the clients' errors share no base
-        return _cached(repo, error)
+    return _given(repo, _download)
 
 
 def config(repo: str) -> Path:
     """The folder in the hub's cache that holds a model's `config.json`. Raises InputError."""
+    return _given(repo, _download_config)
+
+
+def _given(repo: str, get: Callable[[str, Any], Path]) -> Path:
+    with quiet():
+        try:
+            info = ask(repo)
+        except Exception as error:  # the clients' errors share no base
+            return _cached(repo, error)
+        try:
+            return get(repo, info)
+        except Exception as error:
+            pass_on(error)
+            raise not_given(repo, error) from None
+
+
+def ask(repo: str, kind: str = "model") -> Any:
+    """What the hub says of a repository. Asked once, with a time limit: a download would go on
+    asking for minutes where nothing answers.
+    """
+    from huggingface_hub import HfApi, constants
+
+    return HfApi().repo_info(repo, repo_type=kind, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+
+
+def _download_config(repo: str, info: Any) -> Path:
     from huggingface_hub import hf_hub_download
 
-    try:
-        with quiet():
-            return Path(hf_hub_download(repo, "config.json")).parent
-    except Exception as error:  # the clients' errors share no base
-        return _cached(repo, error)
+    return Path(hf_hub_download(repo, "config.json")).parent
 
 
-def _download(repo: str) -> Path:
-    from huggingface_hub import HfApi, constants, snapshot_download
+def _download(repo: str, info: Any) -> Path:
+    from huggingface_hub import snapshot_download
 
-    info = HfApi().model_info(repo, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     names = [file.rfilename for file in info.siblings or ()]
     wanted = [*_beside(names), *_weights(repo, names, info.sha)]
     exact = [glob.escape(name) for name in wanted]
-    return Path(snapshot_download(repo, revision=info.sha, allow_patterns=exact))
+    return Path(snapshot_download(repo, allow_patterns=exact))
 
 
 def _beside(names: Sequence[str]) -> list[str]:
@@ -126,10 +144,10 @@ def reason(error: BaseException) -> str:
         status = getattr(getattr(e, "response", None), "status_code", None)
         if isinstance(status, int) and status >= 400:
             return STATUS.get(status, f"the hub answers with an error ({status}): try again later")
-    if "OfflineModeIsEnabled" in names or _offline():
-        return "it is not in the cache, and HF_HUB_OFFLINE forbids to ask the hub"
     if "HFValidationError" in names:
         return "this is no valid name of a model"
+    if "OfflineModeIsEnabled" in names or _offline():
+        return "it is not in the cache, and HF_HUB_OFFLINE forbids to ask the hub"
     for kind, words in (
         ("ProxyError", "the proxy refuses the connection"),
         ("TimeoutException", "the hub does not answer in time"),
@@ -162,25 +180,35 @@ def _offline() -> bool:
 
 
 @contextlib.contextmanager
+def cache_alone() -> Iterator[None]:
+    """The clients look into their caches and ask nobody."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+@contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """No warnings of the clients' own, and their bars on a terminal alone."""
-    from huggingface_hub.utils import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
+    from huggingface_hub import logging as hub_log
+    from huggingface_hub import utils
 
+    hub_log.get_verbosity()  # importing it sets the level, which must not come later
     loggers = [logging.getLogger(n) for n in ("huggingface_hub", "datasets", "transformers")]
     levels = [logger.level for logger in loggers]
-    bars = not are_progress_bars_disabled() and not sys.stderr.isatty()
+    bars = not utils.are_progress_bars_disabled() and not sys.stderr.isatty()
     try:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
         if bars:
-            disable_progress_bars()
+            utils.disable_progress_bars()
         yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
         if bars:
-            enable_progress_bars()
+            utils.enable_progress_bars()
