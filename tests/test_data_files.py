@@ -119,6 +119,8 @@ def test_bad_rows_are_named(tmp_path, name):
         ([{"text": ""}, {"text": ""}], "all its 2 rows are empty"),
         ([{"input_ids": [1], "attention_mask": [1, 1]}], "row 1: attention_mask must hold"),
         ([{"label": 1}], "has no column text or input_ids"),
+        ([], "a dataset in it has no rows"),
+        ({"train": [{"text": "a"}], "test": []}, "a dataset in it has no rows"),
     ],
 )
 def test_bad_rows_of_a_folder(tmp_path, rows, said):

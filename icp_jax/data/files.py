@@ -122,6 +122,8 @@ def _saved(path: Path, evaluation: bool) -> Corpus:
     try:
         rows = datasets.load_from_disk(str(path))
     except Exception as error:  # pyarrow's and datasets' own kinds
+        if isinstance(error, IndexError) and any(path.rglob("state.json")):
+            raise InputError(f"{path} holds no text: a dataset in it has no rows") from None
         raise InputError(
             f"{path} is not a folder that datasets saved: {first_line(error)}"
         ) from None
