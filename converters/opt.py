@@ -11,8 +11,14 @@ def _affine(config):
     return config.get("layer_norm_elementwise_affine", True)
 
 
+def embedding_width(config):
+    """Of the token embedding: word_embed_proj_dim, which unset or null is hidden_size."""
+    width = config.get("word_embed_proj_dim")
+    return config["hidden_size"] if width is None else width
+
+
 def _projected(config):
-    return config.get("word_embed_proj_dim", config["hidden_size"]) != config["hidden_size"]
+    return embedding_width(config) != config["hidden_size"]
 
 
 def _last_norm(config):
@@ -71,7 +77,7 @@ TABLE = Table(
     dims=lambda c: {
         "V": c["vocab_size"],
         "D": c["hidden_size"],
-        "E": c.get("word_embed_proj_dim", c["hidden_size"]),
+        "E": embedding_width(c),
         "P": c["max_position_embeddings"] + 2,
         "F": c["ffn_dim"],
     },

@@ -62,7 +62,11 @@ DECODER = {
 
 
 def _part(config: Mapping[str, Any], key: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    return {**defaults, **(config.get(key) or {})}
+    given = dict(config.get(key) or {})
+    for name in ("image_size", "patch_size"):
+        if isinstance(given.get(name), list | tuple):
+            given[name] = given[name][0]  # the sides of a square
+    return {**defaults, **given}
 
 
 def _plain(name: str, path: str, *shape: int) -> Placed:

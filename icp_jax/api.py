@@ -52,7 +52,7 @@ def calibrate(
     model: Model,
     source: str | Path,
     *,
-    samples: int = 128,
+    samples: int | None = None,
     seq_len: int | None = None,
     seed: int = 0,
 ) -> np.ndarray:
@@ -156,7 +156,7 @@ def evaluate(
     if isinstance(data_or_windows, np.ndarray):
         windows = inputs.checked(source, data_or_windows)
     else:
-        encode = data.Encoder(source.folder, data.vocabulary(source.config))
+        encode = data.Encoder(source.folder, data.vocabulary(source.config), progress)
         windows = data.evaluation_windows(
             str(data_or_windows), seq_len, source.family.context, encode
         )

@@ -57,12 +57,18 @@ class CalibrationConfig:
     data: str = "c4"
     """c4, wikitext2, ptb, or a path: .txt, .jsonl[.gz], .npy of token ids, or an Arrow folder.
     For SAM a folder of images, sa1b:DIR or coco:DIR."""
-    samples: int = 128
-    """Windows, or images, drawn from it."""
+    samples: int | None = None
+    """Windows, or images, drawn from it.
+    Unset: 128, or as many as there are rows of token ids that are exactly windows."""
     seq_len: int | None = None
     """Tokens a window. Unset: the model's context, at most 2048."""
     seed: int = 0
     """Which windows or images are drawn."""
+
+    @property
+    def count(self) -> int:
+        """Samples to plan with: as many as are set, or 128."""
+        return 128 if self.samples is None else self.samples
 
 
 @dataclass(frozen=True)
@@ -142,7 +148,7 @@ def check(config: RunConfig) -> None:
     for name, value, least in (
         ("prune.block_size", p.block_size, 1),
         ("compensate.epochs", c.epochs, 0),
-        ("calibration.samples", k.samples, 1),
+        ("calibration.samples", 1 if k.samples is None else k.samples, 1),
         ("calibration.seq_len", 2 if k.seq_len is None else k.seq_len, 2),
         ("calibration.seed", k.seed, 0),
         ("memory.batch_tokens", 1 if m.batch_tokens is None else m.batch_tokens, 1),

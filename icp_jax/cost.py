@@ -26,7 +26,7 @@ def flops(
 
     positions: of a sample. The second moments count half: they are symmetric.
     """
-    method, tokens = METHODS[config.prune.method], config.calibration.samples * positions
+    method, tokens = METHODS[config.prune.method], config.calibration.count * positions
     epochs = config.compensate.epochs if method.compensates else 0
     found = dict.fromkeys(PHASES, 0.0)
     for t, block in enumerate(shapes):

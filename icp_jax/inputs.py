@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from icp_jax import data
-from icp_jax.config import CalibrationConfig
+from icp_jax.config import CalibrationConfig, RunConfig
 from icp_jax.errors import InputError
 from icp_jax.models import Family
 
@@ -28,6 +28,7 @@ class Described(Protocol):
 def resolved(config: CalibrationConfig, source: Described) -> CalibrationConfig:
     """With every unset field filled in. Raises InputError for what the model cannot be fed."""
     family = source.family
+    config = dataclasses.replace(config, samples=config.count)
     if family.kind == "vision":
         if config.seq_len is not None:
             raise InputError("calibration.seq_len is for text: this model reads images")
@@ -41,17 +42,28 @@ def resolved(config: CalibrationConfig, source: Described) -> CalibrationConfig:
     return dataclasses.replace(config, seq_len=data.window(config.seq_len, family.context))
 
 
-def calibration(config: CalibrationConfig, source: Described) -> np.ndarray:
-    """Tokens `[samples, T]` int32, or pixels `[samples, 3, S, S]` float32. Raises InputError."""
-    config = resolved(config, source)
+def calibration(
+    config: CalibrationConfig, source: Described, progress: data.Tick = lambda *event: None
+) -> np.ndarray:
+    """Tokens `[samples, T]` int32, or pixels `[samples, 3, S, S]` float32. Raises InputError.
+
+    config: as the user gave it, since unset samples may come out as fewer than 128.
+    """
+    given, config = config, resolved(config, source)
     if source.family.kind == "vision":
         from icp_jax.vision import calibration, folders, image_settings
 
         if config.data in data.HUB:
             raise InputError(f"this model reads images, not {config.data}: {folders.ADVICE}")
         return calibration.calibration_pixels(config, image_settings.of_source(source))
-    encode = data.Encoder(source.folder, data.vocabulary(source.config))
-    return data.calibration_tokens(config, source.family.context, encode)
+    encode = data.Encoder(source.folder, data.vocabulary(source.config), progress)
+    return data.calibration_tokens(given, source.family.context, encode, progress)
+
+
+def counted(config: RunConfig, samples: np.ndarray) -> RunConfig:
+    """A resolved config with the number of samples that there are."""
+    calibration = dataclasses.replace(config.calibration, samples=len(samples))
+    return dataclasses.replace(config, calibration=calibration)
 
 
 def checked(source: Described, samples: np.ndarray) -> np.ndarray:

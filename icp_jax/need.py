@@ -77,7 +77,7 @@ class Programs:
 
 def need(work: Workload, memory: MemoryConfig) -> Need:
     """Bytes by phase with these settings; `memory.streams` must be a place, not auto."""
-    family, samples = work.family, work.config.calibration.samples
+    family, samples = work.family, work.config.calibration.count
     one, programs = work.hidden(memory.stream_dtype), Programs()
     heap.give_back()
     bare = places.proc("self/status", "VmRSS")
@@ -172,7 +172,7 @@ def _on_device(
         tuning = (tune._steps, tuned_as, state, None, some, some, count)
         yield "compensate", size(state) + 4 * size(some) + programs.beside(*tuning)
     shapes = {s.name: block[s.name]["kernel"].shape for s in family.linears}
-    tokens = config.calibration.samples * int(np.prod(one.shape[1:-1]))
+    tokens = config.calibration.count * int(np.prod(one.shape[1:-1]))
     seen = jax.eval_shape(partial(no_statistics, family, shapes, tokens))
     collect = programs.beside(passes.collect, apply, params, x, seen, count)
     yield "statistics", held + size(seen) + 2 * sent + 3 * whole + collect

@@ -134,14 +134,14 @@ def fit(work: Workload, device: int | None = None, host: int | None = None) -> N
 def _streams(work: Workload) -> int:
     """Bytes of both."""
     one = work.hidden(work.config.memory.stream_dtype)
-    return 2 * work.config.calibration.samples * size(one)
+    return 2 * work.config.calibration.count * size(one)
 
 
 def _batches(work: Workload) -> list[int | None]:
     """What is set; or the default, and then halves of it, down to one sample."""
     memory, one = work.config.memory, work.hidden()
     positions = int(np.prod(one.shape[1:-1]))
-    share = -(-work.config.calibration.samples // (work.config.devices or 1))
+    share = -(-work.config.calibration.count // (work.config.devices or 1))
     batch = streams.batch_size(share, positions)
     found: list[int | None] = [memory.batch_tokens]
     while memory.batch_tokens is None and batch > 1:

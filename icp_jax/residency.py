@@ -17,8 +17,9 @@ import numpy as np
 
 from converters import table_for
 from converters.files import Reader, lone_torch_file, open_checkpoint
-from converters.rules import Placed, check_shape, first_line, insert
+from converters.rules import Placed, check_shape, insert
 from converters.sam_names import config_of
+from icp_jax import hub
 from icp_jax.behind import in_threads
 from icp_jax.errors import InputError
 from icp_jax.models import Family, make_family
@@ -34,12 +35,12 @@ def read_config(folder: Path, quantized: bool = False) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{folder} has no config.json: it is not a Hugging Face model folder")
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}") from None
     if not isinstance(config, dict):
         raise InputError(f"{path} is not a JSON object")
-    if "quantization_config" in config and not quantized:
+    if config.get("quantization_config") is not None and not quantized:
         raise InputError(
             f"{folder} is already quantized: give the unquantized checkpoint (of our own exports, "
             "the one written without --quant.packed)"
@@ -184,32 +185,4 @@ def resolve(model: str) -> Path:
         raise InputError(f"{model} is a file: give the folder that holds config.json")
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise InputError(f"no such folder: {model}")
-    return _download(model)
-
-
-WANTED = ["*.json", "*.txt", "*.model", "*.jinja"]
-
-
-def _download(repo: str) -> Path:
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        try:
-            names = HfApi().list_repo_files(repo)
-            safe = any(name.endswith(".safetensors") for name in names)
-            weights = "*.safetensors" if safe else "*.bin"
-            return Path(snapshot_download(repo, allow_patterns=[*WANTED, weights]))
-        except (OSError, HfHubHTTPError) as error:
-            try:
-                return Path(snapshot_download(repo, local_files_only=True))
-            except OSError:
-                raise error from None
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
-        raise not_given(repo, error) from None
-
-
-def not_given(repo: str, error: Exception) -> InputError:
-    """What to say of a hub id that the hub gave nothing for."""
-    reason = first_line(error)
-    return InputError(f"{repo} is neither a folder here nor a model that the hub gave: {reason}")
+    return hub.download(model)

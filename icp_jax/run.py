@@ -71,7 +71,7 @@ def dry_run(config: RunConfig) -> DryRun:
     source = describe(config.model)
     full = resolved(config, source)
     work = workload(source, full)
-    family, shapes, n = work.family, work.shapes, full.calibration.samples
+    family, shapes, n = work.family, work.shapes, full.calibration.count
     t = family.positions(full.calibration.seq_len)
     roles = {spec.name: spec.role for spec in family.linears}
     layers: list[dict[str, Any]] = []
@@ -134,7 +134,8 @@ def prune_folder(
         counts = budgets(source.family, shapes, config.prune, config.quant)
         if config.quant.packed and source.family.kind == "vision":
             raise InputError("quant.packed is for language models: leave it out")
-        tokens = inputs.calibration(full.calibration, source)
+        tokens = inputs.calibration(config.calibration, source, progress)
+        full = inputs.counted(full, tokens)
         asked, full = full, _settled(source, work, full)
         weights = Weights(source)
         devices.check_same("settings, weights or versions", common(asked, weights))
@@ -188,7 +189,8 @@ def follow(config: RunConfig) -> None:
     devices = mesh.choose(config.devices)
     with closing(FolderSource(resolve(config.model))) as source:
         full = resolved(config, source)
-        tokens = inputs.calibration(full.calibration, source)
+        tokens = inputs.calibration(config.calibration, source)
+        full = inputs.counted(full, tokens)
         asked, full = full, settle(source, full)
         devices.check_same("settings, weights or versions", common(asked, Weights(source)))
         reports = [read_block(record) for record in devices.tell([])]

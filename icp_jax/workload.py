@@ -14,12 +14,13 @@ import numpy as np
 from converters import table_for
 from converters.files import holds_weights
 from converters.rules import Placed, insert
-from icp_jax import inputs, mesh
+from icp_jax import hub, inputs, mesh
 from icp_jax.budgets import shares
 from icp_jax.config import RunConfig
+from icp_jax.errors import InputError
 from icp_jax.masks import parse_pattern
 from icp_jax.models import Family, make_family
-from icp_jax.residency import FolderSource, not_given, part_of, read_config, resolve
+from icp_jax.residency import FolderSource, part_of, read_config, resolve
 from icp_jax.streaming import passes
 
 Params = dict[str, Any]
@@ -45,7 +46,10 @@ class ConfigOnly:
         placed = table_for(self.config["model_type"]).place(self.config)
         self.placed = [r for r in placed if not (self.family.tied and r.name == "lm_head.weight")]
         stored = self.config.get("dtype") or self.config.get("torch_dtype") or "float32"
-        self._dtype = np.dtype(jnp.dtype(str(stored).removeprefix("torch.")))
+        try:
+            self._dtype = np.dtype(jnp.dtype(str(stored).removeprefix("torch.")))
+        except TypeError:
+            raise InputError(f"config.json: dtype {str(stored)[:60]!r} is unknown") from None
 
     def dtype(self, name: str) -> np.dtype:
         """What the config says of all tensors."""
@@ -67,13 +71,7 @@ def describe(model: str) -> Described:
     if path.exists() or model.count("/") != 1 or model.startswith((".", "/", "~")):
         with closing(FolderSource(resolve(model))) as source:
             return source  # names and shapes are known, and no weight is read
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        return ConfigOnly(Path(hf_hub_download(model, "config.json")).parent)
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
-        raise not_given(model, error) from None
+    return ConfigOnly(hub.config(model))
 
 
 def resolved(config: RunConfig, source: inputs.Described) -> RunConfig:

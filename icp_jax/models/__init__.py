@@ -28,7 +28,7 @@ __all__ = ["FAMILIES", "Family", "LinearSpec", "Rearrangement", "make_family"]
 def make_family(config: Mapping[str, Any]) -> Family:
     """The family of a `config.json` dict. Raises InputError, with the list, for an unknown one."""
     model_type = config.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         why = ": mixture-of-experts is not" if _has_experts(config) else ""
         raise InputError(
             f"model type {model_type!r} is not supported{why}; "

@@ -16,9 +16,36 @@ from jaxtyping import Array, Float, Int
 
 from converters.llama import has_mlp_bias, has_o_bias, has_qk_norm, has_qkv_bias, with_defaults
 from icp_jax.errors import InputError
+from icp_jax.models.fields import check_fields
 from icp_jax.models.layers import ACTIVATIONS, WHOLE, Linear, RMSNorm, causal_attention
 from icp_jax.models.rotary import Rope, cos_sin, rotate
 from icp_jax.models.spec import Family, LinearSpec, rearrangements
+
+FIELDS = {
+    **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size"), "size"),
+    **dict.fromkeys(("num_hidden_layers", "num_attention_heads"), "size"),
+    "max_position_embeddings": "size",
+    "num_key_value_heads": "size?",
+    "head_dim": "size?",
+    "hidden_act": "word",
+    "rms_norm_eps": "number",
+    "tie_word_embeddings": "flag",
+}
+QWEN = {"use_sliding_window": "flag", "max_window_layers": "count", "layer_types": "words?"}
+# What one type reads and another does not look at.
+OWN_FIELDS = {
+    "llama": {"attention_bias": "flag", "mlp_bias": "flag"},
+    "mistral": {"sliding_window": "size?"},
+    "qwen2": QWEN,
+    "qwen3": {**QWEN, "attention_bias": "flag", "head_dim": "size"},
+}
+
+
+def _check(config: Mapping[str, Any]) -> None:
+    """Raises InputError for a value that the config's type cannot take."""
+    check_fields(config, FIELDS | OWN_FIELDS[config["model_type"]])
+    if config.get("use_sliding_window") and config["model_type"] in ("qwen2", "qwen3"):
+        check_fields(config, {"sliding_window": "size?"})
 
 
 @dataclass(frozen=True)
@@ -44,6 +71,7 @@ class LlamaConfig:
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> LlamaConfig:
         """From a `config.json` as a dict. Raises InputError for what cannot be computed."""
+        _check(config)
         c = with_defaults(config)
         if c["hidden_act"] not in ACTIVATIONS:
             raise InputError(

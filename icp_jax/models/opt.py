@@ -10,10 +10,20 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from converters.opt import embedding_width
 from icp_jax.errors import InputError
+from icp_jax.models.fields import check_fields
 from icp_jax.models.layers import ACTIVATIONS, WHOLE, LayerNorm, Linear, causal_attention
 from icp_jax.models.spec import Family, LinearSpec, rearrangements
 
+FIELDS = {
+    **dict.fromkeys(("vocab_size", "hidden_size", "num_hidden_layers", "ffn_dim"), "size"),
+    **dict.fromkeys(("num_attention_heads", "max_position_embeddings"), "size"),
+    "word_embed_proj_dim": "size?",
+    "activation_function": "word",
+    **dict.fromkeys(("do_layer_norm_before", "_remove_final_layer_norm", "enable_bias"), "flag"),
+    **dict.fromkeys(("layer_norm_elementwise_affine", "tie_word_embeddings"), "flag"),
+}
 POSITION_OFFSET = 2  # OPT's learned positions start at the third row of the table
 
 
@@ -38,6 +48,7 @@ class OPTConfig:
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> OPTConfig:
         """From a `config.json` as a dict. Raises InputError for what cannot be computed."""
+        check_fields(config, FIELDS)
         act = config.get("activation_function", "relu")
         if act not in ACTIVATIONS:
             raise InputError(
@@ -52,7 +63,7 @@ class OPTConfig:
         return cls(
             vocab_size=config["vocab_size"],
             hidden_size=config["hidden_size"],
-            word_embed_proj_dim=config.get("word_embed_proj_dim", config["hidden_size"]),
+            word_embed_proj_dim=embedding_width(config),
             num_hidden_layers=config["num_hidden_layers"],
             num_attention_heads=config["num_attention_heads"],
             ffn_dim=config["ffn_dim"],

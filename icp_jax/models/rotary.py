@@ -17,7 +17,19 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from icp_jax.errors import InputError
+from icp_jax.models.fields import check_fields
 
+ROPE = "rope_parameters."
+OUTER = {  # keys of the config, or of its rope_parameters
+    **dict.fromkeys(("rope_theta", "partial_rotary_factor"), "number?"),
+    "original_max_position_embeddings": "size?",
+}
+INNER = {
+    **dict.fromkeys(("rope_type", "type"), "word?"),
+    **dict.fromkeys(("beta_fast", "beta_slow", "mscale", "mscale_all_dim"), "number?"),
+    "attention_factor": "number?",
+    "truncate": "flag?",
+}
 HAVE_ORIGINAL = ("llama3", "yarn")  # types that know of a shorter context they were trained on
 
 
@@ -44,26 +56,27 @@ class Rope:
 
         Raises InputError for an unknown type, KeyError for a setting that the type needs.
         """
-        p = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
+        p = _parameters(config)
         kind = p.get("rope_type") or p.get("type") or "default"
         if kind not in KINDS:
             raise InputError(f"rope type {kind!r} is not supported; one of {', '.join(KINDS)}")
-        if any(isinstance(value, Mapping) for value in p.values()):
-            raise InputError("rope_parameters that differ by layer type are not supported")
         if (p.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1) != 1:
             raise InputError("partial_rotary_factor other than 1 is not supported")
         if dim % 2:
             raise InputError(f"rotary embeddings need an even head_dim, got {dim}")
         context = config["max_position_embeddings"]
-        original = p.get("original_max_position_embeddings", context)
+        original = p.get("original_max_position_embeddings") or context
         if kind in HAVE_ORIGINAL:
-            original = config.get("original_max_position_embeddings", original)
+            original = config.get("original_max_position_embeddings") or original
         settings: dict[str, Any] = {}
         if kind != "default":
             factor = p["factor"]
             if factor is None and kind == "yarn":
                 factor = context / original
+            check_fields({"factor": factor}, {"factor": "number"}, ROPE)
             settings["factor"] = float(factor)
+        if kind == "llama3":
+            check_fields(p, dict.fromkeys(("low_freq_factor", "high_freq_factor"), "number"), ROPE)
         if kind == "llama3":
             settings |= {name: float(p[name]) for name in ("low_freq_factor", "high_freq_factor")}
         if kind == "yarn":
@@ -78,6 +91,18 @@ class Rope:
             original_max_position_embeddings=original,
             **settings,
         )
+
+
+def _parameters(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the rotary embedding, from either key. Raises InputError."""
+    check_fields(config, OUTER)
+    key = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+    check_fields(config, {key: "object?"})
+    p = dict(config.get(key) or {})
+    if any(isinstance(value, Mapping) for value in p.values()):
+        raise InputError("rope_parameters that differ by layer type are not supported")
+    check_fields(p, OUTER | INNER, ROPE)
+    return p
 
 
 def _attention_factor(factor: float, p: Mapping[str, Any]) -> float:

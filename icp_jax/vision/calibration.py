@@ -20,7 +20,7 @@ log = logging.getLogger("icp_jax")
 def calibration_pixels(
     config: CalibrationConfig, settings: ImageSettings
 ) -> Float[np.ndarray, "n 3 s s"]:
-    """`config.samples` images drawn with config.seed, in the order of names; float32.
+    """`config.count` images drawn with config.seed, in the order of names; float32.
 
     Where a file turns out to be no image, the next that is drawn takes its place. What was left
     out is logged, with the count. Raises InputError where there are too few images.
@@ -28,12 +28,12 @@ def calibration_pixels(
     kind, folder = kind_of(config.data)
     listed = image_files(split_of(folder, "train").images if kind == "coco" else folder)
     files, others = listed.images, list(listed.others)
-    if len(files) < config.samples:
+    if len(files) < config.count:
         raise _too_few(config, len(files), listed.said())
     order = np.random.default_rng(config.seed).permutation(len(files))
-    spare = iter(order[config.samples :])
-    pixels = np.empty((config.samples, 3, settings.side, settings.side), np.float32)
-    for slot, k in enumerate(sorted(order[: config.samples])):
+    spare = iter(order[config.count :])
+    pixels = np.empty((config.count, 3, settings.side, settings.side), np.float32)
+    for slot, k in enumerate(sorted(order[: config.count])):
         while True:
             try:
                 pixels[slot], _ = preprocess(files[k], settings)
@@ -50,6 +50,6 @@ def calibration_pixels(
 
 def _too_few(config: CalibrationConfig, images: int, why: str) -> InputError:
     return InputError(
-        f"calibration data {config.data} has {images} images, {config.samples} are asked for: "
+        f"calibration data {config.data} has {images} images, {config.count} are asked for: "
         f"give more, or a smaller --calibration.samples{why and '; '}{why}"
     )

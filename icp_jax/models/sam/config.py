@@ -7,9 +7,18 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 from icp_jax.errors import InputError
+from icp_jax.models.fields import check_fields
 from icp_jax.models.layers import ACTIVATIONS
 
 Part = TypeVar("Part")
+KIND_OF = {  # of a field, by its annotation
+    "int": "size",
+    "int | None": "size?",
+    "float": "number",
+    "bool": "flag",
+    "str": "word",
+    "tuple[int, ...]": "counts",
+}
 
 
 @dataclass(frozen=True)
@@ -120,6 +129,8 @@ def _part(cls: type[Part], config: Mapping[str, Any], key: str) -> Part:
             known[name] = value[0]
         elif value is not None and not isinstance(value, int):
             raise InputError(f"{key}.{name} must be one number, the side of a square: got {value}")
+    kinds = {f.name: KIND_OF[str(f.type)] for f in fields(cls)}  # type: ignore[arg-type]
+    check_fields(known, kinds | {"window_size": "count"}, f"{key}.")
     if "global_attn_indexes" in known:
         known["global_attn_indexes"] = tuple(known["global_attn_indexes"])
     return cls(**known)

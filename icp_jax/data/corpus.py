@@ -1,0 +1,103 @@
+"""A corpus: one running text, or documents, or rows of token ids."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from icp_jax.errors import InputError
+
+GAP = "\n\n"
+TEXT_KEYS = ("text", "sentence")
+TOKEN_KEYS = ("input_ids", "tokens")
+MASK_KEY = "attention_mask"
+Piece = str | np.ndarray  # a text, or its token ids
+Encode = Callable[[Piece], np.ndarray]
+Tick = Callable[[int, str, int, int, float | None], None]
+log = logging.getLogger("icp_jax")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """pieces: documents, or a single running text; gap: what joins them; limit: windows read;
+    rows: whether the pieces are rows of token ids, each of which may be a window;
+    empty: how many rows hold nothing.
+    """
+
+    name: str
+    pieces: Sequence[Piece]
+    gap: str = GAP
+    limit: int | None = None
+    rows: bool = False
+    empty: int = 0
+
+
+def corpus_of(name: str, rows: Iterable[tuple[Any, Any]]) -> Corpus:
+    """A corpus of `(where, row)`: a row is a text, a list of ids, or an object that holds one.
+
+    A row without anything (null, or no ids) is left out; an empty text keeps its place, as in the
+    field's own way to join WikiText's lines. Raises InputError, saying where, for a bad row.
+    """
+    pieces: list[Piece] = []
+    empty = 0
+    for where, row in rows:
+        piece = _piece(where, row)
+        empty += piece is None or not len(piece)
+        if piece is not None and (isinstance(piece, str) or piece.size):
+            pieces.append(piece)
+    if not any(map(len, pieces)):
+        raise InputError(f"{name} holds no text and no tokens: all its {empty} rows are empty")
+    return Corpus(
+        name, pieces, rows=not any(isinstance(piece, str) for piece in pieces), empty=empty
+    )
+
+
+def _piece(where: Any, row: Any) -> Piece | None:
+    if not isinstance(row, dict):
+        row = {"text" if isinstance(row, str) else "input_ids": row}
+    text = next((row[key] for key in TEXT_KEYS if row.get(key) is not None), None)
+    if isinstance(text, str):
+        return checked_text(where, text)
+    if text is not None:
+        raise InputError(f"{where}: its text is no string but a {type(text).__name__}")
+    found = next((row[key] for key in TOKEN_KEYS if row.get(key) is not None), None)
+    if found is not None:
+        return unmasked(where, ids_of(where, found), row.get(MASK_KEY))
+    if any(key in row for key in (*TEXT_KEYS, *TOKEN_KEYS)):
+        return None
+    raise InputError(f"{where} has neither 'text' nor 'input_ids'")
+
+
+def checked_text(where: Any, text: str) -> str:
+    """The text itself. Raises InputError for half a character, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = f"U+{ord(text[error.start]):04X}"
+        raise InputError(f"{where}: its text is no Unicode: a lone surrogate {code}") from None
+    return text
+
+
+def ids_of(where: Any, values: Any) -> np.ndarray:
+    """Token ids `[T]` int64. Raises InputError for what is no flat list of integers."""
+    try:
+        ids = np.asarray(values)
+    except (ValueError, OverflowError):
+        ids = np.empty((0, 0))
+    if ids.ndim != 1 or not (np.issubdtype(ids.dtype, np.integer) or ids.size == 0):
+        raise InputError(f"{where}: expected a flat list of integer token ids")
+    return ids.astype(np.int64)
+
+
+def unmasked(where: Any, ids: np.ndarray, mask: Any) -> np.ndarray:
+    """The ids that an attention mask leaves in. Raises InputError where the two do not fit."""
+    if mask is None:
+        return ids
+    keep = np.asarray(mask) if isinstance(mask, list | tuple | np.ndarray) else np.empty((0, 0))
+    if keep.shape != ids.shape or not np.isin(keep, (0, 1)).all():
+        raise InputError(f"{where}: attention_mask must hold a 0 or a 1 for each token")
+    return ids[keep.astype(bool)]

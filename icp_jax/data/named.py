@@ -1,0 +1,63 @@
+"""wikitext2, ptb and c4, as the pruning papers read them."""
+
+from __future__ import annotations
+
+import contextlib
+
+from icp_jax import hub
+from icp_jax.data.corpus import GAP, Corpus
+from icp_jax.errors import InputError
+
+REPOSITORIES = {
+    "c4": "allenai/c4",
+    "wikitext2": "Salesforce/wikitext",
+    "ptb": "ptb-text-only/ptb_text_only",
+}
+HUB = tuple(REPOSITORIES)
+C4_TRAIN = "en/c4-train.00000-of-01024.json.gz"
+C4_VALIDATION = "en/c4-validation.00000-of-00008.json.gz"
+
+
+def from_hub(name: str, evaluation: bool) -> Corpus:
+    """One of HUB. Raises InputError where it cannot be had."""
+    import datasets  # noqa: F401  whose import sets the level of its log
+
+    refusal: Exception | None = None
+    with hub.quiet():
+        try:
+            hub.ask(REPOSITORIES[name], "dataset")
+        except Exception as error:  # the clients' errors share no base
+            refusal = error
+        try:
+            with hub.cache_alone() if refusal else contextlib.nullcontext():
+                return _load(name, evaluation)
+        except Exception as error:
+            hub.pass_on(error)
+            why = hub.reason(refusal or error)
+        raise InputError(
+            f"dataset {name} could not be loaded ({why}); "
+            "give a local .txt, .jsonl, .npy or Arrow folder instead"
+        )
+
+
+def _load(name: str, evaluation: bool) -> Corpus:
+    import datasets  # whose version 4 and later run no code of a data set's own
+
+    path = REPOSITORIES[name]
+    if name == "wikitext2":
+        split = "test" if evaluation else "train"
+        rows = datasets.load_dataset(path, "wikitext-2-raw-v1", split=split)
+        return Corpus(name, [(GAP if evaluation else " ").join(rows["text"])])
+    if name == "ptb":
+        rows = datasets.load_dataset(
+            path,
+            "penn_treebank",
+            split="test" if evaluation else "train",
+            revision="refs/convert/parquet",
+        )
+        return Corpus(name, [" ".join(rows["sentence"])])
+    files = {"validation": C4_VALIDATION} if evaluation else {"train": C4_TRAIN}
+    rows = datasets.load_dataset(path, data_files=files, split=next(iter(files)))
+    if evaluation:
+        return Corpus(name, [" ".join(rows[:1100]["text"])], limit=256)
+    return Corpus(name, rows["text"])

@@ -1,0 +1,181 @@
+"""Text to token ids, by the model's own tokenizer."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converters.rules import first_line
+from icp_jax import hub
+from icp_jax.data.corpus import Piece, Tick
+from icp_jax.errors import InputError
+
+CHUNK = 1 << 18  # characters tokenized at once of a long text
+OVERLAP = 1 << 11  # of which two chunks have this many in common, and are joined amid them
+SAME = 8  # tokens on either side of the joint that both chunks must have
+PATIENCE = 1.0  # seconds before progress is shown
+INSTEAD = "give token ids (.npy, .jsonl) instead of text"
+
+
+class Slowly:
+    """Passes progress on once the work has taken longer than PATIENCE."""
+
+    def __init__(self, tick: Tick, phase: str = "tokenize"):
+        self.tick, self.phase, self.start = tick, phase, time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        if time.monotonic() - self.start > PATIENCE:
+            self.tick(-1, self.phase, done, total, None)
+
+
+class Encoder:
+    """Text to ids by the model's own tokenizer, loaded when the first text comes.
+
+    progress: called as a run's is, with block -1, while a long text is tokenized.
+    """
+
+    def __init__(self, folder: Path, vocab_size: int, progress: Tick = lambda *event: None):
+        self.folder, self.vocab_size, self.progress = folder, vocab_size, progress
+        self._tokenizer: Any = None
+
+    def __call__(self, piece: Piece) -> np.ndarray:
+        """Token ids, int32, checked against the vocabulary."""
+        ids = self._encode(piece) if isinstance(piece, str) else piece
+        if ids.size and not 0 <= ids.min() <= ids.max() < self.vocab_size:
+            raise InputError(
+                f"token ids reach from {ids.min()} to {ids.max()}, "
+                f"the model has a vocabulary of {self.vocab_size}"
+            )
+        return ids.astype(np.int32)
+
+    def _encode(self, text: str) -> np.ndarray:
+        self._tokenizer = self._tokenizer or load_tokenizer(self.folder)
+        if len(text) > 2 * CHUNK and self._tokenizer.is_fast:
+            ids = in_chunks(self._tokenizer, text, Slowly(self.progress))
+            if ids is not None:
+                return ids
+        return _ids(self._tokenizer, text)
+
+
+def _ids(tokenizer: Any, text: str, **options: Any) -> np.ndarray:
+    return np.asarray(tokenizer(text, verbose=False, **options)["input_ids"], np.int64)
+
+
+def in_chunks(tokenizer: Any, text: str, tick: Any) -> np.ndarray | None:
+    """What a fast tokenizer makes of the whole text, a chunk at a time.
+
+    Neighbours overlap, and are joined where both start a token and have the same ones around it.
+    None where there is no such place.
+    """
+    bare, dressed = (_ids(tokenizer, "a", add_special_tokens=s).tolist() for s in (False, True))
+    at = next((k for k in range(len(dressed)) if dressed[k : k + len(bare)] == bare), None)
+    if at is None:
+        return None
+    found, ids, starts, begin = [dressed[:at]], np.empty(0, np.int64), np.empty(0, np.int64), 0
+    while begin + OVERLAP < len(text) or not begin:
+        end = min(begin + CHUNK, len(text))
+        made = tokenizer(
+            text[begin:end], verbose=False, add_special_tokens=False, return_offsets_mapping=True
+        )
+        new = np.asarray(made["input_ids"], np.int64)
+        new_starts = np.asarray(made["offset_mapping"], np.int64).reshape(-1, 2)[:, 0] + begin
+        if begin:
+            joint = _joint(ids, starts, new, new_starts, begin + OVERLAP // 2)
+            if joint is None:
+                return None
+            found.append(ids[: joint[0]])
+            new, new_starts = new[joint[1] :], new_starts[joint[1] :]
+        ids, starts = new, new_starts
+        tick(end, len(text))
+        begin = end - OVERLAP
+    return np.concatenate([*found, ids, dressed[at + len(bare) :]]).astype(np.int64)
+
+
+def _joint(left, left_starts, right, right_starts, near: int) -> tuple[int, int] | None:
+    """(i, j): from where on the tokens of `right` follow those of `left` before i."""
+    for place in np.intersect1d(left_starts, right_starts):
+        i, j = np.searchsorted(left_starts, place), np.searchsorted(right_starts, place)
+        around = slice(i - SAME, i + SAME), slice(j - SAME, j + SAME)
+        if (
+            place >= near
+            and min(i, j) >= SAME
+            and np.array_equal(left[around[0]], right[around[1]])
+        ):
+            return int(i), int(j)
+    return None
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a folder; code that the folder brings is never run. Raises InputError."""
+    from transformers import AutoTokenizer
+
+    try:
+        with hub.quiet(), readable(folder) as place:
+            tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+            raise ValueError("no vocabulary")  # what transformers makes of no files at all
+    except Exception as error:  # the library's errors share no base
+        raise InputError(f"{folder} {_fault(folder, error)}; {INSTEAD}") from None
+    return tokenizer
+
+
+def _fault(folder: Path, error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return "has a tokenizer that needs code of its own, which is never run"
+    alone = (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file()
+    lacking = [n for n in ("sentencepiece", "google.protobuf") if not _installed(n)]
+    if alone and lacking:
+        return (
+            "has a SentencePiece tokenizer alone (tokenizer.model), which needs packages: "
+            "pip install sentencepiece protobuf"
+        )
+    return f"has no tokenizer that can be loaded ({first_line(error)[: hub.SHOWN]})"
+
+
+def _installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # the package that it would lie in
+        return False
+
+
+@contextlib.contextmanager
+def readable(folder: Path) -> Iterator[Path]:
+    """A folder as transformers can read it: where JSON files begin with a byte-order mark, a copy
+    of the small files without.
+    """
+    small = [p for p in folder.iterdir() if p.suffix in (".json", ".txt", ".model", ".jinja")]
+    marked = [p for p in small if p.suffix == ".json" and _has_mark(p)]
+    if not marked:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as name:
+        for path in small:
+            shutil.copyfile(path, Path(name) / path.name)
+        for path in marked:
+            record = json.loads(path.read_text(encoding="utf-8-sig"))
+            (Path(name) / path.name).write_text(json.dumps(record), encoding="utf-8")
+        yield Path(name)
+
+
+def _has_mark(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(3) == b"\xef\xbb\xbf"
+
+
+def vocabulary(config: Mapping[str, Any]) -> int:
+    """The vocabulary's size. Raises InputError for a model that reads no text."""
+    if "vocab_size" not in config:
+        raise InputError(
+            f"model type {config.get('model_type')!r} reads no text: not supported here"
+        )
+    return int(config["vocab_size"])

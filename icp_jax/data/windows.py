@@ -1,0 +1,162 @@
+"""Windows of tokens: drawn at random for calibration, one after another for evaluation."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from icp_jax.config import CalibrationConfig
+from icp_jax.data.corpus import Corpus, Encode, Tick, log
+from icp_jax.data.files import load_corpus
+from icp_jax.data.tokenizer import Slowly
+from icp_jax.errors import InputError
+
+MAX_WINDOW = 2048  # the field's window, where the model's context is longer
+LONG = 1 << 20  # characters from which on a text is tokenized only where windows are drawn
+BYTES = 4  # of a character in UTF-8, at most: no token covers less than one
+USUAL = 8  # characters that a token covers, at most, in the mean
+EDGE = 8  # tokens at the ends of a cut text, which the cut may have changed
+
+
+def window(seq_len: int | None, context: int) -> int:
+    """The window to use: as asked, or the model's context up to 2048. Raises InputError."""
+    if seq_len is not None and not 2 <= seq_len <= context:
+        raise InputError(f"seq-len must be from 2 to the model's context {context}, got {seq_len}")
+    return seq_len or min(context, MAX_WINDOW)
+
+
+def calibration_tokens(
+    config: CalibrationConfig,
+    context: int,
+    encode: Encode,
+    progress: Tick = lambda *event: None,
+) -> np.ndarray:
+    """`[samples, T]` int32: random windows, drawn with config.seed; rows of ids that are exactly
+    windows as they are.
+
+    Unset, samples is 128, or the number of such rows if there are fewer. Raises InputError.
+    """
+    corpus = load_corpus(config.data)
+    if corpus.empty:
+        log.warning("%s: %d rows are empty", config.data, corpus.empty)
+    draw = Draw(config, window(config.seq_len, context), encode, Slowly(progress))
+    tokens = draw.rows(corpus) if corpus.rows else None
+    if tokens is None and len(corpus.pieces) > 1:
+        tokens = draw.documents(corpus)
+    return draw.text(corpus) if tokens is None else tokens
+
+
+class Draw:
+    """One drawing of windows of `length` tokens."""
+
+    def __init__(self, config: CalibrationConfig, length: int, encode: Encode, tick: Slowly):
+        self.data, self.length, self.encode, self.tick = config.data, length, encode, tick
+        self.asked, self.samples = config.samples, config.count
+        self.rng = np.random.default_rng(config.seed)
+
+    def documents(self, corpus: Corpus) -> np.ndarray | None:
+        """Windows of documents longer than one, or of rows as long; None where there are none."""
+        found: list[np.ndarray] = []
+        least = self.length + (not corpus.rows)
+        for i in self.rng.permutation(len(corpus.pieces)):
+            piece = corpus.pieces[int(i)]
+            if isinstance(piece, str) and BYTES * len(piece) + EDGE < least:
+                continue
+            ids = self.encode(piece)
+            if len(ids) >= least:
+                found.append(ids)
+                self.tick(len(found), self.samples)
+            if len(found) == self.samples:
+                break
+        if not found:
+            return None
+        windows = [self._cut(found[k % len(found)]) for k in range(self.samples)]
+        return self._said(np.stack(windows), sum(map(len, found)))
+
+    def rows(self, corpus: Corpus) -> np.ndarray | None:
+        """Rows that are windows, where there are such rows and no longer ones."""
+        lengths = np.array([len(piece) for piece in corpus.pieces])
+        there = np.flatnonzero(lengths == self.length)
+        if not len(there) or lengths.max() > self.length:
+            return None
+        if self.asked is not None and len(there) < self.asked:
+            raise InputError(
+                f"calibration data {self.data} has {len(there)} rows of {self.length} tokens, "
+                f"{self.asked} are asked for: give more, or set --calibration.samples {len(there)}"
+            )
+        if len(there) < self.samples:
+            log.warning("%s: all its %d windows are used", self.data, len(there))
+        elif len(there) > self.samples:
+            drawn = self.rng.permutation(len(there))[: self.samples]
+            there = there[np.sort(drawn)]
+        return np.stack([self.encode(corpus.pieces[int(i)]) for i in there])
+
+    def text(self, corpus: Corpus) -> np.ndarray:
+        """Windows from anywhere in the corpus, joined."""
+        texts = [piece for piece in corpus.pieces if isinstance(piece, str)]
+        if len(texts) == len(corpus.pieces):
+            drawn = self._long(corpus.gap.join(texts))
+            if drawn is not None:
+                return self._said(drawn)
+        ids = joined(corpus, self.encode)
+        if len(ids) < self.length:
+            raise InputError(
+                f"calibration data {self.data} has {len(ids)} tokens, shorter than one window of "
+                f"{self.length}: give more text or a smaller --calibration.seq-len"
+            )
+        return self._said(np.stack([self._cut(ids) for _ in range(self.samples)]), len(ids))
+
+    def _long(self, text: str) -> np.ndarray | None:
+        """Windows of a text much longer than all of them, of which no more is tokenized than they
+        take; None for another text.
+        """
+        width = USUAL * (self.length + 2 * EDGE)
+        if len(text) < max(LONG, 2 * self.samples * width):
+            return None
+        windows = []
+        for k in range(self.samples):
+            start = int(self.rng.integers(len(text) - width + 1))
+            ids = self.encode(text[start : start + width])[EDGE:-EDGE]
+            if len(ids) < self.length:
+                return None  # tokens of unusual length: the whole text tells
+            windows.append(ids[: self.length])
+            self.tick(k + 1, self.samples)
+        return np.stack(windows)
+
+    def _cut(self, ids: np.ndarray) -> np.ndarray:
+        start = self.rng.integers(len(ids) - self.length + 1)
+        return ids[start : start + self.length]
+
+    def _said(self, windows: np.ndarray, tokens: int | None = None) -> np.ndarray:
+        """The windows; a line is logged where some are the same, for want of tokens."""
+        if tokens is None or tokens < windows.size:
+            distinct = len(np.unique(windows, axis=0))
+            if distinct < len(windows):
+                few = "" if tokens is None else f" has only {tokens} tokens:"
+                log.warning(
+                    "%s:%s %d of %d windows are distinct", self.data, few, distinct, len(windows)
+                )
+        return windows
+
+
+def joined(corpus: Corpus, encode: Encode) -> np.ndarray:
+    """All of a corpus as one run of ids."""
+    texts = [piece for piece in corpus.pieces if isinstance(piece, str)]
+    if texts and len(texts) == len(corpus.pieces):
+        return encode(corpus.gap.join(texts))
+    return np.concatenate([encode(piece) for piece in corpus.pieces] or [np.empty(0, np.int32)])
+
+
+def evaluation_windows(data: str, seq_len: int | None, context: int, encode: Encode) -> np.ndarray:
+    """`[windows, T]` int32: the corpus joined and cut into windows that do not overlap."""
+    length, corpus = window(seq_len, context), load_corpus(data, evaluation=True)
+    ids = joined(corpus, encode)
+    count = len(ids) // length
+    if count == 0:
+        raise InputError(
+            f"evaluation data {data} has {len(ids)} tokens, shorter than one window of {length}: "
+            "give more text or a smaller --seq-len"
+        )
+    if corpus.empty:
+        log.warning("%s: %d rows are empty", data, corpus.empty)
+    count = min(count, corpus.limit or count)
+    return ids[: count * length].reshape(count, length)
