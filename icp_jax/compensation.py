@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from operator import index
+from typing import Any, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +80,7 @@ def compensate(
     epochs: int = 1,
     lr: float = 1e-4,
     gamma: float = 1.0,
-    seed: int | Sequence[int] = 0,
+    seed: SupportsIndex | Sequence[SupportsIndex] = 0,
     keep: Params | None = None,
     again: Callable[[], Params] | None = None,
     tick: Tick = lambda done, total, loss: None,
@@ -160,8 +161,9 @@ def _mean_loss(apply, params, keep, inputs, targets, size, samples) -> float:
     return float(np.sum(jax.device_get(sums))) / len(samples)
 
 
-def _sequence(seed: int | Sequence[int]) -> tuple[int, ...]:
-    return (seed,) if isinstance(seed, int) else tuple(seed)
+def _sequence(seed: Any) -> tuple[int, ...]:
+    """Python integers of one integer or several, NumPy's and JAX's among them."""
+    return tuple(index(part) for part in (seed if np.ndim(seed) else (seed,)))
 
 
 def keep_zeros(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.dtypes import canonicalize_dtype
 
 from icp_jax import heap, quantize, stats, streams
 from icp_jax.config import PruneConfig, QuantConfig
@@ -18,6 +20,7 @@ from icp_jax.mesh import ONE, Devices
 from icp_jax.models.spec import Family
 from icp_jax.pruners import METHODS
 from icp_jax.pruners.damping import climb
+from icp_jax.scaling import zeros
 from icp_jax.steps import Params, Statistics
 
 ADVICE = "more calibration samples or a larger --prune.damping may help"
@@ -27,6 +30,8 @@ ADVICE = "more calibration samples or a larger --prune.damping may help"
 class LayerReport:
     """One linear. error: ‖(W-Ŵ)ᵀx‖²/‖Wᵀx‖² on the inputs it was pruned with.
 
+    zeros: of the kernel as it is stored. They are as many as the budget but where more inputs are
+    dead, or kept weights were zero before, or are rounded to zero by a grid or the dtype.
     rungs: dampings tried because the configured one left the Hessian not positive definite; the
     last was used.
     """
@@ -36,6 +41,11 @@ class LayerReport:
     zeros: int
     error: float
     rungs: tuple[float, ...] = ()
+
+
+@partial(jax.jit, static_argnums=1)
+def _zeros(kernel: jax.Array, dtype: str) -> jax.Array:
+    return zeros(kernel.astype(canonicalize_dtype(dtype)))
 
 
 def prune_block(
@@ -97,7 +107,8 @@ def prune_block(
             if not method.walks:
                 lost = [streams.settle(stats.lost_energy(kernel, new, moments))]
             error = stats.share(*lost, energies[name])
-            found[name] = (kernel.size, jnp.sum(~keep, dtype=jnp.int32), error)
+            del keep
+            found[name] = (kernel.size, _zeros(new, (dtypes or {}).get(name, "float32")), error)
             tick(len(found), len(family.linears))
         jax.block_until_ready(found)  # one tap's matrices at a time
     layers = []
