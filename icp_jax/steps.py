@@ -91,13 +91,13 @@ def no_statistics(family: Family, shapes: Shapes, tokens: int) -> Statistics:
     *counted, last = (spec.name for spec in family.linears)
     if stats.outputs_cost_less(tokens, shapes[last][0]):
         counted.append(last)
-    return Statistics(sums, {name: jnp.zeros(()) for name in counted})
+    return Statistics(sums, {name: jnp.zeros((), jnp.float32) for name in counted})
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=3)
 def collect(apply, params, x, seen, valid):
     """Add one batch to the statistics of every linear; padding counts for nothing."""
-    real = jnp.arange(x.shape[0]) < valid
+    real = jnp.arange(x.shape[0], dtype=jnp.int32) < valid
     taps, energies = apply.watched(params, x)
     added = {}
     for name, tap in taps.items():
@@ -127,7 +127,7 @@ def forward_beside(apply, params, x, dense, valid):
 
 
 def _energy(y, valid):
-    real = (jnp.arange(y.shape[0]) < valid).reshape(-1, *[1] * (y.ndim - 1))
+    real = (jnp.arange(y.shape[0], dtype=jnp.int32) < valid).reshape(-1, *[1] * (y.ndim - 1))
     return jnp.sum(jnp.square(jnp.where(real, y, 0)))
 
 

@@ -54,6 +54,7 @@ def factor(moments: Moments, damping: float | Float[Array, ""] = 0.01) -> Factor
 
 def _share(budget: Int[Array, ""], end: Int[Array, ""], inputs: int) -> Int[Array, ""]:
     """floor(budget·end / inputs), inputs < 2¹⁶: budget = a·inputs + r, and r·end fits uint32."""
+    end = end.astype(jnp.int32)
     rest = (budget % inputs).astype(jnp.uint32) * end.astype(jnp.uint32) // inputs
     return budget // inputs * end + rest.astype(jnp.int32)
 
@@ -107,7 +108,7 @@ def _walk(
     if pad:  # else no copy of what may be the largest matrix of all
         w = jnp.pad(w, ((0, pad), (0, 0)))
         upper = jnp.pad(upper, ((0, pad), (0, pad)))
-        upper = upper + jnp.diag(jnp.where(jnp.arange(inputs + pad) < inputs, 0.0, 1.0))
+        upper = upper + jnp.diag((jnp.arange(inputs + pad) >= inputs).astype(upper.dtype))
     span = _span_width(inputs + pad, block)
 
     def walk_block(first, before, carry, k):
@@ -148,11 +149,11 @@ def _walk(
     def squares(x):  # of the weights as they were given, but for a power of two
         return jnp.sum(jnp.square(x if shift is None else x * 2.0**-TOP))
 
-    blocks, carry = _indices(span // block), (w, jnp.zeros_like(w), jnp.zeros((), w.dtype))
+    blocks, carry = jnp.arange(span // block), (w, jnp.zeros_like(w), jnp.zeros((), w.dtype))
     if span == inputs + pad:
         (w, errors, moved), keep = jax.lax.scan(partial(walk_block, 0, None), carry, blocks)
     else:
-        spans = _indices((inputs + pad) // span)
+        spans = jnp.arange((inputs + pad) // span)
         (w, errors, moved), keep = jax.lax.scan(walk_span, carry, spans)
     lost = jnp.maximum(squares(errors) - factor.added * moved, 0) / 2
     keep = keep.reshape(-1, outputs)[:inputs] & ~factor.dead[:, None]
@@ -176,10 +177,6 @@ def _lowered(w, shift, dtype):
     """What `_lifted` was given, with what became of it, in its dtype."""
     wide = w.astype(dtype) if dtype.itemsize > 4 else w
     return (wide if shift is None else lower(wide, shift)).astype(dtype)
-
-
-def _indices(count: int) -> Int[Array, "n"]:
-    return jnp.arange(count, dtype=jnp.int32)
 
 
 def _span_width(inputs: int, block: int) -> int:
