@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from icp_jax import scaling
+from icp_jax.arrays import AnyArray
 from icp_jax.errors import InputError
 
 PARTS = 8  # of a row, that are counted side by side
@@ -54,7 +55,7 @@ def counted(budget: Any, most: int, shape: tuple[int, ...] = ()) -> Int[Array, "
     return jnp.asarray(given).astype(jnp.int32)
 
 
-def sortable(scores: Float[Array, "*s"]) -> Int[Array, "*s"]:
+def sortable(scores: Float[AnyArray, "*s"]) -> Int[Array, "*s"]:
     """Non-negative scores as integers in the same order: int64 of float64, int32 of all else."""
     return scaling.bits(scores)
 
@@ -86,7 +87,7 @@ def _bisect(count_below, want, top: int, dtype=jnp.int32) -> Int[Array, "r 1"]:
     return jax.lax.fori_loop(0, max(top, 1).bit_length(), step, (low, high))[0]
 
 
-def keep_largest(scores: Float[Array, "r c"], budget: Int[Array, "r"]) -> Bool[Array, "r c"]:
+def keep_largest(scores: Float[AnyArray, "r c"], budget: Any) -> Bool[Array, "r c"]:
     """False at the `budget[i]` smallest scores of row i, ties to the lowest index.
 
     The k-th value is found by bisecting the bits of the float: 31 passes that count (63 for
@@ -118,7 +119,7 @@ def keep_largest(scores: Float[Array, "r c"], budget: Int[Array, "r"]) -> Bool[A
     return ~jax.lax.cond(ambiguous, first_ones, all_or_none, None)
 
 
-def keep_n_of_m(scores: Float[Array, "i o"], n: int, m: int) -> Bool[Array, "i o"]:
+def keep_n_of_m(scores: Float[AnyArray, "i o"], n: int, m: int) -> Bool[Array, "i o"]:
     """True at the n largest of every m consecutive inputs (axis 0), a group an output column.
 
     By counting pairwise ranks: m² comparisons, no sort. Raises ValueError where the inputs make

@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from icp_jax.arrays import AnyArray
+
 TOP = 60  # lifted so, a kernel's subnormal numbers are normal beside weights of up to 2^80
 
 
-def bits(x: Float[Array, "*s"]) -> Int[Array, "*s"]:
+def bits(x: Float[AnyArray, "*s"]) -> Int[Array, "*s"]:
     """The bits of |x|, which order as |x| does: int64 of float64, int32 of all narrower floats."""
     x = jnp.asarray(x)
     x = x.astype(jnp.float32) if x.dtype.itemsize < 4 else x

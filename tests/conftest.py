@@ -9,14 +9,12 @@ os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import checked_shapes  # noqa: F401
 import jax
-import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import settings
 from runs import ARGUMENTS, BLOCKS
-
-jaxtyping.install_import_hook("icp_jax", "beartype.beartype")  # shapes in signatures are checked
 
 from converters import table_for
 from converters.safetensors_files import Writer, plan_layout

@@ -79,7 +79,7 @@ class Linear(nn.Module):
         return (y.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
 
 
-def _energies(y: Float[Array, "b *s o"], moved: Float[Array, "o"] | None) -> Float[Array, "b"]:
+def _energies(y: Float[Array, "b ..."], moved: Float[Array, "o"] | None) -> Float[Array, "b"]:
     out = y.astype(jnp.float32)
     out = out if moved is None else out + moved
     return jnp.sum(jnp.square(out), axis=tuple(range(1, out.ndim)))
