@@ -6,7 +6,7 @@ highest is compared with the truth. Every figure is a mean over all objects of a
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -33,6 +33,7 @@ class Segmentation(NamedTuple):
     prompt: str
 
 
+@runtime_checkable
 class WholeModel(Protocol):
     """A source of a whole model: a folder, or a tree in memory."""
 
