@@ -4,8 +4,7 @@
 
 For the kernel gradient of a linear, xᵀ·dy with x `[T, in]` and dy `[T, out]`, and for the walk's
 update, Uᵀ·E: milliseconds as `jnp.matmul(x.T, dy)` and as `left_transposed(x, dy)`, in turns,
-medians, and the median of their ratios. For attention the gradient of the values, of a chunk of
-256 queries and all heads, as that of `jnp.matmul` and that of `product`.
+medians, and the median of their ratios.
 """
 
 from __future__ import annotations
@@ -13,14 +12,12 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from functools import partial
 
 import common
 import jax
-import jax.numpy as jnp
 
 from icp_jax import heap
-from icp_jax.dot import left_transposed, product
+from icp_jax.dot import left_transposed
 
 SHAPES = {  # rows, m, n of aᵀ b
     "q_proj of OPT-125M": (512, 768, 768),
@@ -31,22 +28,6 @@ SHAPES = {  # rows, m, n of aᵀ b
     "fc2 of OPT-1.3B": (512, 8192, 2048),
     "walk of OPT-1.3B's fc1": (512, 128, 8192),
 }
-ATTENTION = {  # heads, queries, keys, head_dim
-    "attention of OPT-125M": (12, 256, 512, 64),
-    "attention of OPT-1.3B": (32, 256, 2048, 64),
-    "attention of Llama-7B": (32, 256, 2048, 128),
-}
-
-
-def of_values(multiply):
-    """The gradient of `multiply(weights, values)` by the values, from that of what it gives."""
-
-    def gradient(weights, ct):
-        shape = (*weights.shape[:-2], weights.shape[-1], ct.shape[-1])
-        values = jax.ShapeDtypeStruct(shape, ct.dtype)
-        return jax.linear_transpose(partial(multiply, weights), values)(ct)[0]
-
-    return jax.jit(gradient)
 
 
 def pair(one, other, *args, rounds: int) -> tuple[float, float, float]:
@@ -81,10 +62,6 @@ def main() -> None:
     xla, ours = jax.jit(lambda a, b: a.T @ b), jax.jit(left_transposed)
     for name, (k, m, n) in SHAPES.items():
         measure(name, (k, m, n), xla, ours, (k, m), (k, n))
-    xla, ours = of_values(jnp.matmul), of_values(product)
-    for name, (heads, queries, keys, d) in ATTENTION.items():
-        shapes = (1, heads, queries, keys), (1, heads, queries, d)  # of one sample
-        measure(name, (heads, queries, keys, d), xla, ours, *shapes)
     print(common.write("bench_dot.json", {**common.provenance(), "rows": rows}))
 
 

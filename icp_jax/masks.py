@@ -10,10 +10,14 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from icp_jax import scaling
+from icp_jax.arrays import AnyArray
 from icp_jax.errors import InputError
 
 PARTS = 8  # of a row, that are counted side by side
@@ -29,9 +33,31 @@ def parse_pattern(text: str | None) -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
-def sortable(scores: Float[Array, "*s"]) -> Int[Array, "*s"]:
-    """Non-negative float32 scores as int32 in the same order."""
-    return jax.lax.bitcast_convert_type(jnp.abs(scores).astype(jnp.float32), jnp.int32)
+def counted(budget: Any, most: int, shape: tuple[int, ...] = ()) -> Int[Array, "*s"]:
+    """A budget, or one for each row, as int32.
+
+    Raises TypeError for what is no integer, as a share or a bool, or not of this shape, and
+    ValueError for a number that is known and not in 0..most.
+    """
+    given = budget if isinstance(budget, jax.Array) else np.asarray(budget)
+    if not jnp.issubdtype(given.dtype, jnp.integer):
+        raise TypeError(
+            f"budget must be an integer, how many weights go, got {budget!r}: "
+            "of a share s it is round(s * kernel.size)"
+        )
+    if given.shape != shape:
+        wanted = f"of shape {shape}" if shape else "one integer"
+        raise TypeError(f"budget must be {wanted}, got shape {given.shape}")
+    if not isinstance(given, jax.core.Tracer):
+        wrong = [int(b) for b in np.ravel(given) if not 0 <= b <= most]
+        if wrong:
+            raise ValueError(f"budget must be from 0 to {most}, got {wrong[0]}")
+    return jnp.asarray(given).astype(jnp.int32)
+
+
+def sortable(scores: Float[AnyArray, "*s"]) -> Int[Array, "*s"]:
+    """Non-negative scores as integers in the same order: int64 of float64, int32 of all else."""
+    return scaling.bits(scores)
 
 
 def _count(test: Callable[..., Bool[Array, "r p"]], *arrays: Array) -> Int[Array, "r 1"]:
@@ -44,10 +70,10 @@ def _count(test: Callable[..., Bool[Array, "r p"]], *arrays: Array) -> Int[Array
     parts = math.gcd(columns, PARTS) if jax.default_backend() == "cpu" else 1
     split = [a.reshape(-1, parts, columns // parts) for a in arrays]
     hits = [test(*(a[:, k] for a in split)).astype(jnp.int32) for k in range(parts)]
-    return jnp.sum(sum(hits), axis=1, keepdims=True)
+    return jnp.sum(sum(hits), axis=1, keepdims=True, dtype=jnp.int32)
 
 
-def _bisect(count_below, want, top: int, axis_shape) -> Int[Array, "*r"]:
+def _bisect(count_below, want, top: int, dtype=jnp.int32) -> Int[Array, "r 1"]:
     """The least v in [0, top] with count_below(v + 1) ≥ want, by bisection on integers."""
 
     def step(_, bounds):
@@ -56,31 +82,33 @@ def _bisect(count_below, want, top: int, axis_shape) -> Int[Array, "*r"]:
         enough = count_below(middle + 1) >= want
         return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
 
-    low = jnp.zeros(axis_shape, jnp.int32)
-    high = jnp.full(axis_shape, top, jnp.int32)
+    low = jnp.zeros(want.shape, dtype)
+    high = jnp.full(want.shape, top, dtype)
     return jax.lax.fori_loop(0, max(top, 1).bit_length(), step, (low, high))[0]
 
 
-def keep_largest(scores: Float[Array, "r c"], budget: Int[Array, "r"]) -> Bool[Array, "r c"]:
+def keep_largest(scores: Float[AnyArray, "r c"], budget: Any) -> Bool[Array, "r c"]:
     """False at the `budget[i]` smallest scores of row i, ties to the lowest index.
 
-    The k-th value is found by bisecting the bits of the float: 31 passes that count, no sort.
-    Ties at the k-th value are resolved by a second bisection, which runs only if there are any.
+    The k-th value is found by bisecting the bits of the float: 31 passes that count (63 for
+    float64), no sort. Ties at the k-th value are resolved by a second bisection, which runs only
+    if there are any. Raises TypeError or ValueError for a budget that is no such count.
     """
-    keys = sortable(scores)
-    budget = budget.astype(jnp.int32)[:, None]
-    top = int(jnp.iinfo(jnp.int32).max) - 1
-    threshold = _bisect(lambda v: _count(lambda k: k < v, keys), budget, top, budget.shape)
+    chex.assert_rank(scores, 2)
+    keys, (rows, columns) = sortable(scores), scores.shape
+    budget = counted(budget, columns, (rows,))[:, None]
+    top = int(jnp.iinfo(keys.dtype).max) - 1
+    threshold = _bisect(lambda v: _count(lambda k: k < v, keys), budget, top, keys.dtype)
     below, equal = keys < threshold, keys == threshold
     wanted = budget - _count(lambda k: k < threshold, keys)  # how many of the equal ones go
 
     def first_ones(_):
-        index = jnp.arange(keys.shape[1], dtype=jnp.int32)
+        index = jnp.arange(columns, dtype=jnp.int32)
 
         def tied_before(v):
             return _count(lambda k, i: (k == threshold) & (i < v), keys, index[None])
 
-        end = _bisect(tied_before, wanted, keys.shape[1], budget.shape)
+        end = _bisect(tied_before, wanted, columns)
         return below | (equal & (index <= end) & (wanted > 0))
 
     def all_or_none(_):
@@ -91,17 +119,21 @@ def keep_largest(scores: Float[Array, "r c"], budget: Int[Array, "r"]) -> Bool[A
     return ~jax.lax.cond(ambiguous, first_ones, all_or_none, None)
 
 
-def keep_n_of_m(scores: Float[Array, "i o"], n: int, m: int) -> Bool[Array, "i o"]:
+def keep_n_of_m(scores: Float[AnyArray, "i o"], n: int, m: int) -> Bool[Array, "i o"]:
     """True at the n largest of every m consecutive inputs (axis 0), a group an output column.
 
-    By counting pairwise ranks: m² comparisons, no sort.
+    By counting pairwise ranks: m² comparisons, no sort. Raises ValueError where the inputs make
+    no whole groups.
     """
+    chex.assert_rank(scores, 2)
     inputs, outputs = scores.shape
-    grouped = scores.reshape(inputs // m, m, outputs)
+    if inputs % m:
+        raise ValueError(f"pattern {n}:{m}: {inputs} inputs are no multiple of {m}")
+    grouped = sortable(scores).reshape(inputs // m, m, outputs)
     order = jnp.arange(m)
     mine, other = grouped[:, :, None], grouped[:, None, :]
     before = (order[None, :] < order[:, None])[None, :, :, None]
-    rank = jnp.sum((other < mine) | ((other == mine) & before), axis=2)
+    rank = jnp.sum((other < mine) | ((other == mine) & before), axis=2, dtype=jnp.int32)
     return (rank >= m - n).reshape(inputs, outputs)
 
 

@@ -64,6 +64,7 @@ def make_grid(
     if not search:
         return grid(1.0)
     weight = jnp.ones(inputs) if importance is None else importance
+    weight = weight.astype(jnp.float32)
     weight = weight.reshape(-1, group or inputs, 1)
 
     def better(k, best):

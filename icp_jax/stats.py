@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from icp_jax.arrays import AnyArray
+
 TILE, TILE_MAX = 256, 512  # inputs a tile of the moments, on the CPU
 SIDE, SIDE_LEAST = 8, 1024  # elsewhere: tiles a side, of at least so many inputs
 PANEL = 512  # rows and columns of the moments that are multiplied at once, at most
@@ -79,7 +81,7 @@ def moments(sums: Sums) -> Moments:
     return Moments(sums.second / jnp.maximum(sums.rows, 1).astype(jnp.float32), sums.rows)
 
 
-def from_inputs(x: Float[Array, "n d"]) -> Moments:
+def from_inputs(x: Float[AnyArray, "*n d"]) -> Moments:
     """The moments of a matrix of inputs, both halves, at once. For library use."""
     x = jnp.asarray(x)
     count = jnp.int32(x[..., 0].size)
@@ -143,7 +145,7 @@ def share(lost: Float[Array, ""], energy: Float[Array, ""]) -> Float[Array, ""]:
 
 
 def output_error(
-    before: Float[Array, "i o"], after: Float[Array, "i o"], m: Moments
+    before: Float[AnyArray, "i o"], after: Float[AnyArray, "i o"], m: Moments
 ) -> Float[Array, ""]:
     """‖(W - Ŵ)ᵀx‖² / ‖Wᵀx‖², in the mean over the calibration tokens. For library use."""
     return share(lost_energy(before, after, m), energy(before, m))

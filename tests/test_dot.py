@@ -1,16 +1,16 @@
-"""Products with a transposed left side are the products they replace, derivatives and all."""
+"""Products, and blocks made of them, in every transformation."""
 
 import contextlib
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import OPT
+from conftest import LLAMA, OPT
+from vision.small_sam import CONFIG as SAM
 
 from icp_jax.core.passes import Apply
-from icp_jax.dot import full_precision, left_transposed, linear, product32
+from icp_jax.dot import full_precision, left_transposed, product32
 from icp_jax.models import make_family
 
 
@@ -21,67 +21,69 @@ def test_left_transposed(rows):
     np.testing.assert_allclose(left_transposed(x, y), x.T @ y, rtol=1e-5, atol=1e-5)
 
 
-X = jax.random.normal(jax.random.key(0), (2, 5, 3))
-W = jax.random.normal(jax.random.key(1), (3, 4))
+A = jax.random.normal(jax.random.key(0), (2, 6, 3))
+B = jax.random.normal(jax.random.key(1), (2, 3, 4))
+MESH = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("d",))
+ROWS, WHOLE = jax.sharding.PartitionSpec("d"), jax.sharding.PartitionSpec()
+
+
+def sharded(f):
+    return jax.shard_map(f, mesh=MESH, in_specs=(ROWS, WHOLE), out_specs=ROWS)
+
+
+def total(f):
+    return lambda a, b: jnp.sum(jnp.tanh(f(a, b)) ** 2)
+
+
+def saving(f):
+    return jax.checkpoint(total(f), policy=jax.checkpoint_policies.dots_saveable)
+
+
 WAYS = {
-    "value": lambda f: f(X, W),
-    "gradient": lambda f: jax.grad(f, (0, 1))(X, W),
-    "jvp": lambda f: jax.jvp(f, (X, W), (X, W))[1],
-    "per sample": lambda f: jax.vmap(jax.grad(f, 1), (0, None))(X[:, None], W),
-    "over kernels": lambda f: jax.vmap(jax.grad(f, 0), (None, 0))(X, jnp.stack([W, 2 * W])),
-    "hessian": lambda f: jax.hessian(f, 1)(X, W),
-    "hessian times vector": lambda f: jax.jvp(lambda w: jax.grad(f, 1)(X, w), (W,), (W,))[1],
-    "rematerialised": lambda f: jax.grad(jax.checkpoint(f), 1)(X, W),
+    "gradient": lambda f: jax.grad(total(f), (0, 1))(A, B),
+    "jvp": lambda f: jax.jvp(total(f), (A, B), (A, B))[1],
+    "per sample": lambda f: jax.vmap(jax.grad(total(f), 1), (0, None))(A[:, None], B),
+    "hessian": lambda f: jax.hessian(total(f), 1)(A, B),
+    "rematerialised": lambda f: jax.grad(saving(f), 1)(A, B),
+    "by devices": lambda f: jax.grad(total(sharded(f)), (0, 1))(A, B[0]),
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_linear_in_every_transformation(way):
-    def of(product):
-        return jax.jit(lambda: WAYS[way](lambda x, w: jnp.sum(jnp.tanh(product(x, w)) ** 2)))()
-
-    for got, want in zip(jax.tree.leaves(of(linear)), jax.tree.leaves(of(jnp.matmul)), strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
-
-
-A, B = (jax.random.normal(jax.random.key(i), (2, 6, 3)) for i in range(2))
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("n", [1, 6])  # one side has less to turn, or the other
 @pytest.mark.parametrize("turned", [False, True])
-def test_product_of_batches(turned, n, dtype):
-    a, b = A.astype(dtype), B[:, :n].astype(dtype)
-    b = b if turned else b.mT
+@pytest.mark.parametrize("way", WAYS)
+def test_a_product_in_every_transformation(way, turned):
+    def ours(a, b):
+        return product32(a, b.mT, True) if turned else product32(a, b)
 
-    def plain(a, b):
-        return jnp.matmul(a, b.mT if turned else b, preferred_element_type=jnp.float32)
-
-    def product(a, b):
-        return product32(a, b, turned)
-
-    def loss(f, *sides):
-        return jnp.sum(jnp.tanh(f(*sides)) ** 2)
-
-    one, other = (
-        jax.jit(jax.value_and_grad(partial(loss, f), (0, 1)))(a, b) for f in (product, plain)
-    )
-    for got, want in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        assert got.dtype == want.dtype
-        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(product(a, b[:1]), plain(a, b[:1]), rtol=1e-5, atol=1e-6)
-    each = jax.vmap(product)(a, b)
-    np.testing.assert_allclose(each, product(a, b), rtol=1e-6)
+    got, want = (jax.jit(lambda f=f: WAYS[way](f))() for f in (ours, jnp.matmul))
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
-def test_the_gradient_has_no_product_with_a_transposed_left_side():
-    def dots(product):
-        text = jax.jit(jax.grad(lambda w: jnp.sum(product(X, w) ** 2))).lower(W).as_text()
-        return [line for line in text.splitlines() if "dot_general" in line]
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_product_of_half_precision_is_summed_in_float32(turned):
+    a, b = A.astype("bfloat16"), B.astype("bfloat16")
+    got = product32(a, b.mT if turned else b, turned)
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, np.matmul(*(np.asarray(x, np.float32) for x in (a, b))), 1e-6)
 
-    # JAX's own sums over the rows of both sides, `[0, 1] x [0, 1]`
-    assert any("contracting_dims = [0, 1] x [0, 1]" in line for line in dots(jnp.matmul))
-    assert not any("contracting_dims = [0, 1] x [0, 1]" in line for line in dots(linear))
+
+@pytest.mark.parametrize("config", [OPT, LLAMA, SAM], ids=["opt", "llama", "sam"])
+@pytest.mark.parametrize("way", ["rematerialised", "by devices"])
+def test_a_blocks_gradient(config, way):
+    """Under a policy that saves products, and inside `shard_map`: as without them."""
+    family = make_family(config)
+    positions = (8, 8) if family.kind == "vision" else (8,)
+    x = jax.random.normal(jax.random.key(0), (2, *positions, family.hidden_size))
+    params = family.block_at(0).init(jax.random.key(1), x)["params"]
+
+    def apply(x, params):
+        return family.block_at(0).apply({"params": params}, x)
+
+    other = saving(apply) if way == "rematerialised" else total(sharded(apply))
+    got, want = (jax.jit(jax.grad(f, 1))(x, params) for f in (other, total(apply)))
+    for one, same in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(one, same, rtol=1e-4, atol=1e-4)
 
 
 def test_on_a_gpu_float32_means_float32(monkeypatch):

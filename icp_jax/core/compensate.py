@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from icp_jax.arrays import AnyArray
 from icp_jax.core.hyper import Numbers, sample_order, schedule
 from icp_jax.masks import apply_keep
 
@@ -170,16 +171,16 @@ def _compensate(apply, tx, loss, undo, params, inputs, targets, rates, order, ke
 def compensate(
     apply: Callable[[Params, jax.Array], jax.Array],
     params: Params,
-    inputs: Float[Array, "n *s"],
-    targets: Float[Array, "n *t"],
+    inputs: Float[AnyArray, "n *s"],
+    targets: Float[AnyArray, "n *t"],
     *,
     tx: optax.GradientTransformation = ADAM,
     loss: Loss = mse,
     epochs: int = 1,
-    lr: float | Float[Numbers, "*e"] | None = None,
-    gamma: float | Float[Array, ""] = 1.0,
-    order: Int[Array, "e n"] | None = None,
-    seed: int | Sequence[int] = 0,
+    lr: float | Float[AnyArray, "*e"] | None = None,
+    gamma: float | Float[AnyArray, ""] = 1.0,
+    order: Int[AnyArray, "e n"] | None = None,
+    seed: SupportsIndex | Sequence[SupportsIndex] = 0,
     keep: Params | None = None,
     undo: Undo = "all",
 ) -> tuple[Params, CompensationMetrics]:

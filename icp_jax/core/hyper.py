@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from operator import index
+from typing import Literal, NamedTuple, SupportsIndex
 
 import jax
 import numpy as np
@@ -96,9 +97,11 @@ def schedule(lr: float, gamma: float, epochs: int) -> np.ndarray:
     return np.array([lr * gamma**e for e in range(epochs)], np.float32)
 
 
-def sample_order(seed: int | Sequence[int], epochs: int, samples: int) -> np.ndarray:
+def sample_order(
+    seed: SupportsIndex | Sequence[SupportsIndex], epochs: int, samples: int
+) -> np.ndarray:
     """A permutation of the samples for every epoch, `[E, N]` int32."""
-    start = tuple(seed) if isinstance(seed, Sequence) else (int(seed),)
+    start = tuple(index(part) for part in (seed if isinstance(seed, Sequence) else (seed,)))
     found = [np.random.default_rng((*start, e)).permutation(samples) for e in range(epochs)]
     return np.array(found, np.int32).reshape(epochs, samples)
 

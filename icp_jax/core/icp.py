@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from icp_jax import backend
+from icp_jax.arrays import AnyArray
 from icp_jax.core import streams
 from icp_jax.core.compensate import CompensationMetrics, compensate, not_compensated
 from icp_jax.core.hyper import Hyper, Recipe
@@ -54,7 +55,7 @@ def block_step(
     params: Params,
     through: list[Streams],
     hyper: Hyper,
-    order: Int[Array, "E N"],
+    order: Int[AnyArray, "E N"],
     damaged: bool | Bool[Array, ""] = True,
 ) -> tuple[Params, list[Streams], BlockMetrics]:
     """Prune one block, and take the streams through it. Params come back in their dtypes.
@@ -91,11 +92,11 @@ def block_step(
 def icp(
     family: Family,
     params: Params,
-    tokens: Int[Array, "N T"] | Float[Array, "N 3 S S"],
+    tokens: Int[AnyArray, "N T"] | Float[AnyArray, "N 3 S S"],
     hyper: Hyper,
-    order: Int[Array, "L E N"],
+    order: Int[AnyArray, "L E N"],
     recipe: Recipe = ICP,
-    heldout: Int[Array, "M T"] | Float[Array, "M 3 S S"] | None = None,
+    heldout: Int[AnyArray, "M T"] | Float[AnyArray, "M 3 S S"] | None = None,
 ) -> tuple[Params, BlockMetrics]:
     """Prune a whole model on calibration samples, all of it in memory, in one trace.
 
@@ -121,7 +122,7 @@ def icp(
     return {**params, "blocks": blocks}, joined
 
 
-def _start(family: Family, params: Params, samples: Array, recipe: Recipe) -> Streams:
+def _start(family: Family, params: Params, samples: AnyArray, recipe: Recipe) -> Streams:
     """Before the first block both streams are the embedding."""
     hidden = embed(family.embed, recipe.stream_dtype, params["embed"], samples)
     chunks = streams.chunked(hidden, recipe.batch)
@@ -134,7 +135,7 @@ def _scan(
     alike: Params,
     through: list[Streams],
     hyper: Hyper,
-    order: Int[Array, "L E N"],
+    order: Int[AnyArray, "L E N"],
     run: list[int],
 ) -> tuple[list[Streams], tuple[Params, BlockMetrics]]:
     """`block_step` over consecutive blocks that are alike; their params are stacked."""

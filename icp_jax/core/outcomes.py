@@ -29,6 +29,8 @@ LESS_LR = "lower --compensate.lr, or set --compensate.epochs 0"
 class LayerReport:
     """One linear. error: ‖(W-Ŵ)ᵀx‖²/‖Wᵀx‖² on the inputs it was pruned with.
 
+    zeros: of the kernel as it is stored. They are as many as the count asked for, unless more
+    inputs are dead, or kept weights were zero before or are rounded to zero.
     rungs: dampings tried because the configured one left the Hessian not positive definite; the
     last was used.
     """

@@ -77,7 +77,7 @@ def collect(
     apply: Apply, params: Params, x: Float[Array, "b *s"], seen: Statistics, valid: Int[Array, ""]
 ) -> Statistics:
     """Add one batch to the statistics of every linear; only the first `valid` samples count."""
-    real = jnp.arange(x.shape[0]) < valid
+    real = jnp.arange(x.shape[0], dtype=jnp.int32) < valid
     taps, energies = apply.watched(params, x)
     added = {}
     for name, tap in taps.items():
@@ -113,7 +113,7 @@ def forward_beside(
 
 
 def _energy(y: Float[Array, "b *s"], valid: Int[Array, ""]) -> Float[Array, ""]:
-    real = (jnp.arange(y.shape[0]) < valid).reshape(-1, *[1] * (y.ndim - 1))
+    real = (jnp.arange(y.shape[0], dtype=jnp.int32) < valid).reshape(-1, *[1] * (y.ndim - 1))
     return jnp.sum(jnp.square(jnp.where(real, y, 0)))
 
 

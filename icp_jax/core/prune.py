@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+from jax.dtypes import canonicalize_dtype
 from jaxtyping import Array, Float, Int
 
-from icp_jax import quantize, stats
+from icp_jax import quantize, scaling, stats
 from icp_jax.core.damping import climb
 from icp_jax.core.hyper import Hyper, Recipe
 from icp_jax.core.passes import Statistics
@@ -26,7 +29,7 @@ Params = dict[str, Any]
 class LayerMetrics(NamedTuple):
     """What pruning did to the linears of a block, in the order of `family.linears`."""
 
-    zeros: Int[Array, "*p linears"]
+    zeros: Int[Array, "*p linears"]  # of the kernels as they are stored; dead inputs add to counts
     error: Float[Array, "*p linears"]  # ‖(W-Ŵ)ᵀx‖² / ‖Wᵀx‖² on the inputs it was pruned with
     rungs: Int[Array, "*p linears"]  # how often damping was raised because H was not definite
 
@@ -90,10 +93,16 @@ def prune_tap(
         if not method.walks:
             new = new if grid is None else quantize.round_kernel(new, keep, grid)
             lost = [pace.settle(stats.lost_energy(kernel, new, moments))]
+        del keep
+        zeros = _zeros(new, dtypes[name])
         out.kernels[name] = pace.whole(new)
-        zeros = jnp.sum(~keep, dtype=jnp.int32)
         out.metrics[name] = (zeros, stats.share(*lost, energy[name]), rungs)
     return out
+
+
+@partial(jax.jit, static_argnums=1)
+def _zeros(kernel: Float[Array, "i o"], dtype: str) -> Int[Array, ""]:
+    return scaling.zeros(kernel.astype(canonicalize_dtype(dtype)))
 
 
 def _grid(kernel, bits, recipe: Recipe, importance, dtype: str) -> quantize.Grid:

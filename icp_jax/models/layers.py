@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from icp_jax import places
-from icp_jax.dot import linear, product32
+from icp_jax.dot import product32
 
 QUERY_CHUNK = 256  # on the CPU: causal attention in chunks of so many queries
 
@@ -70,7 +70,7 @@ class Linear(nn.Module):
             bias = moved if bias is None else bias.astype(jnp.float32) + moved
         if after.scale is not None:
             kernel = after.scale.astype(jnp.float32)[:, None] * kernel
-        y = linear(x, kernel.astype(x.dtype))
+        y = jnp.matmul(x, kernel.astype(x.dtype))
         if self.is_mutable_collection("energies"):
             self.sow("energies", "outputs", _energies(y, moved))
         if bias is None:
@@ -79,7 +79,7 @@ class Linear(nn.Module):
         return (y.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
 
 
-def _energies(y: Float[Array, "b *s o"], moved: Float[Array, "o"] | None) -> Float[Array, "b"]:
+def _energies(y: Float[Array, "b ..."], moved: Float[Array, "o"] | None) -> Float[Array, "b"]:
     out = y.astype(jnp.float32)
     out = out if moved is None else out + moved
     return jnp.sum(jnp.square(out), axis=tuple(range(1, out.ndim)))

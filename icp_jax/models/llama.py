@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from converters.llama import has_mlp_bias, has_o_bias, has_qk_norm, has_qkv_bias, with_defaults
+from icp_jax.arrays import AnyArray
 from icp_jax.errors import InputError
 from icp_jax.models.fields import check_fields
 from icp_jax.models.layers import ACTIVATIONS, WHOLE, Linear, RMSNorm, causal_attention
@@ -132,7 +133,7 @@ class Embed(nn.Module):
     config: LlamaConfig
 
     @nn.compact
-    def __call__(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+    def __call__(self, tokens: Int[AnyArray, "b t"]) -> Float[Array, "b t d"]:
         c = self.config
         return nn.Embed(c.vocab_size, c.hidden_size, jnp.float32, name="tokens")(tokens)
 
@@ -145,7 +146,7 @@ class Block(nn.Module):
     remat: bool = False  # see causal_attention
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+    def __call__(self, x: Float[AnyArray, "b t d"]) -> Float[Array, "b t d"]:
         c = self.config
         (b, t, _), d = x.shape, c.head_dim
 
@@ -188,7 +189,7 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "*b d"], embedding: Float[Array, "v d"] | None
+        self, x: Float[AnyArray, "*b d"], embedding: Float[AnyArray, "v d"] | None
     ) -> Float[Array, "*b v"]:
         x = RMSNorm(self.config.rms_norm_eps, name="norm")(x)
         if embedding is not None:

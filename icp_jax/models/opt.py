@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from converters.opt import embedding_width
+from icp_jax.arrays import AnyArray
 from icp_jax.errors import InputError
 from icp_jax.models.fields import check_fields
 from icp_jax.models.layers import ACTIVATIONS, WHOLE, LayerNorm, Linear, causal_attention
@@ -83,7 +84,7 @@ class Embed(nn.Module):
     config: OPTConfig
 
     @nn.compact
-    def __call__(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+    def __call__(self, tokens: Int[AnyArray, "b t"]) -> Float[Array, "b t d"]:
         c = self.config
         x = nn.Embed(c.vocab_size, c.word_embed_proj_dim, jnp.float32, name="tokens")(tokens)
         if c.word_embed_proj_dim != c.hidden_size:
@@ -100,7 +101,7 @@ class Block(nn.Module):
     remat: bool = False  # see causal_attention
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+    def __call__(self, x: Float[AnyArray, "b t d"]) -> Float[Array, "b t d"]:
         c = self.config
         heads = (c.num_attention_heads, c.hidden_size // c.num_attention_heads)
 
@@ -137,7 +138,7 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "*b d"], embedding: Float[Array, "v e"] | None
+        self, x: Float[AnyArray, "*b d"], embedding: Float[AnyArray, "v e"] | None
     ) -> Float[Array, "*b v"]:
         c = self.config
         if c.final_norm:

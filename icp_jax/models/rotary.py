@@ -124,7 +124,7 @@ def _power(base: Any, exponent: Any) -> np.ndarray:
     return np.asarray(exact, np.float32)
 
 
-def _powers(rope: Rope, base: float | np.ndarray) -> np.ndarray:
+def _powers(rope: Rope, base: float | np.floating | np.ndarray) -> np.ndarray:
     """base^(0/d), base^(2/d), ...: `[d / 2]`, wavelengths over 2π."""
     return _power(base, np.arange(0, rope.dim, 2, dtype=np.float32) / np.float32(rope.dim))
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from icp_jax.masks import keep_largest, keep_n_of_m
+from icp_jax.pruners.checked import checked
 
 
+@checked
 @partial(jax.jit, static_argnames=("pattern",))
 def magnitude(
     kernel: Float[Array, "i o"],
@@ -24,9 +27,9 @@ def magnitude(
     stats is not used; it is there so that all pruners are called alike. Ties go to the lowest
     (input, output).
     """
-    scores = jnp.abs(kernel.astype(jnp.float32))
+    chex.assert_rank(kernel, 2)
     if pattern is not None:
-        keep = keep_n_of_m(scores, *pattern)
+        keep = keep_n_of_m(kernel, *pattern)
     else:
-        keep = keep_largest(scores.reshape(1, -1), jnp.asarray(budget)[None]).reshape(kernel.shape)
+        keep = keep_largest(kernel.reshape(1, -1), budget[None]).reshape(kernel.shape)
     return jnp.where(keep, kernel, 0), keep

@@ -10,13 +10,16 @@ from __future__ import annotations
 from functools import partial
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from icp_jax.masks import keep_largest, keep_n_of_m
+from icp_jax.pruners.checked import checked
 from icp_jax.pruners.triangular import dot, dot_transposed, inverse_upper
 from icp_jax.quantize import Grid, at_input, to_grid
+from icp_jax.scaling import TOP, lift, lower
 from icp_jax.stats import Moments
 
 BLOCK = 128  # inputs whose mask is chosen together
@@ -38,22 +41,25 @@ def factor(moments: Moments, damping: float | Float[Array, ""] = 0.01) -> Factor
 
     Not-a-number in `upper` means that H was not positive definite.
     """
+    size = moments.second.shape[0]
+    chex.assert_shape(moments.second, (size, size))
     h = 2.0 * moments.second
-    size = h.shape[0]
     diagonal = jnp.diagonal(h)
     dead = diagonal == 0
     diagonal = jnp.where(dead, 1.0, diagonal)
-    added = damping * jnp.mean(diagonal)
+    added = jnp.asarray(damping, h.dtype) * jnp.mean(diagonal)
     h = jnp.where(jnp.eye(size, dtype=bool), (diagonal + added)[:, None], jnp.triu(h))
     return Factor(inverse_upper(h), dead, added)
 
 
 def _share(budget: Int[Array, ""], end: Int[Array, ""], inputs: int) -> Int[Array, ""]:
     """floor(budget·end / inputs), inputs < 2¹⁶: budget = a·inputs + r, and r·end fits uint32."""
+    end = end.astype(jnp.int32)
     rest = (budget % inputs).astype(jnp.uint32) * end.astype(jnp.uint32) // inputs
     return budget // inputs * end + rest.astype(jnp.int32)
 
 
+@checked
 @partial(jax.jit, static_argnames=("pattern", "block"))
 def sparsegpt(
     kernel: Float[Array, "i o"],
@@ -69,7 +75,9 @@ def sparsegpt(
     Unstructured, the zeros go to the blocks of `block` inputs in equal shares; inside a block
     those of the smallest w²/U_ii² go, over all outputs at once, ties to the lowest (input,
     output). n:m groups are decided when the walk reaches them. With `grid` the kept weights are
-    rounded to it in the same walk. Returns (kernel, keep); the kernel is zero where keep is not.
+    rounded to it in the same walk. All weights of dead inputs go: they are the first of their
+    block's share, and where they are more than that, more than `budget` go, as in the authors'
+    code. Returns (kernel, keep); the kernel is zero where keep is not.
     """
     return _walk(kernel, factor, budget, pattern=pattern, grid=grid, block=block)[:2]
 
@@ -89,17 +97,19 @@ def _walk(
     2·E[x xᵀ] and what damping added to its diagonal, is ‖E‖², and costs no product.
     """
     inputs, outputs = kernel.shape
+    chex.assert_shape(factor.upper, (inputs, inputs))
+    chex.assert_shape(factor.dead, (inputs,))
     if pattern is not None:
         block = max(block // pattern[1], 1) * pattern[1]  # whole groups
     sub = _sub_width(block, pattern)
     pad = -inputs % block
-    w = jnp.where(factor.dead[:, None], 0.0, kernel.astype(jnp.float32))
-    upper = factor.upper
+    w, shift = _lifted(kernel, grid)
+    w, upper = jnp.where(factor.dead[:, None], 0.0, w), factor.upper
     if pad:  # else no copy of what may be the largest matrix of all
         w = jnp.pad(w, ((0, pad), (0, 0)))
         upper = jnp.pad(upper, ((0, pad), (0, pad)))
-        upper = upper + jnp.diag(jnp.where(jnp.arange(inputs + pad) < inputs, 0.0, 1.0))
-    budget, span = jnp.asarray(budget, jnp.int32), _span_width(inputs + pad, block)
+        upper = upper + jnp.diag((jnp.arange(inputs + pad) >= inputs).astype(upper.dtype))
+    span = _span_width(inputs + pad, block)
 
     def walk_block(first, before, carry, k):
         w, errors, moved = carry  # of the span from `first`; errors of blocks to come are 0
@@ -124,7 +134,7 @@ def _walk(
         w1, keep, errors1 = _walk_inside(w1, keep, u, pattern, on_grid, sub)
         w = jax.lax.dynamic_update_slice(w, w1, (at, 0))
         errors = jax.lax.dynamic_update_slice(errors, errors1, (at, 0))
-        return (w, errors, moved + jnp.sum(jnp.square(given - w1))), keep
+        return (w, errors, moved + squares(given - w1)), keep
 
     def walk_span(carry, k):  # of the spans before only the errors matter, and those all at once
         w, errors, moved = carry
@@ -136,18 +146,37 @@ def _walk(
         w = jax.lax.dynamic_update_slice(w, part, (first, 0))
         return (w, jax.lax.dynamic_update_slice(errors, found, (first, 0)), moved), keep
 
-    blocks, carry = jnp.arange(span // block), (w, jnp.zeros_like(w), jnp.zeros(()))
+    def squares(x):  # of the weights as they were given, but for a power of two
+        return jnp.sum(jnp.square(x if shift is None else x * 2.0**-TOP))
+
+    blocks, carry = jnp.arange(span // block), (w, jnp.zeros_like(w), jnp.zeros((), w.dtype))
     if span == inputs + pad:
         (w, errors, moved), keep = jax.lax.scan(partial(walk_block, 0, None), carry, blocks)
     else:
         spans = jnp.arange((inputs + pad) // span)
         (w, errors, moved), keep = jax.lax.scan(walk_span, carry, spans)
-    lost = jnp.maximum(jnp.sum(jnp.square(errors)) - factor.added * moved, 0) / 2
-    return w[:inputs].astype(kernel.dtype), keep.reshape(-1, outputs)[:inputs], lost
+    lost = jnp.maximum(squares(errors) - factor.added * moved, 0) / 2
+    keep = keep.reshape(-1, outputs)[:inputs] & ~factor.dead[:, None]
+    if shift is not None:
+        lost = lower(lost, 2 * (shift - TOP))
+    return _lowered(w[:inputs], shift, kernel.dtype), keep, lost
 
 
-walk = jax.jit(_walk, static_argnames=("pattern", "block"))
-walk_in_place = jax.jit(_walk, static_argnames=("pattern", "block"), donate_argnames="kernel")
+_jit = partial(jax.jit, _walk, static_argnames=("pattern", "block"))
+walk, walk_in_place = checked(_jit()), checked(_jit(donate_argnames="kernel"))
+
+
+def _lifted(kernel, grid):
+    """The kernel in float32 and how it was lifted: None with a grid, whose units it then keeps."""
+    wide = kernel.astype(jnp.float32) if kernel.dtype.itemsize < 4 else kernel
+    w, shift = lift(wide) if grid is None else (wide, None)
+    return w.astype(jnp.float32), shift
+
+
+def _lowered(w, shift, dtype):
+    """What `_lifted` was given, with what became of it, in its dtype."""
+    wide = w.astype(dtype) if dtype.itemsize > 4 else w
+    return (wide if shift is None else lower(wide, shift)).astype(dtype)
 
 
 def _span_width(inputs: int, block: int) -> int:
@@ -178,7 +207,8 @@ def _sub_width(block: int, pattern: tuple[int, int] | None) -> int:
 
 
 def _saliency(w: Float[Array, "i o"], diagonal: Float[Array, "i"]) -> Float[Array, "i o"]:
-    return jnp.square(w / diagonal[:, None])
+    # not squared: the order is the same, and small ones stay apart
+    return jnp.abs(w / diagonal[:, None])
 
 
 def _walk_inside(w, keep, u, pattern, on_grid, sub):

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from icp_jax.masks import keep_largest, keep_n_of_m
+from icp_jax.pruners.checked import checked
+from icp_jax.scaling import lift
 from icp_jax.stats import Moments
 
 
+@checked
 @partial(jax.jit, static_argnames=("pattern",))
 def wanda(
     kernel: Float[Array, "i o"],
@@ -26,13 +30,15 @@ def wanda(
     kernel); what the budget leaves over goes one each to the first outputs. Ties go to the
     lowest input. Returns (kernel, keep).
     """
-    norms = jnp.sqrt(jnp.diagonal(stats.second))
-    scores = jnp.abs(kernel.astype(jnp.float32)) * norms[:, None]
+    inputs, outputs = kernel.shape
+    chex.assert_shape(stats.second, (inputs, inputs))
+    w = kernel.astype(jnp.float32) if kernel.dtype.itemsize < 4 else kernel
+    squares, _ = lift(jnp.diagonal(stats.second))
+    scores = lift(w)[0] * jnp.sqrt(squares).astype(w.dtype)[:, None]
     if pattern is not None:
         keep = keep_n_of_m(scores, *pattern)
     else:
-        outputs = kernel.shape[1]
-        budget = jnp.asarray(budget, jnp.int32)
-        each = budget // outputs + (jnp.arange(outputs) < budget % outputs).astype(jnp.int32)
+        more = jnp.arange(outputs, dtype=jnp.int32) < budget % outputs
+        each = budget // outputs + more.astype(jnp.int32)
         keep = keep_largest(scores.T, each).T
     return jnp.where(keep, kernel, 0), keep

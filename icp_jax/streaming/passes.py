@@ -84,11 +84,22 @@ def _stored(leaf, dtype, turned):
 
 
 def stored(leaf: jax.Array, old: np.ndarray) -> np.ndarray:
-    """A leaf on the host, in the dtype of `old` and lying in memory as that does."""
+    """A leaf on the host, in the dtype of `old` and lying in memory as that does.
+
+    Values of float64 that are what they were, in float32, keep all their bits.
+    """
     turned = lies_transposed(old)
     found = np.asarray(_stored(leaf, canonicalize_dtype(old.dtype), turned))
-    found = found.astype(old.dtype, copy=False)
-    return found.T if turned else found
+    found = found.T if turned else found
+    return _as_before(found, old) if old.dtype == np.float64 else found
+
+
+def _as_before(found: np.ndarray, old: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore", under="ignore"):
+        same = found.astype(np.float32) == old.astype(np.float32)
+    if same.all():
+        return old
+    return np.where(same & (found != 0), old, found.astype(old.dtype))  # what went stays zero
 
 
 def hidden(family: Family, embed: Params, sample: Any, dtype: str) -> jax.ShapeDtypeStruct:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ PROMPTS = 32  # prompts that go through the mask decoder at once
 LABELS = {1: "foreground", 0: "background", -1: "not a point"}
 
 
+@runtime_checkable
 class WholeModel(Protocol):
     """A whole model: a folder, or a tree in memory."""
 

@@ -95,7 +95,7 @@ class MaskDecoder(nn.Module):
         image: Float[Array, "b g g c"],
         image_positions: Float[Array, "g g c"],
         sparse: Float[Array, "b p t c"] | None,
-        dense: Float[Array, "b m g g c"],
+        dense: Float[Array, "b #p g g c"],
         multimask: bool,
     ) -> tuple[Float[Array, "b p m s s"], Float[Array, "b p m"]]:
         c = self.config

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from icp_jax.arrays import AnyArray
 from icp_jax.models.layers import ACTIVATIONS, LayerNorm, Linear
 from icp_jax.models.sam.attention import attention, partition, unpartition
 from icp_jax.models.sam.config import VisionConfig
@@ -23,7 +24,7 @@ class Embed(nn.Module):
     config: VisionConfig
 
     @nn.compact
-    def __call__(self, pixel_values: Float[Array, "b c s s"]) -> Float[Array, "b h w d"]:
+    def __call__(self, pixel_values: Float[AnyArray, "b c s s"]) -> Float[Array, "b h w d"]:
         c = self.config
         pixels = jnp.moveaxis(pixel_values, 1, -1)
         x = Conv(c.hidden_size, c.patch_size, c.patch_size, name="patch")(pixels)
@@ -43,7 +44,7 @@ class Block(nn.Module):
     window: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
+    def __call__(self, x: Float[AnyArray, "b h w d"]) -> Float[Array, "b h w d"]:
         c = self.config
         y = LayerNorm(c.layer_norm_eps, name="layer_norm1")(x)
         self.sow("taps", "qkv_in", y)
@@ -81,7 +82,9 @@ class Neck(nn.Module):
     config: VisionConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w d"], table: None = None) -> Float[Array, "b h w c"]:
+    def __call__(
+        self, x: Float[AnyArray, "b h w d"], table: None = None
+    ) -> Float[Array, "b h w c"]:
         channels = self.config.output_channels
         x = Conv(channels, 1, 1, use_bias=False, name="conv1")(x)
         x = LayerNorm(NORM_EPS, name="layer_norm1")(x)

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from icp_jax.arrays import AnyArray
 from icp_jax.dot import full_precision
 from icp_jax.models.sam.config import SamConfig
 from icp_jax.models.sam.decoder import MaskDecoder
@@ -29,8 +30,8 @@ def _run(module: nn.Module, params: Params, *args: Any) -> Any:
 
 
 def encode_image(
-    config: SamConfig, params: Params, pixel_values: Float[Array, "b c s s"]
-) -> Float[Array, "b g g c"]:
+    config: SamConfig, params: Params, pixel_values: Float[AnyArray, "b c s s"]
+) -> Float[Array, "b g g d"]:
     """Normalised, padded pixels to the image embedding, channels last."""
     vision = config.vision
     x = _run(Embed(vision), params["embed"], pixel_values)
@@ -43,10 +44,10 @@ def predict_masks(
     config: SamConfig,
     params: Params,
     image: Float[Array, "b g g c"],
-    points: Float[Array, "b p n 2"] | None = None,
-    labels: Int[Array, "b p n"] | None = None,
-    boxes: Float[Array, "b p 4"] | None = None,
-    masks: Float[Array, "b m s s"] | None = None,
+    points: Float[AnyArray, "b p n 2"] | None = None,
+    labels: Int[AnyArray, "b p n"] | None = None,
+    boxes: Float[AnyArray, "b p 4"] | None = None,
+    masks: Float[AnyArray, "b m s s"] | None = None,
     multimask_output: bool = True,
 ) -> tuple[Float[Array, "b p k s s"], Float[Array, "b p k"]]:
     """(mask logits at a quarter of the input's side, predicted IoU) for prompts on embeddings.
@@ -67,11 +68,11 @@ def predict_masks(
 def apply_sam(
     config: SamConfig,
     params: Params,
-    pixel_values: Float[Array, "b c s s"],
-    points: Float[Array, "b p n 2"] | None = None,
-    labels: Int[Array, "b p n"] | None = None,
-    boxes: Float[Array, "b p 4"] | None = None,
-    masks: Float[Array, "b m s s"] | None = None,
+    pixel_values: Float[AnyArray, "b c s s"],
+    points: Float[AnyArray, "b p n 2"] | None = None,
+    labels: Int[AnyArray, "b p n"] | None = None,
+    boxes: Float[AnyArray, "b p 4"] | None = None,
+    masks: Float[AnyArray, "b m s s"] | None = None,
     multimask_output: bool = True,
 ) -> tuple[Float[Array, "b p k s s"], Float[Array, "b p k"]]:
     """`encode_image`, then `predict_masks`: what `SamModel.forward` of transformers computes."""

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from icp_jax.arrays import AnyArray
 from icp_jax.models.layers import ACTIVATIONS, LayerNorm
 from icp_jax.models.sam.config import PromptConfig
 from icp_jax.models.sam.layers import Conv, Table
@@ -19,7 +20,7 @@ NOT_A_POINT, IGNORED = -1, -10  # labels; 0: background, 1: foreground
 
 
 def encode_positions(
-    coordinates: Float[Array, "*b 2"], frequencies: Float[Array, "2 f"]
+    coordinates: Float[AnyArray, "*b 2"], frequencies: Float[Array, "2 f"]
 ) -> Float[Array, "*b c"]:
     """Sines and cosines of coordinates in [0, 1] at random frequencies, c = 2f, in float32."""
     frequencies = frequencies.astype(jnp.float32)
@@ -48,10 +49,10 @@ class PromptEncoder(nn.Module):
     def __call__(
         self,
         frequencies: Float[Array, "2 f"],
-        points: Float[Array, "b p n 2"] | None,
-        labels: Int[Array, "b p n"] | None,
-        boxes: Float[Array, "b p 4"] | None,
-        masks: Float[Array, "b m s s"] | None,
+        points: Float[AnyArray, "b p n 2"] | None,
+        labels: Int[AnyArray, "b p n"] | None,
+        boxes: Float[AnyArray, "b p 4"] | None,
+        masks: Float[AnyArray, "b m s s"] | None,
     ) -> tuple[Float[Array, "b p t c"] | None, Float[Array, "b m g g c"]]:
         c = self.config
         table = (1, c.hidden_size)
