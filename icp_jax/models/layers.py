@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from icp_jax import places
+from icp_jax.arrays import AnyArray
 from icp_jax.dot import product32
 
 QUERY_CHUNK = 256  # on the CPU: causal attention in chunks of so many queries
@@ -34,7 +35,7 @@ class Affine(NamedTuple):
     scale: Float[Array, "d"] | None = None
     bias: Float[Array, "d"] | None = None
 
-    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+    def __call__(self, x: Float[AnyArray, "*b d"]) -> Float[Array, "*b d"]:
         y = x.astype(jnp.float32)
         y = y if self.scale is None else y * self.scale.astype(jnp.float32)
         y = y if self.bias is None else y + self.bias.astype(jnp.float32)
@@ -55,7 +56,7 @@ class Linear(nn.Module):
     use_bias: bool = True
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*b i"], after: Affine = WHOLE) -> Float[Array, "*b o"]:
+    def __call__(self, x: Float[AnyArray, "*b i"], after: Affine = WHOLE) -> Float[Array, "*b o"]:
         kernel = self.param(
             "kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features), jnp.float32
         )
@@ -95,7 +96,7 @@ class LayerNorm(nn.Module):
     affine: bool = True
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*b d"], apart: bool = False) -> Any:
+    def __call__(self, x: Float[AnyArray, "*b d"], apart: bool = False) -> Any:
         x32 = x.astype(jnp.float32)
         mean = jnp.mean(x32, -1, keepdims=True)
         centred = x32 - mean
@@ -118,7 +119,7 @@ class RMSNorm(nn.Module):
     epsilon: float = 1e-6
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*b d"], apart: bool = False) -> Any:
+    def __call__(self, x: Float[AnyArray, "*b d"], apart: bool = False) -> Any:
         x32 = x.astype(jnp.float32)
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         mean = jnp.mean(jnp.square(x32), -1, keepdims=True)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from icp_jax.arrays import AnyArray
 from icp_jax.dot import product32
 from icp_jax.models.layers import softmax_matmul
 
@@ -20,7 +21,7 @@ SCORES_ELSEWHERE = 1 << 25
 
 
 def partition(
-    x: Float[Array, "b h w c"], window: int, fill: Float[Array, "c"]
+    x: Float[AnyArray, "b h w c"], window: int, fill: Float[Array, "c"]
 ) -> Float[Array, "n s s c"]:
     """Windows side by side, n = b * rows of windows * columns; what is padded holds `fill`."""
     b, h, w, c = x.shape
@@ -34,7 +35,7 @@ def partition(
     return x.reshape(b * rows * columns, window, window, c)
 
 
-def unpartition(x: Float[Array, "n s s c"], h: int, w: int) -> Float[Array, "b h w c"]:
+def unpartition(x: Float[AnyArray, "n s s c"], h: int, w: int) -> Float[Array, "b h w c"]:
     """The grid `[b, h, w, c]` of its windows, without the padding."""
     _, window, _, c = x.shape
     rows, columns = -(-h // window), -(-w // window)

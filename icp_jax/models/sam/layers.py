@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from icp_jax.arrays import AnyArray
 from icp_jax.models.layers import Linear
 
 NORM_EPS = 1e-6  # SAM's norms over channels, where the config has no say
@@ -29,7 +30,7 @@ class Conv(nn.Module):
     use_bias: bool = True
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j o"]:
+    def __call__(self, x: Float[AnyArray, "b h w c"]) -> Float[Array, "b i j o"]:
         (b, h, w, c), s = x.shape, self.size
         kernel = self.param(
             "kernel", nn.initializers.normal(0.02), (c * s * s, self.features), jnp.float32
@@ -57,7 +58,7 @@ class Upscale(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*b h w c"]) -> Float[Array, "*b i j o"]:
+    def __call__(self, x: Float[AnyArray, "*b h w c"]) -> Float[Array, "*b i j o"]:
         *lead, h, w, c = x.shape
         kernel = self.param(
             "kernel", nn.initializers.normal(0.02), (c, self.features * 4), jnp.float32
@@ -84,7 +85,7 @@ class Perceptron(nn.Module):
     widths: tuple[int, ...]
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
+    def __call__(self, x: Float[AnyArray, "*b i"]) -> Float[Array, "*b o"]:
         for k, width in enumerate(self.widths):
             x = Linear(width, name=f"linear_{k}")(jax.nn.relu(x) if k else x)
         return x

@@ -98,7 +98,7 @@ class MaskEmbed(nn.Module):
     config: PromptConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b s s 1"]) -> Float[Array, "b g g c"]:
+    def __call__(self, x: Float[AnyArray, "b s s 1"]) -> Float[Array, "b g g c"]:
         c = self.config
         act = ACTIVATIONS[c.hidden_act]
         x = Conv(c.mask_input_channels // 4, 2, 2, name="conv1")(x)
