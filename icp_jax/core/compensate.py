@@ -172,7 +172,7 @@ def compensate(
     apply: Callable[[Params, jax.Array], jax.Array],
     params: Params,
     inputs: Float[AnyArray, "n *s"],
-    targets: Float[AnyArray, "n *t"],
+    targets: Float[AnyArray, "m *t"],
     *,
     tx: optax.GradientTransformation = ADAM,
     loss: Loss = mse,

@@ -75,7 +75,9 @@ def block_step(
         repaired = apply.rematerialised() if recipe.remat else apply
 
         def repair(p):
-            return compensate(repaired, p, x, y, lr=hyper.rates, order=order, undo=recipe.undo)
+            return compensate(
+                repaired, p, x, y, lr=jnp.asarray(hyper.rates), order=order, undo=recipe.undo
+            )
 
         tuned, lost = jax.lax.cond(damaged, repair, lambda p: (p, lost), tuned)
     seen = streams.statistics(family, apply, tuned, sparse[0], samples)
