@@ -118,12 +118,7 @@ def steps(job) -> dict[str, Any]:
 
                     timed(f"walk {shape[0]}x{shape[1]} {pattern or ''}".strip(), walk)
         del moments, factor
-    dtypes = tuple(leaf.dtype for leaf in jax.tree.leaves(source.block(0)))
-    leaves = jax.tree.leaves(params)
-    timed(
-        "stored",
-        lambda: [np.asarray(passes.stored(a, d)) for a, d in zip(leaves, dtypes, strict=True)],
-    )
+    timed("stored", lambda: jax.tree.map(passes.stored, params, source.block(0)))
     return found
 
 

@@ -24,10 +24,10 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(
         self,
-        query: Float[Array, "b p q c"],
-        key: Float[Array, "b p k c"],
-        value: Float[Array, "b p k c"],
-    ) -> Float[Array, "b p q c"]:
+        query: Float[Array, "b #p q c"],
+        key: Float[Array, "b #p k c"],
+        value: Float[Array, "b #p k c"],
+    ) -> Float[Array, "b #p q c"]:
         c = self.config
         width, heads = c.hidden_size // self.rate, c.num_attention_heads
 
@@ -56,7 +56,7 @@ class TwoWay(nn.Module):
     def __call__(
         self,
         tokens: Float[Array, "b p t c"],
-        image: Float[Array, "b p s c"],
+        image: Float[Array, "b #p s c"],
         token_positions: Float[Array, "b p t c"],
         image_positions: Float[Array, "s c"],
     ) -> tuple[Float[Array, "b p t c"], Float[Array, "b p s c"]]:
@@ -95,7 +95,7 @@ class MaskDecoder(nn.Module):
         image: Float[Array, "b g g c"],
         image_positions: Float[Array, "g g c"],
         sparse: Float[Array, "b p t c"] | None,
-        dense: Float[Array, "b #p g g c"],
+        dense: Float[Array, "#b #p g g c"],
         multimask: bool,
     ) -> tuple[Float[Array, "b p m s s"], Float[Array, "b p m"]]:
         c = self.config

@@ -53,7 +53,7 @@ class PromptEncoder(nn.Module):
         labels: Int[AnyArray, "b p n"] | None,
         boxes: Float[AnyArray, "b p 4"] | None,
         masks: Float[AnyArray, "b m s s"] | None,
-    ) -> tuple[Float[Array, "b p t c"] | None, Float[Array, "b m g g c"]]:
+    ) -> tuple[Float[Array, "b p t c"] | None, Float[Array, "#b #m g g c"]]:
         c = self.config
         table = (1, c.hidden_size)
         kinds = [Table(table, name=f"point_{k}")() for k in range(c.num_point_embeddings)]
