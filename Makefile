@@ -60,7 +60,7 @@ endef
 
 $(VENV)/installed: pyproject.toml requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	set -e; $(call install,requirements.lock,.)
+	@set -e; $(call install,requirements.lock,.)
 	touch $@
 
 # torch is for the parity tests only, where there is a build of this version for this Python.
@@ -69,7 +69,7 @@ $(VENV)/tested: pyproject.toml requirements-test.lock
 	$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
 	  && $(BIN)/python -m pip install -q torch==2.13.0 \
 	  || echo "no torch for this Python: its parity tests will be skipped"
-	set -e; $(call install,requirements-test.lock,.[test])
+	@set -e; $(call install,requirements-test.lock,.[test])
 	touch $@ $(VENV)/installed
 
 # The newest releases that the ranges of pyproject.toml allow, with the hashes of all their files.
