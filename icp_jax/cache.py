@@ -42,7 +42,7 @@ def use() -> None:
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         folder = base / "icp-jax" / f"xla-{_processor()}"
-        if base.is_absolute():  # an empty HOME is no place
+        if base.is_absolute():  # a relative HOME is no place
             folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError):  # the second for a user without a home
         return  # one that cannot be written to costs seconds, not the run
