@@ -39,13 +39,14 @@ def use() -> None:
     if given := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         repair(Path(given))
         return
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = base / "icp-jax" / f"xla-{_processor()}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return  # a home that cannot be written to costs seconds, not the run
-    if not os.access(folder, os.W_OK):
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = base / "icp-jax" / f"xla-{_processor()}"
+        if base.is_absolute():  # a relative HOME is no place
+            folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # the second for a user without a home
+        return  # one that cannot be written to costs seconds, not the run
+    if not base.is_absolute() or not os.access(folder, os.W_OK):
         return
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     repair(folder)

@@ -15,8 +15,9 @@ from typing import Any
 
 import absl.logging
 
-from icp_jax import cache, heap, interrupts
+from icp_jax import cache, heap, interrupts, machine
 from icp_jax.errors import InputError
+from icp_jax.report import standard
 
 PROG = "icp-jax"
 NO_PATTERN = ("None", "unstructured")
@@ -102,9 +103,11 @@ def _nearest(word: str, known: Any) -> str:
 
 def _one_line(boxed: str) -> str:
     """The sentence inside tyro's box."""
-    lines = [line.strip(" │") for line in boxed.splitlines() if line.startswith("│")]
-    end = next((k for k, line in enumerate(lines) if line.startswith("───")), len(lines))
-    return " ".join(" ".join(lines[:end] or [boxed]).split())
+    lines = [line.strip(" │╭╮├┤╰╯") for line in boxed.strip().splitlines()[1:]]  # after its title
+    rules = [set(line) <= set("─-") for line in lines]  # in ASCII where the terminal is
+    start = next((k for k, rule in enumerate(rules) if not rule), 0)
+    end = next((k for k, rule in enumerate(rules) if rule and k > start), len(lines))
+    return " ".join(" ".join(lines[start:end] or [boxed]).split())
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -112,23 +115,21 @@ def main(argv: list[str] | None = None) -> int:
     from converters.names import shown
     from converters.rules import ConversionError
 
-    args = sys.argv[1:] if argv is None else argv
-    # OpenBLAS' threads and XLA's get in each other's way: seconds lost in a Cholesky.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is not there
-    cache.use()
-    heap.reuse()
-    absl.logging.set_verbosity(absl.logging.FATAL)  # Orbax raises what it logs
-    interrupts.install()
     try:
-        run(parse(args))
+        machine.linux()
+        args = sys.argv[1:] if argv is None else argv
+        if argv is None:
+            machine.utf8()
+            standard.prepare()
+        _prepare()
+        machine.names(args)
+        with standard.written(InputError):
+            command = parse(args)
+        run(command)
     except (InputError, ConversionError) as error:
         return _fail(f"{error}{_kept(error, '; stopped ')}")
     except KeyboardInterrupt as error:
         return _fail(f"interrupted{_kept(error) or '; nothing was written'}", 130)
-    except BrokenPipeError:  # `| head` has read enough; and nothing more is to be written at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             nothing = "; nothing was kept: free space, or write elsewhere"
@@ -137,6 +138,8 @@ def main(argv: list[str] | None = None) -> int:
             name = shown(error.filename) if len(str(error.filename)) > 200 else error.filename
             why = f"{name}: {error.strerror}{_kept(error, '; stopped ')}"
             return _fail(f"cannot open {why}")
+        if error.errno == errno.ENOENT and error.filename is None:
+            return _fail("the current folder is gone: change to one that is there")
         raise
     except (MemoryError, RuntimeError) as error:  # XLA's errors are RuntimeErrors
         if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
@@ -144,6 +147,17 @@ def main(argv: list[str] | None = None) -> int:
             return _fail(f"out of memory: {advice}{_kept(error, '; stopped ')}")
         raise
     return 0
+
+
+def _prepare() -> None:
+    """Settings of this process, before anything is imported that reads them."""
+    # OpenBLAS' threads and XLA's get in each other's way: seconds lost in a Cholesky.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is not there
+    cache.use()
+    heap.reuse()
+    absl.logging.set_verbosity(absl.logging.FATAL)  # Orbax raises what it logs
+    interrupts.install()
 
 
 def _kept(error: BaseException, lead: str = " ") -> str:
@@ -165,6 +179,9 @@ def run(command: Any) -> None:
     from icp_jax import commands
     from icp_jax.report import console
 
+    machine.variables()
+    if not isinstance(command, commands.Prune | commands.Verify):  # hosts meet first; no JAX
+        machine.platforms()
     if isinstance(command, commands.Demo):
         from icp_jax.demo import demo
 
@@ -230,11 +247,13 @@ def _prune(command: Any) -> None:
 
     config = _run_config(command)
     if command.dry_run:
+        machine.platforms()
         found = dry_run(config)
         _print(command.json, dataclasses.asdict(found), lambda: console.dry_run(found))
         return
     hosts = command.hosts
     with launch(hosts.coordinator, hosts.count, hosts.index) as leads:
+        machine.platforms()
         if not leads:
             follow(config)
             return
@@ -245,10 +264,11 @@ def _prune(command: Any) -> None:
 
 
 def _print(as_json: bool, record: dict[str, Any], otherwise: Any) -> None:
-    if as_json:
-        print(json.dumps(record))
-    else:
-        otherwise()
+    with standard.written(InputError, record.get("out") or record.get("checkpoint")):
+        if as_json:
+            print(json.dumps(record))
+        else:
+            otherwise()
 
 
 if __name__ == "__main__":
