@@ -168,7 +168,8 @@ CASES = {
         NONE, ["--prune.sparsity", ".9", "--prune.alpha", "0"], "alpha must be above"),
     "bad rearrangement": (NONE, ["--prune.rearrange", "qkv"], "GIVES-TAKES; named ones: qkvof1-f2"),
     "bad pattern": (NONE, ["--prune.pattern", "4:2"], "not n:m"),
-    "pattern that does not divide": (NONE, ["--prune.pattern", "3:7"], "no multiple of 7"),
+    "pattern that does not divide": (
+        NONE, ["--prune.pattern", "3:7", "--prune.sparsity", "None"], "no multiple of 7"),
     "pattern and alpha": (
         NONE, ["--prune.pattern", "2:4", "--prune.alpha", "1"], "apply to unstructured"),
     "damping of zero": (NONE, ["--prune.damping", "0"], "damping must be a positive"),
