@@ -35,7 +35,6 @@ OFF = (("compensate.epochs", 0), ("memory.remat", False))
 UNSTRUCTURED = ("prune.sparsity", "prune.alpha", "prune.beta", "prune.rearrange")
 
 LEAST = {
-    "prune.alpha": 0,
     "prune.block_size": 1,
     "compensate.epochs": 0,
     "calibration.samples": 1,
@@ -48,12 +47,14 @@ LEAST = {
     "limit": 1,
 }
 MOST = 2**31 - 1  # of what is counted; seeds may be larger
+TINY, HUGE = 2.0**-126, 2.0**128  # what float32 can hold
 OTHERS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "prune.sparsity": (lambda v: 0 <= v < 1, "in [0, 1)"),
+    "prune.alpha": (lambda v: v >= 0, "at least 0, and finite"),
     "prune.beta": (lambda v: 0 <= v <= 1, "in [0, 1]"),
-    "prune.damping": (lambda v: v > 0, "a positive number"),
-    "compensate.lr": (lambda v: v > 0, "a positive number"),
-    "compensate.gamma": (lambda v: v > 0, "a positive number"),
+    "prune.damping": (lambda v: v >= TINY, "a positive number"),
+    "compensate.lr": (lambda v: v >= TINY, "a positive number"),
+    "compensate.gamma": (lambda v: v >= TINY, "a positive number"),
     "quant.bits": (lambda v: 2 <= v <= 8, "from 2 to 8"),
     "quant.group": (lambda v: v in (32, 64, 128), "32, 64 or 128"),
 }
@@ -149,8 +150,7 @@ def ranges(config: Any) -> None:
         least = LEAST.get(name, -math.inf)
         holds, said = OTHERS.get(name, (lambda v, least=least: v >= least, f"at least {least}"))
         if isinstance(value, float):
-            if not (holds(value) and math.isfinite(value)):
-                said = said if math.isfinite(value) or name in OTHERS else f"a number of {said}"
+            if not (holds(value) and value < HUGE):
                 raise InputError(f"{name} must be {said}, got {value:g}")
         elif isinstance(value, int) and not holds(value):
             raise InputError(f"{name} must be {said}, got {value}")
@@ -193,7 +193,9 @@ def sensible(run: RunConfig) -> None:
     if unused:
         names = f"{' and '.join(unused)} {'apply' if unused[1:] else 'applies'}"
         them = "them" if unused[1:] else "it"
-        raise InputError(f"{names} to unstructured pruning only: leave out {them}, or prune.pattern")
+        raise InputError(
+            f"{names} to unstructured pruning only: leave {them} out, or prune.pattern"
+        )
 
 
 def parse_bytes(name: str, text: str) -> int | None:

@@ -6,10 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 from icp_jax import checks, config_files
-from icp_jax.checks import parse_bytes
+from icp_jax.checks import parse_bytes as parse_bytes
 from icp_jax.errors import InputError
-
-__all__ = ["parse_bytes"]
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 MethodName = Literal["icp", "sparsegpt", "wanda", "magnitude"]
