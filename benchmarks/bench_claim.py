@@ -49,8 +49,11 @@ def main() -> None:
                 if pattern:
                     settings["pattern"] = pattern
                 quant = QuantConfig(bits=int(bits)) if bits else None
+                if pattern:
+                    settings["sparsity"] = None
+                order = seed if method == "icp" else None
                 pruned, _ = api.prune(
-                    model, tokens, config.prune, config.compensate, quant, seed=seed, **settings
+                    model, tokens, config.prune, config.compensate, quant, seed=order, **settings
                 )
                 seconds = time.perf_counter() - started
                 found = api.evaluate(pruned, heldout).perplexity

@@ -77,7 +77,8 @@ def main() -> None:
                     alpha = {"icp": args.alpha, "icp uniform": 1.0}.get(method)
                     kind = method.partition(" ")[0]
                     config = PruneConfig(method=kind, sparsity=sparsity, alpha=alpha)
-                    pruned, blocks = api.prune(model, pixels, config, compensation, seed=seed)
+                    tuning = {"compensation": compensation, "seed": seed} if kind == "icp" else {}
+                    pruned, blocks = api.prune(model, pixels, config, **tuning)
                     seconds = time.perf_counter() - started
                     names = tuple(places) if not seed else ("scenes",)
                     for name, found in measure(pruned, names).items():

@@ -90,9 +90,10 @@ def main() -> None:
         starts = rng.integers(0, len(stream) - WINDOW, SAMPLES)
         calibration = np.stack([stream[s : s + WINDOW] for s in starts])
         quant = QuantConfig(bits=settings.pop("bits", None))
-        pruned, _ = api.prune(
-            model, calibration, PruneConfig(**settings), compensation, quant, seed=seed
-        )
+        config, tuning = PruneConfig(**settings), {"compensation": compensation, "seed": seed}
+        if config.method != "icp":
+            tuning = {}
+        pruned, _ = api.prune(model, calibration, config, quant=quant, **tuning)
         return api.evaluate(pruned, windows).perplexity
 
     rows = []

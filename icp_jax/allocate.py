@@ -57,6 +57,8 @@ def within_block(
     """
     if not 0 <= beta <= 1:
         raise InputError(f"beta must be in [0, 1], got {beta:g}")
+    if unknown := {*rearrangement.gives, *rearrangement.takes} - set(sizes):
+        raise InputError(f"the rearrangement's {', '.join(sorted(unknown))} is no layer here")
     sparsity = zeros / sum(sizes.values())
     gives = sum(sizes[role] for role in rearrangement.gives)
     takes = sum(sizes[role] for role in rearrangement.takes)

@@ -14,6 +14,8 @@ from icp_jax import data, inputs, mesh
 from icp_jax.config import (
     CalibrationConfig,
     CompensateConfig,
+    Dtype,
+    EvalConfig,
     MemoryConfig,
     PruneConfig,
     QuantConfig,
@@ -60,8 +62,7 @@ def calibrate(
     tokenizer, or pixels `[samples, 3, S, S]` of images. Raises InputError.
     """
     config = CalibrationConfig(str(source), samples, seq_len, seed)
-    check(RunConfig(calibration=config))
-    return inputs.calibration(config, model)
+    return inputs.calibration(check(RunConfig(calibration=config)).calibration, model)
 
 
 def prune(
@@ -72,41 +73,47 @@ def prune(
     quant: QuantConfig | None = None,
     *,
     memory: MemoryConfig | None = None,
-    dtype: str = "auto",
-    seed: int = 0,
+    dtype: Dtype = "auto",
+    seed: int | None = None,
     devices: int | None = None,
     progress: Progress = lambda block, phase, done, total, loss: None,
     **settings: Any,
 ) -> tuple[Model, list[BlockReport]]:
     """Prune a model in memory on tokens `[N, T]`, or pixels `[N, 3, S, S]`; it stays as it is.
 
-    memory: where the two streams live, and in what precision; `device` and `host` in it are for
-    runs that are planned first, and refused here. devices: how many share the work.
+    memory: where the two streams live, and in what precision. `device` and `host` in it, and
+    `packed` in quant, are for `prune_folder` and refused here. devices: how many share the work.
     settings: fields of PruneConfig, such as `sparsity=0.5, method="wanda"`. Returns the pruned
     model, with leaves in the dtypes of the given one, and a report of every block.
     """
-    config = dataclasses.replace(config or PruneConfig(), **settings)
-    compensation = compensation or CompensateConfig()
-    quant = quant or QuantConfig()
-    memory = memory or MemoryConfig()
-    if memory.device or memory.host:
+    run = RunConfig(
+        prune=dataclasses.replace(PruneConfig() if config is None else config, **settings),
+        quant=QuantConfig() if quant is None else quant,
+        compensate=CompensateConfig() if compensation is None else compensation,
+        memory=MemoryConfig() if memory is None else memory,
+        dtype=dtype,
+        seed=seed,
+        devices=devices,
+    )
+    run = check(run)
+    if run.memory.device or run.memory.host:
         raise InputError("memory.device and memory.host are for prune_folder: set streams instead")
-    run = RunConfig(prune=config, quant=quant, compensate=compensation, memory=memory, seed=seed)
-    check(dataclasses.replace(run, devices=devices))
+    if run.quant.packed:
+        raise InputError("quant.packed is for files: use prune_folder or icp-jax prune instead")
     tokens = inputs.checked(model, tokens)
     sink = TreeSink(model.params)
     reports = prune_blocks(
         model,
         sink,
         tokens,
-        config,
-        compensation,
-        quant,
-        dtype=dtype,
-        seed=seed,
-        memory=memory,
+        run.prune,
+        run.compensate,
+        run.quant,
+        dtype=run.dtype,
+        seed=run.seed,
+        memory=run.memory,
         progress=progress,
-        devices=mesh.choose(devices),
+        devices=mesh.choose(run.devices),
     )
     return dataclasses.replace(model, params=sink.params), reports
 
@@ -116,48 +123,62 @@ def evaluate(
     data_or_windows: str | Path | np.ndarray,
     *,
     seq_len: int | None = None,
-    prompt: Prompt = "point",
+    prompt: Prompt | None = None,
     limit: int | None = None,
-    seed: int = 0,
-    dtype: str = "auto",
+    seed: int | None = None,
+    dtype: Dtype = "auto",
     progress: Progress = lambda block, phase, done, total, loss: None,
 ) -> Perplexity | Segmentation:
     """Perplexity of a language model, IoU of SAM's masks; in memory, a folder, a file or a hub id.
 
     data_or_windows: wikitext2, ptb, c4, a file or folder, or token windows `[W, T]`; for SAM
-    sa1b:DIR or coco:DIR, and prompt, limit and seed are those of `segmentation`.
+    sa1b:DIR or coco:DIR. prompt, limit and seed are those of `segmentation`, for SAM alone;
+    seq_len is for a text that is to be cut. Raises InputError.
     """
-    if isinstance(model, str | Path):
-        with closing(FolderSource(resolve(str(model)))) as opened:
-            return evaluate(
-                opened,
-                data_or_windows,
-                seq_len=seq_len,
-                prompt=prompt,
-                limit=limit,
-                seed=seed,
-                dtype=dtype,
-                progress=progress,
-            )
-    source = model
-    if source.family.kind == "vision":
-        from icp_jax.evaluation.iou import segmentation
+    config = check(EvalConfig(seq_len, prompt, limit, seed, dtype))
+    if not isinstance(model, str | Path):
+        return _evaluate(model, data_or_windows, config, progress)
+    with closing(FolderSource(resolve(str(model)))) as source:
+        return _evaluate(source, data_or_windows, config, progress)
 
-        return segmentation(
-            source,
-            str(data_or_windows),
-            prompt=prompt,
-            limit=limit,
-            seed=seed,
-            dtype=compute_dtype(dtype),
-            progress=progress,
-        )
-    data.vocabulary(source.config)
-    if isinstance(data_or_windows, np.ndarray):
-        windows = inputs.checked(source, data_or_windows)
+
+def _evaluate(
+    source: Model | FolderSource,
+    given: str | Path | np.ndarray,
+    config: EvalConfig,
+    progress: Progress,
+) -> Perplexity | Segmentation:
+    if source.family.kind == "vision":
+        return _segmentation(source, given, config, progress)
+    for name in ("prompt", "limit", "seed"):
+        if getattr(config, name) is not None:
+            raise InputError(f"{name} is for SAM, and this model reads text: leave it out")
+    vocabulary = data.vocabulary(source.config)
+    if isinstance(given, np.ndarray):
+        if config.seq_len is not None:
+            raise InputError("seq_len is for a text: windows are taken as they are, leave it out")
+        windows = inputs.checked(source, given)
     else:
-        encode = data.Encoder(source.folder, data.vocabulary(source.config), progress)
-        windows = data.evaluation_windows(
-            str(data_or_windows), seq_len, source.family.context, encode
-        )
-    return perplexity(source, windows, dtype=dtype, progress=progress)
+        encode = data.Encoder(source.folder, vocabulary, progress)
+        windows = data.evaluation_windows(str(given), config.seq_len, source.family.context, encode)
+    return perplexity(source, windows, dtype=config.dtype, progress=progress)
+
+
+def _segmentation(
+    source: Model | FolderSource, given: Any, config: EvalConfig, progress: Progress
+) -> Segmentation:
+    from icp_jax.evaluation.iou import segmentation
+
+    if config.seq_len is not None:
+        raise InputError("seq_len is for text, and this model reads images: leave it out")
+    if not isinstance(given, str | Path):
+        raise InputError("SAM is evaluated on sa1b:DIR or coco:DIR, not on an array")
+    return segmentation(
+        source,
+        str(given),
+        prompt=config.prompt or "point",
+        limit=config.limit,
+        seed=config.seed or 0,
+        dtype=compute_dtype(config.dtype),
+        progress=progress,
+    )

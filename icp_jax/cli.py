@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import absl.logging
 
@@ -20,7 +20,7 @@ from icp_jax.errors import InputError
 from icp_jax.report import standard
 
 PROG = "icp-jax"
-NO_PATTERN = ("None", "unstructured")
+NO_PATTERN = "unstructured"
 
 
 def parse(args: list[str]) -> Any:
@@ -68,9 +68,9 @@ def _default(kind: type, args: list[str]) -> Any:
         return None
     run = config.load(name)
     method, pattern = (_value(args, f"--prune.{field}") for field in ("method", "pattern"))
-    if method not in (None, run.prune.method) or pattern not in (None, *NO_PATTERN):
-        # alpha and beta were the config's choice for its own
-        run = dataclasses.replace(run, prune=dataclasses.replace(run.prune, alpha=None, beta=None))
+    if method in (None, *get_args(config.MethodName)):  # else what follows refuses it
+        pattern = NO_PATTERN if pattern == "None" else pattern
+        run = config.rechosen(run, method, pattern)
     return kind(**{f.name: getattr(run, f.name) for f in dataclasses.fields(run)})
 
 
@@ -257,10 +257,17 @@ def _prune(command: Any) -> None:
         if not leads:
             follow(config)
             return
-        with console.progress() as tick:
-            done = prune_folder(config, tick, resume=command.resume, say=_say)
-    record = {"out": str(done.out), "sparsity": done.sparsity, "seconds": round(done.seconds, 3)}
-    _print(command.json, record, lambda: console.pruned(done))
+        done = None
+        try:
+            with console.progress() as tick:
+                done = prune_folder(config, tick, resume=command.resume, say=_say)
+            record = {"out": str(done.out), "sparsity": done.sparsity}
+            record["seconds"] = round(done.seconds, 3)
+            _print(command.json, record, lambda: console.pruned(done))
+        except KeyboardInterrupt as error:
+            if done is not None:
+                error.add_note(f"when it had finished; {done.out} is whole")
+            raise
 
 
 def _print(as_json: bool, record: dict[str, Any], otherwise: Any) -> None:

@@ -41,8 +41,8 @@ class Prune(RunConfig):
     """Prune a Hugging Face checkpoint, block by block, into a new folder."""
 
     config: str = ""
-    """Start from a config: a Python file with get_config(), or the name of one that comes along.
-    Its alpha and beta go where another method or a pattern is given."""
+    """Start from a config: a Python file with get_config(), or the name of one in the package. If
+    you set another method or a pattern, what the config chose for its own is unset."""
     resume: bool = False
     """Go on after the last block that an interrupted run into the same folder finished."""
     hosts: Hosts = field(default_factory=Hosts)
@@ -57,8 +57,8 @@ class Plan(RunConfig):
     """Memory by phase, FLOPs, bytes moved and the least time of a prune, and settings that fit."""
 
     config: str = ""
-    """Start from a config: a Python file with get_config(), or the name of one that comes along.
-    Its alpha and beta go where another method or a pattern is given."""
+    """Start from a config: a Python file with get_config(), or the name of one in the package. If
+    you set another method or a pattern, what the config chose for its own is unset."""
     device_memory: str = ""
     """What the run may take of the device's memory, such as 8GiB. Unset: what is free there."""
     host_memory: str = ""
@@ -78,12 +78,13 @@ class Eval:
     For SAM sa1b:DIR or coco:DIR."""
     seq_len: int | None = None
     """Tokens a window. Unset: the model's context, at most 2048."""
-    prompt: Literal["point", "box"] = "point"
-    """SAM: what points at each object. Points: SA-1B's own; for COCO drawn inside the mask."""
+    prompt: Literal["point", "box"] | None = None
+    """SAM: what points at each object. Unset: point.
+    Points: SA-1B's own; for COCO drawn inside the mask."""
     limit: int | None = None
     """SAM: at most so many images."""
-    seed: int = 0
-    """SAM: of the points that are drawn."""
+    seed: int | None = None
+    """SAM: of the points that are drawn. Unset: 0."""
     dtype: Dtype = "auto"
     """What blocks compute in; auto is bfloat16 on GPU and TPU, float32 on CPU."""
     json: bool = False

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import re
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
 
+from icp_jax import checks, config_files
+from icp_jax.checks import parse_bytes as parse_bytes
 from icp_jax.errors import InputError
 
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -20,10 +19,10 @@ class PruneConfig:
 
     method: MethodName = "icp"
     """icp, or one of its baselines."""
-    sparsity: float = 0.7
-    """Share of zeros in the linears of the blocks, in [0, 1)."""
+    sparsity: float | None = None
+    """Share of zeros in the linears of the blocks, in [0, 1). Unset: 0.7, or the pattern's."""
     pattern: str | None = None
-    """n:m, such as 2:4: keep n of every m consecutive inputs. Replaces sparsity, alpha, beta."""
+    """n:m, such as 2:4: keep n of every m consecutive inputs. Instead of sparsity, alpha, beta."""
     alpha: float | None = None
     """Last block's share of the mean sparsity; 1 is uniform.
     Unset: 0.691 for icp (SAM: 0.85), else 1."""
@@ -32,22 +31,22 @@ class PruneConfig:
     Unset: 0.2 for icp, else (and for SAM) 0."""
     rearrange: str | None = None
     """Which layers give and which take, GIVES-TAKES. Unset: the family's own, qkv-f2 for OPT."""
-    damping: float = 0.01
-    """Added to the diagonal of H, as a share of its mean."""
-    block_size: int = 128
-    """Inputs whose mask SparseGPT chooses together."""
+    damping: float | None = None
+    """Added to the diagonal of H, as a share of its mean (icp and sparsegpt). Unset: 0.01."""
+    block_size: int | None = None
+    """Inputs whose mask SparseGPT chooses together (icp and sparsegpt). Unset: 128."""
 
 
 @dataclass(frozen=True)
 class CompensateConfig:
     """How block t+1 is tuned after block t is pruned (icp only)."""
 
-    epochs: int = 1
-    """Passes over the calibration samples; 0 turns compensation off."""
-    lr: float = 1e-4
-    """Adam's learning rate in the first epoch."""
-    gamma: float = 0.87
-    """The learning rate's factor after each epoch."""
+    epochs: int | None = None
+    """Passes over the calibration samples; 0 turns compensation off. Unset: 1."""
+    lr: float | None = None
+    """Adam's learning rate in the first epoch. Unset: 1e-4."""
+    gamma: float | None = None
+    """The learning rate's factor after each epoch. Unset: 0.87."""
 
 
 @dataclass(frozen=True)
@@ -123,87 +122,93 @@ class RunConfig:
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     dtype: Dtype = "auto"
     """What blocks compute in; auto is bfloat16 on GPU and TPU, float32 on CPU."""
-    seed: int = 0
-    """The order of the samples in compensation."""
+    seed: int | None = None
+    """The order of the samples in compensation (icp only). Unset: 0."""
     devices: int | None = None
     """Devices that share the samples and the solver's rows. Unset: one; with several hosts all."""
 
 
-def check(config: RunConfig) -> None:
-    """Raises InputError, in one line, for settings that no model could make sense of."""
-    p, c, k, q = config.prune, config.compensate, config.calibration, config.quant
-    m = config.memory
-    if q.bits is None and q != QuantConfig():
-        raise InputError("quant settings need --quant.bits")
-    if q.bits is not None and not 2 <= q.bits <= 8:
-        raise InputError(f"quant.bits must be from 2 to 8, got {q.bits}")
-    if q.group not in (None, 32, 64, 128):
-        raise InputError(f"quant.group must be 32, 64 or 128, got {q.group}")
-    if not 0 <= p.sparsity < 1:
-        raise InputError(f"sparsity must be in [0, 1), got {p.sparsity:g}")
-    if p.pattern not in (None, "unstructured") and (p.alpha is not None or p.beta is not None):
-        raise InputError("alpha and beta apply to unstructured pruning only: drop them or pattern")
-    parse_bytes("memory.device", m.device)
-    parse_bytes("memory.host", m.host)
-    for name, value, least in (
-        ("prune.block_size", p.block_size, 1),
-        ("compensate.epochs", c.epochs, 0),
-        ("calibration.samples", 1 if k.samples is None else k.samples, 1),
-        ("calibration.seq_len", 2 if k.seq_len is None else k.seq_len, 2),
-        ("calibration.seed", k.seed, 0),
-        ("memory.batch_tokens", 1 if m.batch_tokens is None else m.batch_tokens, 1),
-        ("seed", config.seed, 0),
-        ("devices", 1 if config.devices is None else config.devices, 1),
-    ):
-        if value < least:
-            raise InputError(f"{name} must be at least {least}, got {value}")
-    for name, rate in (
-        ("prune.damping", p.damping),
-        ("compensate.lr", c.lr),
-        ("compensate.gamma", c.gamma),
-    ):
-        if not 0 < rate < float("inf"):
-            raise InputError(f"{name} must be a positive number, got {rate:g}")
+@dataclass(frozen=True)
+class EvalConfig:
+    """How a model is measured."""
+
+    seq_len: int | None = None
+    """Tokens a window. Unset: the model's context, at most 2048."""
+    prompt: Literal["point", "box"] | None = None
+    """SAM: what points at each object. Unset: point."""
+    limit: int | None = None
+    """SAM: at most so many images."""
+    seed: int | None = None
+    """SAM: of the points that are drawn. Unset: 0."""
+    dtype: Dtype = "auto"
+    """What blocks compute in; auto is bfloat16 on GPU and TPU, float32 on CPU."""
 
 
-UNITS = {"": 1, "b": 1}
-UNITS |= {f"{p}ib": 1024**k for k, p in enumerate("kmgt", 1)}
-UNITS |= {f"{p}b": 1000**k for k, p in enumerate("kmgt", 1)}
+AnyConfig = TypeVar("AnyConfig", RunConfig, EvalConfig)
+
+# What stands for a setting that is left open, where that needs no model.
+DEFAULTS = {
+    "prune.sparsity": 0.7,
+    "prune.damping": 0.01,
+    "prune.block_size": 128,
+    "compensate.epochs": 1,
+    "compensate.lr": 1e-4,
+    "compensate.gamma": 0.87,
+    "seed": 0,
+}
 
 
-def parse_bytes(name: str, text: str) -> int | None:
-    """`8GiB` as a number of bytes, and nothing as None. Raises InputError."""
-    if not text:
-        return None
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([kmgt]?i?b?)", text.strip().lower())
-    if found is None or found[2] not in UNITS or not float(found[1]):
-        raise InputError(f"{name} must be a size such as 8GiB or 500MB, got {text!r}")
-    return int(float(found[1]) * UNITS[found[2]])
+def check(config: AnyConfig) -> AnyConfig:
+    """The same settings as plain Python values.
+
+    Raises InputError, in one line, for a setting of another type, out of its range, or without a
+    meaning beside the others.
+    """
+    kind: Any = EvalConfig if isinstance(config, EvalConfig) else RunConfig
+    config = checks.plain(kind, config)
+    checks.ranges(config)
+    if isinstance(config, RunConfig):
+        checks.sensible(config)
+    return config
 
 
-def folder() -> Path:
-    """Where the configs that come with the package lie: in the wheel, or in the repository."""
-    inside = Path(__file__).parent / "configs"
-    return inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
+def filled(run: RunConfig) -> RunConfig:
+    """The run with its unset settings filled in, so far as DEFAULTS says; no sparsity beside a
+    pattern.
+    """
+    settings = checks.flat(run)
+    for name, default in DEFAULTS.items():
+        if settings[name] is None and not (name == "prune.sparsity" and checks.structured(run)):
+            run = checks.put(run, name, default)
+    return run
+
+
+def rechosen(run: RunConfig, method: str | None, pattern: str | None = None) -> RunConfig:
+    """The run with another method or pattern; None leaves the run's own.
+
+    Settings that were chosen for the old one (alpha, beta and rearrange), or that have no meaning
+    for the new one, are unset.
+    """
+    other = method not in (None, run.prune.method)
+    run = checks.put(run, "prune.method", method or run.prune.method)
+    run = checks.put(run, "prune.pattern", pattern or run.prune.pattern)
+    for name in checks.idle(run):
+        run = checks.put(run, name, None)
+    if other or (pattern and checks.structured(run)):
+        run = checks.put(run, "prune", replace(run.prune, alpha=None, beta=None, rearrange=None))
+    return run
 
 
 def load(name: str) -> RunConfig:
-    """`get_config()` of a Python file, given by path or by the name of a config in the package."""
-    path = Path(name)
-    if not path.is_file():
-        known = sorted(p.stem for p in folder().glob("*.py"))
-        path = folder() / f"{name}.py"
-        if path.stem not in known:
-            raise InputError(f"no config {name!r}: give a path, or one of {', '.join(known)}")
-    spec = importlib.util.spec_from_file_location(f"icp_jax_config_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        config = module.get_config()
-    except Exception as error:  # a user's file: whatever it does wrong is bad input
-        raise InputError(f"config {path}: {type(error).__name__}: {error}") from None
+    """The run that a config describes: a Python file, by path or by the name of one in the package.
+
+    Raises InputError.
+    """
+    path = config_files.find(name)
+    config = config_files.run(path)
     if not isinstance(config, RunConfig):
         raise InputError(f"config {path}: get_config() must return an icp_jax.RunConfig")
-    return config
+    try:
+        return check(config)
+    except InputError as error:
+        raise InputError(f"config {path}: {error}") from None

@@ -27,7 +27,7 @@ def flops(
     positions: of a sample. The second moments count half: they are symmetric.
     """
     method, tokens = METHODS[config.prune.method], config.calibration.count * positions
-    epochs = config.compensate.epochs if method.compensates else 0
+    epochs = config.compensate.epochs or 0 if method.compensates else 0
     found = dict.fromkeys(PHASES, 0.0)
     for t, block in enumerate(shapes):
         weights = sum(i * o for i, o in block.values())
@@ -59,7 +59,7 @@ def moved(
     the streams stay on the device.
     """
     count = len(blocks)
-    epochs = config.compensate.epochs if METHODS[config.prune.method].compensates else 0
+    epochs = config.compensate.epochs or 0 if METHODS[config.prune.method].compensates else 0
     passes = {"embed": 1, "dense": 2 * count, "statistics": count, "sparse": 3 * count}
     passes["compensate"] = 2 * epochs * (count - 1)
     found = {name: 0 if there else passes.get(name, 0) * stream for name in PHASES}

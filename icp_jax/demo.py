@@ -23,11 +23,12 @@ RESULT, FIGURE = "demo.json", "error-growth.png"
 
 def demo_config(method: str, sparsity: float, out: Path, seed: int = 0) -> RunConfig:
     """The demo's settings for one method."""
+    tuning = CompensateConfig(epochs=4, lr=1e-3, gamma=0.87)
     return RunConfig(
         model=str(BUNDLED),
         out=str(out),
         prune=PruneConfig(method=method, sparsity=sparsity),  # type: ignore[arg-type]
-        compensate=CompensateConfig(epochs=4, lr=1e-3, gamma=0.87),
+        compensate=tuning if method == "icp" else CompensateConfig(),
         calibration=CalibrationConfig(str(BUNDLED / "calibration.txt"), samples=128, seed=seed),
     )
 

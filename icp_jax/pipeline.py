@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from icp_jax.config import CompensateConfig, MemoryConfig, PruneConfig, QuantConfig
+from icp_jax.budgets import used
+from icp_jax.checks import flat
+from icp_jax.config import (
+    CompensateConfig,
+    MemoryConfig,
+    PruneConfig,
+    QuantConfig,
+    RunConfig,
+    filled,
+)
 from icp_jax.core.hyper import Recipe, hyper
 from icp_jax.core.outcomes import BlockReport
 from icp_jax.masks import parse_pattern
@@ -26,14 +36,17 @@ def job(
     quant: QuantConfig,
     memory: MemoryConfig,
     dtype: str = "auto",
-    seed: int = 0,
+    seed: int | None = None,
 ) -> Job:
     """What the settings ask for. Raises InputError for budgets that cannot be met."""
+    used(source.family, config)
+    run = filled(RunConfig(prune=config, compensate=compensation, seed=seed))
+    settings: dict[str, Any] = flat(run)
     shapes = [source.shapes(t) for t in range(source.family.n_blocks)]
     recipe = Recipe(
         method=config.method,
         pattern=parse_pattern(config.pattern),
-        block_size=config.block_size,
+        block_size=settings["prune.block_size"],
         dtype=compute_dtype(dtype),
         stream_dtype=memory.stream_dtype,
         quantize=quant.bits is not None,
@@ -46,17 +59,17 @@ def job(
         source.family,
         shapes,
         recipe=recipe,
-        sparsity=config.sparsity,
+        sparsity=run.prune.sparsity,
         alpha=config.alpha,
         beta=config.beta,
         rearrange=config.rearrange,
-        lr=compensation.lr,
-        gamma=compensation.gamma,
-        epochs=compensation.epochs,
-        damping=config.damping,
+        lr=settings["compensate.lr"],
+        gamma=settings["compensate.gamma"],
+        epochs=settings["compensate.epochs"],
+        damping=settings["prune.damping"],
         bits=quant.bits or 0,
     )
-    return Job(point, recipe, seed, memory.streams, memory.batch_tokens)
+    return Job(point, recipe, settings["seed"], memory.streams, memory.batch_tokens)
 
 
 def prune_blocks(
@@ -68,7 +81,7 @@ def prune_blocks(
     quant: QuantConfig | None = None,
     *,
     dtype: str = "auto",
-    seed: int = 0,
+    seed: int | None = None,
     memory: MemoryConfig | None = None,
     scratch: Path | None = None,
     progress: Progress = lambda block, phase, done, total, loss: None,

@@ -51,7 +51,10 @@ def plan(config: RunConfig, device: str = "", host: str = "") -> Plan:
 
     Writes nothing but the compilation cache. Raises InputError where nothing fits.
     """
-    check(config)
+    config = check(config)
+    for name, given in (("device", device), ("host", host)):
+        if given and getattr(config.memory, name):
+            raise InputError(f"{name} memory is given twice: leave memory.{name} out")
     source = describe(config.model)
     work = workload(source, resolved(config, source))
     budgets(work.family, work.shapes, config.prune, config.quant)

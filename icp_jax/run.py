@@ -65,7 +65,7 @@ def dry_run(config: RunConfig) -> DryRun:
 
     Touches nothing; of a hub id only the config is fetched.
     """
-    check(config)
+    config = check(config)
     if config.out:
         check_free(config.out)
     source = describe(config.model)
@@ -75,7 +75,7 @@ def dry_run(config: RunConfig) -> DryRun:
     t = family.positions(full.calibration.seq_len)
     roles = {spec.name: spec.role for spec in family.linears}
     layers: list[dict[str, Any]] = []
-    for b, block in enumerate(budgets(family, shapes, full.prune, full.quant)):
+    for b, block in enumerate(budgets(family, shapes, config.prune, config.quant)):
         for name, zeros in block.items():
             i, o = shapes[b][name]
             layers.append(
@@ -122,7 +122,7 @@ def prune_folder(
     be known; Kept where a work folder is there that does not fit the request.
     """
     started = time.perf_counter()
-    check(config)
+    config = check(config)
     devices = mesh.choose(config.devices)
     with (
         Work(config.out, resume, keep, say) as work,
@@ -167,6 +167,7 @@ def prune_folder(
         seconds += sum(sum(block.report.seconds.values()) for block in finished)
         record = _record(full, weights, samples, blocks, counted, seconds)
         write_json(work.export / RECORD, record)
+        progress(len(blocks) - 1, "publish", 0, 1, None)  # the last call that may raise
         work.publish()
     return Pruned(work.out, counted.sparsity, seconds, blocks)
 
@@ -185,7 +186,7 @@ def _settled(source: FolderSource, work: Work, full: RunConfig) -> RunConfig:
 
 def follow(config: RunConfig) -> None:
     """What every process but the first does of `prune_folder`: the same work, and no files."""
-    check(config)
+    config = check(config)
     devices = mesh.choose(config.devices)
     with closing(FolderSource(resolve(config.model))) as source:
         full = resolved(config, source)

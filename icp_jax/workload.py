@@ -15,8 +15,8 @@ from converters import table_for
 from converters.files import holds_weights
 from converters.rules import Placed, insert
 from icp_jax import hub, inputs, mesh
-from icp_jax.budgets import shares
-from icp_jax.config import RunConfig
+from icp_jax.config import RunConfig, filled
+from icp_jax.core.allocate import shares
 from icp_jax.errors import InputError
 from icp_jax.masks import parse_pattern
 from icp_jax.models import Family, make_family
@@ -76,9 +76,10 @@ def describe(model: str) -> Described:
 
 def resolved(config: RunConfig, source: inputs.Described) -> RunConfig:
     """The config with every unset field filled in for this model."""
+    config = filled(config)
     p = config.prune
     structured = parse_pattern(p.pattern) is not None
-    alpha, beta = (1.0, 0.0) if structured else shares(source.family, p)
+    alpha, beta = (1.0, 0.0) if structured else shares(source.family, p.method, p.alpha, p.beta)
     rearrange = p.rearrange or source.family.default_rearrangement
     return dataclasses.replace(
         config,

@@ -34,7 +34,8 @@ def result(model, name, devices, count, pinned=False):
     if pinned:  # what an accelerator has
         real = places.empty
         places.empty = lambda s, dtype, *_: places.Samples(s, dtype, "pinned_host")
-    tuning = icp_jax.CompensateConfig(epochs=2, lr=1e-3)
+    tunes = RUNS[name]["method"] == "icp"
+    tuning = icp_jax.CompensateConfig(epochs=2, lr=1e-3) if tunes else None
     pruned, blocks = icp_jax.prune(
         model, samples(count), compensation=tuning, devices=devices, **RUNS[name]
     )

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from icp_jax.allocate import across_blocks, within_block
 from icp_jax.errors import InputError
-from icp_jax.models.spec import parse_rearrangement
+from icp_jax.models.spec import Rearrangement, parse_rearrangement
 
 OPT = {"q": 4, "k": 4, "v": 4, "o": 4, "f1": 16, "f2": 16}
 QKV_F2 = parse_rearrangement("qkv-f2", OPT)
@@ -71,3 +71,24 @@ def test_infeasible_alpha_names_the_smallest():
 def test_bad_rearrangements(text):
     with pytest.raises(ValueError, match="rearrangement"):
         parse_rearrangement(text, OPT)
+
+
+@pytest.mark.parametrize(
+    "gives, takes, message",
+    [
+        (("q", "k", "q"), ("f2",), "lists q twice"),
+        (("q",), ("f2", "f1", "f2", "f1"), "lists f2, f1 twice"),
+        (("q", "k"), ("k",), "both give and take: k"),
+        ((), ("f2",), "needs a layer that gives and one that takes"),
+        (("q",), (), "needs a layer that gives and one that takes"),
+    ],
+)
+def test_a_rearrangement_lists_every_role_once(gives, takes, message):
+    with pytest.raises(InputError, match=message):
+        Rearrangement(gives, takes)
+
+
+def test_a_rearrangement_of_other_roles():
+    sizes = {role: n * 100 for role, n in OPT.items()}
+    with pytest.raises(InputError, match="down is no layer here"):
+        within_block(sizes, 100, 0.1, Rearrangement(("q",), ("down",)))

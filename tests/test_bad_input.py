@@ -168,9 +168,19 @@ CASES = {
         NONE, ["--prune.sparsity", ".9", "--prune.alpha", "0"], "alpha must be above"),
     "bad rearrangement": (NONE, ["--prune.rearrange", "qkv"], "GIVES-TAKES; named ones: qkvof1-f2"),
     "bad pattern": (NONE, ["--prune.pattern", "4:2"], "not n:m"),
-    "pattern that does not divide": (NONE, ["--prune.pattern", "3:7"], "no multiple of 7"),
+    "pattern that does not divide": (
+        NONE, ["--prune.pattern", "3:7", "--prune.sparsity", "None"], "no multiple of 7"),
     "pattern and alpha": (
         NONE, ["--prune.pattern", "2:4", "--prune.alpha", "1"], "apply to unstructured"),
+    "pattern and sparsity": (NONE, ["--prune.pattern", "2:4"], "prune.sparsity applies to unstruct"),
+    "roles listed twice": (NONE, ["--prune.rearrange", "qkq-f2"], "lists q twice; named ones"),
+    "rearrangement without beta": (
+        NONE, ["--prune.method", "wanda", "--prune.rearrange", "qkv-o"], "needs prune.beta"),
+    "block size without a solver": (
+        NONE, ["--prune.method", "magnitude", "--prune.block-size", "64"], "block_size applies to icp"),
+    "compensation of wanda": (
+        NONE, ["--prune.method", "wanda", "--compensate.lr", "1e-3"], "compensate.lr applies to icp"),
+    "packed without bits": (NONE, ["--quant.packed"], "need --quant.bits"),
     "damping of zero": (NONE, ["--prune.damping", "0"], "damping must be a positive"),
     "learning rate is NaN": (NONE, ["--compensate.lr", "nan"], "lr must be a positive"),
     "unknown option": (NONE, ["--prune.sparcity", ".5"], "did you mean --prune.sparsity"),
@@ -183,6 +193,9 @@ CASES = {
     "config that fails": (
         write("c.py", b"def get_config():\n    return 1 / 0\n"), ["--config", "c.py"],
         "ZeroDivisionError"),
+    "config with a bad setting": (
+        write("c.py", b"import icp_jax\ndef get_config():\n    return icp_jax.RunConfig(seed=True)\n"),
+        ["--config", "c.py"], "c.py: seed must be an integer, got True"),
     "config of another kind": (
         write("c.py", b"def get_config():\n    return {}\n"), ["--config", "c.py"], "must return"),
     "no such folder": (NONE, ["--model", "./nowhere"], "no such folder: ./nowhere"),
@@ -246,6 +259,15 @@ OTHERS = {
     "eval of a short text": (
         ["eval", "model", "--data", "short.txt"], "evaluation data short.txt has .* one window of 32"),
     "eval without data": (["eval", "model"], "data"),
+    "eval: a prompt for text": (
+        ["eval", "model", "--data", "text.txt", "--prompt", "point"], "prompt is for SAM"),
+    "eval: a limit for text": (
+        ["eval", "model", "--data", "text.txt", "--limit", "3"], "limit is for SAM"),
+    "eval: a seed for text": (
+        ["eval", "model", "--data", "text.txt", "--seed", "0"], "seed is for SAM"),
+    "plan: memory given twice": (
+        ["plan", "--model", "model", "--device-memory", "1GiB", "--memory.device", "2GiB"],
+        "device memory is given twice"),
     "eval beyond the context": (
         ["eval", "model", "--data", "text.txt", "--seq-len", "99"], "context 32, got 99"),
     "convert onto something": (["convert", "model", "work"], "work exists already"),

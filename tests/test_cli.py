@@ -132,9 +132,11 @@ def dry(capsys, *options):
 def test_what_replaces_alpha_and_beta_of_a_config(tmp_path, opt_folder, capsys):
     path = tmp_path / "mine.py"
     path.write_text(
-        "from icp_jax import PruneConfig, RunConfig\n"
+        "from icp_jax import CompensateConfig, PruneConfig, RunConfig\n"
         "def get_config():\n"
-        f"    return RunConfig(model={str(opt_folder)!r}, prune=PruneConfig(alpha=0.8, beta=0.1))\n"
+        f"    return RunConfig(model={str(opt_folder)!r}, prune=PruneConfig(alpha=0.8, beta=0.1, "
+        "rearrange='qkv-f1', damping=0.02, block_size=64), seed=5, "
+        "compensate=CompensateConfig(epochs=3))\n"
     )
     own = dry(capsys, "--config", str(path))
     assert max(own) - min(own) > 0.1
@@ -146,6 +148,10 @@ def test_what_replaces_alpha_and_beta_of_a_config(tmp_path, opt_folder, capsys):
     assert set(dry(capsys, "--config", str(path), "--prune.pattern", "1:4")) == {0.75}
     for none in ("unstructured", "None"):
         assert dry(capsys, "--config", str(path), "--prune.pattern", none) == own
+    settings = ["--prune.damping", "0.1"], ["--compensate.lr", "1e-3"], ["--seed", "1"]
+    for given in settings:  # what the command line says itself is refused
+        assert main(["prune", "--config", str(path), "--prune.method", "wanda", *given]) == 2
+        assert f"{given[0][2:]} applies to icp" in capsys.readouterr().err
     last = ["--prune.method", "wanda", "--prune.method", "icp"]
     assert dry(capsys, "--config", str(path), *last) == own
     assert (

@@ -5,7 +5,9 @@ import signal
 
 import pytest
 
-from icp_jax import interrupts
+from icp_jax import interrupts, run
+from icp_jax.checkpoint import Work
+from icp_jax.cli import main
 
 
 @pytest.fixture
@@ -37,3 +39,56 @@ def test_before_the_first_tick_and_after_the_last_nothing_waits(installed):
         tick()
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_after_the_last_tick_is_raised_on_the_way_out(installed):
+    seen = []
+    with pytest.raises(KeyboardInterrupt), interrupts.at_ticks(seen.append) as tick:
+        tick(1)
+        os.kill(os.getpid(), signal.SIGINT)
+        seen.append("the rest")
+    assert seen == [1, "the rest"]
+
+
+@pytest.fixture
+def ended(installed, opt_folder, bundled, tmp_path, monkeypatch, capsys):
+    """Runs `prune` with a signal after some function of it; gives the status and the last line."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text((bundled / "calibration.txt").read_text()[:6000])
+    args = ["prune", "--model", str(opt_folder), "--out", "out", "--prune.method", "magnitude"]
+    args += ["--calibration.data", "text.txt", "--calibration.samples", "2"]
+
+    def ended(owner, name, *more):
+        real = getattr(owner, name)
+
+        def signalled(*given):
+            found = real(*given)
+            os.kill(os.getpid(), signal.SIGINT)
+            return found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, signalled)
+            status = main([*args, *more])
+        lines = capsys.readouterr().err.splitlines()
+        assert sum(line.startswith("icp-jax: ") for line in lines) == 1
+        assert lines[-1].startswith("icp-jax: ")
+        return status, lines[-1], args
+
+    return ended
+
+
+def test_a_signal_while_the_output_is_checked(ended, tmp_path):
+    status, line, args = ended(run, "verify_export")
+    assert (status, line) == (130, "icp-jax: interrupted after block 2; go on with --resume")
+    assert not (tmp_path / "out").exists()
+    assert main([*args, "--resume"]) == 0 and (tmp_path / "out").is_dir()
+
+
+def test_a_signal_while_the_output_gets_its_name(ended, tmp_path):
+    status, line, _ = ended(Work, "publish")
+    assert (status, line) == (
+        130,
+        f"icp-jax: interrupted when it had finished; {tmp_path / 'out'} is whole",
+    )
+    assert (tmp_path / "out" / "icp_run.json").is_file()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "text.txt"]

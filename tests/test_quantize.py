@@ -80,7 +80,7 @@ def test_packing_is_its_inverse(bits, count):
 
 
 def run(folder, out, text, quant, **prune):
-    prune = {"sparsity": 0.5, **prune}
+    prune = prune if "pattern" in prune else {"sparsity": 0.5, **prune}
     return prune_folder(
         RunConfig(
             model=str(folder),

@@ -21,7 +21,7 @@ def counts(
     shapes: Sequence[Shapes],
     *,
     method: str = "icp",
-    sparsity: float = 0.7,
+    sparsity: float | None = None,
     pattern: tuple[int, int] | None = None,
     alpha: float | None = None,
     beta: float | None = None,
@@ -30,7 +30,8 @@ def counts(
 ) -> list[dict[str, int]]:
     """Weights to zero in every linear of every block, by name. Raises InputError.
 
-    Unset alpha and beta are the family's own for a method that compensates, else the method's.
+    Unset sparsity is 0.7, and must be with a pattern. Unset alpha and beta are the family's own for
+    a method that compensates, else the method's.
     group: inputs that share a scale, which must divide those of every linear.
     """
     for name, (inputs, _) in ((k, v) for block in shapes for k, v in block.items()):
@@ -39,8 +40,11 @@ def counts(
                 f"quant.group {group}: {name} has {inputs} inputs, no multiple of {group}"
             )
     if pattern is not None:
+        if sparsity is not None:
+            raise InputError("a pattern says what the sparsity is: give one of the two")
         return [_by_pattern(block, *pattern) for block in shapes]
     alpha, beta = shares(family, method, alpha, beta)
+    sparsity = 0.7 if sparsity is None else sparsity
     arrangement = rearrangement(family, rearrange)
     roles = {spec.name: spec.role for spec in family.linears}
     sizes = [{roles[k]: i * o for k, (i, o) in block.items()} for block in shapes]

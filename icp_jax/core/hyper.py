@@ -51,7 +51,7 @@ def hyper(
     shapes: Sequence[Shapes],
     *,
     recipe: Recipe | None = None,
-    sparsity: float = 0.7,
+    sparsity: float | None = None,
     alpha: float | None = None,
     beta: float | None = None,
     rearrange: str | None = None,
@@ -64,8 +64,8 @@ def hyper(
     """The `Hyper` of one run, made on the host in float64; leaves are NumPy arrays.
 
     shapes: (inputs, outputs) of every linear of every block, as `Model.shapes(t)` gives them.
-    Unset alpha, beta and rearrange are the method's and the family's own. Stack several with
-    `stack`. Raises InputError for counts that cannot be met.
+    Unset sparsity is 0.7, or the pattern's; unset alpha, beta and rearrange are the method's and
+    the family's own. Stack several with `stack`. Raises InputError for counts that cannot be met.
     """
     recipe = recipe or Recipe()
     found = counts(

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from icp_jax import stats
+from icp_jax.arrays import AnyArray
 from icp_jax.dot import full_precision
 from icp_jax.models.spec import Family
 
@@ -32,12 +33,12 @@ class Apply:
             return self
         return Apply(self.module.clone(remat=True), self.dtype)
 
-    def __call__(self, params: Params, x: jax.Array) -> jax.Array:
+    def __call__(self, params: Params, x: AnyArray) -> jax.Array:
         with full_precision(self.dtype):
             return self.module.apply({"params": params}, x.astype(self.dtype)).astype(jnp.float32)
 
     def watched(
-        self, params: Params, x: jax.Array
+        self, params: Params, x: AnyArray
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
         """The inputs of the block's linears by tap, and by linear ‖Wᵀx‖² of every sample."""
         kinds = ["taps", "energies"]
@@ -54,7 +55,7 @@ class Statistics(NamedTuple):
     energies: dict[str, jax.Array]  # ‖Wᵀx‖² over all tokens, by linear
 
 
-def embed(module: Any, dtype: str, params: Params, tokens: jax.Array) -> jax.Array:
+def embed(module: Any, dtype: str, params: Params, tokens: AnyArray) -> jax.Array:
     """Tokens or pixels to the first hidden states, in the stream's dtype."""
     with full_precision("float32"):
         return module.apply({"params": params}, tokens).astype(dtype)
@@ -74,7 +75,11 @@ def no_statistics(family: Family, shapes: Shapes, tokens: int) -> Statistics:
 
 
 def collect(
-    apply: Apply, params: Params, x: Float[Array, "b *s"], seen: Statistics, valid: Int[Array, ""]
+    apply: Apply,
+    params: Params,
+    x: Float[AnyArray, "b *s"],
+    seen: Statistics,
+    valid: Int[AnyArray, ""],
 ) -> Statistics:
     """Add one batch to the statistics of every linear; only the first `valid` samples count."""
     real = jnp.arange(x.shape[0], dtype=jnp.int32) < valid
@@ -92,7 +97,7 @@ def collect(
 
 
 def forward(
-    apply: Apply, params: Params, x: Float[Array, "b *s"], valid: Int[Array, ""]
+    apply: Apply, params: Params, x: Float[AnyArray, "b *s"], valid: Int[AnyArray, ""]
 ) -> tuple[Float[Array, "b *s"], Float[Array, ""]]:
     """The block's output, and its energy (not finite where the output is not)."""
     y = apply(params, x)
@@ -102,9 +107,9 @@ def forward(
 def forward_beside(
     apply: Apply,
     params: Params,
-    x: Float[Array, "b *s"],
-    dense: Float[Array, "b *s"],
-    valid: Int[Array, ""],
+    x: Float[AnyArray, "b *s"],
+    dense: Float[AnyArray, "b *s"],
+    valid: Int[AnyArray, ""],
 ) -> tuple[Float[Array, "b *s"], tuple[Float[Array, ""], Float[Array, ""]]]:
     """The block's output, and the energies of its distance to `dense` and of `dense`."""
     y = apply(params, x)
@@ -112,7 +117,7 @@ def forward_beside(
     return y.astype(x.dtype), (_energy(y - dense, valid), _energy(dense, valid))
 
 
-def _energy(y: Float[Array, "b *s"], valid: Int[Array, ""]) -> Float[Array, ""]:
+def _energy(y: Float[AnyArray, "b *s"], valid: Int[AnyArray, ""]) -> Float[Array, ""]:
     real = (jnp.arange(y.shape[0], dtype=jnp.int32) < valid).reshape(-1, *[1] * (y.ndim - 1))
     return jnp.sum(jnp.square(jnp.where(real, y, 0)))
 

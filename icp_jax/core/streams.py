@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from icp_jax.arrays import AnyArray
 from icp_jax.core import passes
 from icp_jax.core.passes import Apply, Statistics
 from icp_jax.models.spec import Family
@@ -28,7 +29,7 @@ class Chunks(NamedTuple):
         return self.values.reshape(-1, *self.values.shape[2:])[:count]
 
 
-def chunked(x: Float[Array, "n *s"], size: int) -> Chunks:
+def chunked(x: Float[AnyArray, "n *s"], size: int) -> Chunks:
     """Samples in chunks of `size`."""
     n, count = len(x), -(-len(x) // size)
     x = jnp.pad(x, [(0, count * size - n)] + [(0, 0)] * (x.ndim - 1))

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import flax.linen as nn
 
+from icp_jax.errors import InputError
+
 
 @dataclass(frozen=True)
 class LinearSpec:
@@ -25,6 +27,15 @@ class Rearrangement:
 
     gives: tuple[str, ...]
     takes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for side in (self.gives, self.takes):
+            if twice := [role for role in dict.fromkeys(side) if side.count(role) > 1]:
+                raise InputError(f"a rearrangement lists {', '.join(twice)} twice")
+        if both := [role for role in self.gives if role in self.takes]:
+            raise InputError(f"a layer cannot both give and take: {', '.join(both)}")
+        if not self.gives or not self.takes:
+            raise InputError("a rearrangement needs a layer that gives and one that takes")
 
 
 @dataclass(frozen=True)
@@ -90,12 +101,13 @@ def parse_rearrangement(text: str, roles: Iterable[str]) -> Rearrangement:
     sides = []
     for side in (gives, takes):
         found = re.findall(pattern, side)
-        if not dash or not found or "".join(found) != side or len(set(found)) != len(found):
+        if not dash or not found or "".join(found) != side:
             raise ValueError(f"rearrangement {text!r} is not of the form GIVES-TAKES")
         sides.append(tuple(found))
-    if set(sides[0]) & set(sides[1]):
-        raise ValueError(f"rearrangement {text!r}: a layer cannot both give and take")
-    return Rearrangement(*sides)
+    try:
+        return Rearrangement(*sides)
+    except InputError as error:
+        raise InputError(f"rearrangement {text!r}: {error}") from None
 
 
 def rearrangements(roles: Iterable[str], names: str) -> tuple[tuple[str, Rearrangement], ...]:

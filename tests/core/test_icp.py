@@ -84,14 +84,13 @@ def test_both_drivers_give_the_same_bits(name, case, longer, request):
     of tiny matrices where it can fuse them with what comes before.
     """
     model, settings = request.getfixturevalue(name), dict(CASES[case])
-    bits = settings.pop("bits", None)
+    bits, tuning = settings.pop("bits", None), CompensateConfig(epochs=2, lr=1e-3)
     streamed, reports = icp_jax.prune(
         model,
         longer,
-        compensation=CompensateConfig(epochs=2, lr=1e-3),
         quant=QuantConfig(bits=bits),
         memory=MemoryConfig(batch_tokens=BATCH_TOKENS),
-        seed=SEED,
+        **({} if "method" in settings else {"compensation": tuning, "seed": SEED}),
         **settings,
     )
     pattern = parse(settings.pop("pattern", None))

@@ -46,7 +46,7 @@ def test_block(tmp_path, kv_heads, pattern):
         RunConfig(
             model=str(folder),
             out=str(tmp_path / "out"),
-            prune=PruneConfig(method="icp", sparsity=0.5, pattern=pattern),
+            prune=PruneConfig(method="icp", sparsity=None if pattern else 0.5, pattern=pattern),
             calibration=CalibrationConfig(str(tmp_path / "ids.npy"), samples=2, seq_len=256),
         )
     )

@@ -218,7 +218,8 @@ def test_wanda_walks_a_model_as_its_authors_do(pattern, tmp_path):
             masked = torch.ones_like(scores).scatter_(-1, gone, 0.0)
             with torch.no_grad():
                 linear.weight *= masked.reshape(linear.weight.shape)
-    config = PruneConfig(method="wanda", pattern=pattern or "unstructured", sparsity=0.5)
+    sparsity = None if pattern else 0.5
+    config = PruneConfig(method="wanda", pattern=pattern or "unstructured", sparsity=sparsity)
     ours = icp_jax.prune(icp_jax.load(tmp_path), tokens, config)[0].params
     theirs = oracle.tree_of(model)
     for t in range(LLAMA["num_hidden_layers"]):

@@ -23,11 +23,12 @@ def place(tmp_path_factory):
 
 
 def config_for(model, out, data, **prune):
+    tuning = CompensateConfig(epochs=2, lr=1e-3)
     return RunConfig(
         model=str(model),
         out=str(out),
         prune=PruneConfig(**{"sparsity": 0.5, **prune}),
-        compensate=CompensateConfig(epochs=2, lr=1e-3),
+        compensate=tuning if prune.get("method", "icp") == "icp" else CompensateConfig(),
         calibration=CalibrationConfig(str(data), samples=4),
     )
 

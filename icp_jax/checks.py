@@ -1,0 +1,209 @@
+"""What settings may be: of the types their dataclasses declare, in range, with a meaning."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+import os
+import re
+import reprlib
+from collections.abc import Callable
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from icp_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from icp_jax.config import RunConfig
+
+T = TypeVar("T")
+
+SOLVERS, COMPENSATING = ("icp", "sparsegpt"), ("icp",)
+# What only some methods use.
+USED_BY = {
+    "prune.damping": SOLVERS,
+    "prune.block_size": SOLVERS,
+    "compensate.epochs": COMPENSATING,
+    "compensate.lr": COMPENSATING,
+    "compensate.gamma": COMPENSATING,
+    "seed": COMPENSATING,
+    "memory.remat": COMPENSATING,
+}
+# These turn off what the other methods do not do anyway.
+OFF = (("compensate.epochs", 0), ("memory.remat", False))
+UNSTRUCTURED = ("prune.sparsity", "prune.alpha", "prune.beta", "prune.rearrange")
+
+LEAST = {
+    "prune.block_size": 1,
+    "compensate.epochs": 0,
+    "calibration.samples": 1,
+    "calibration.seq_len": 2,
+    "calibration.seed": 0,
+    "memory.batch_tokens": 1,
+    "seed": 0,
+    "devices": 1,
+    "seq_len": 2,
+    "limit": 1,
+}
+MOST = 2**31 - 1  # of what is counted; seeds may be larger
+TINY, HUGE = 2.0**-126, 2.0**128  # what float32 can hold
+OTHERS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "prune.sparsity": (lambda v: 0 <= v < 1, "in [0, 1)"),
+    "prune.alpha": (lambda v: v >= 0, "at least 0, and finite"),
+    "prune.beta": (lambda v: 0 <= v <= 1, "in [0, 1]"),
+    "prune.damping": (lambda v: v >= TINY, "a positive number"),
+    "compensate.lr": (lambda v: v >= TINY, "a positive number"),
+    "compensate.gamma": (lambda v: v >= TINY, "a positive number"),
+    "quant.bits": (lambda v: 2 <= v <= 8, "from 2 to 8"),
+    "quant.group": (lambda v: v in (32, 64, 128), "32, 64 or 128"),
+}
+UNITS = {"": 1, "b": 1}
+UNITS |= {f"{p}ib": 1024**k for k, p in enumerate("kmgt", 1)}
+UNITS |= {f"{p}b": 1000**k for k, p in enumerate("kmgt", 1)}
+
+
+def plain(kind: type[T], value: Any, name: str = "") -> T:
+    """A copy of a dataclass whose fields are plain Python values of the types it declares.
+
+    NumPy and JAX scalars become the Python numbers they stand for, paths become text, and an
+    integer is taken where a float is declared. A bool is no number. name: of the whole, in
+    messages. Raises InputError.
+    """
+    if not isinstance(value, kind):
+        raise InputError(
+            f"{name or 'the config'} must be a {kind.__name__}, got {reprlib.repr(value)}"
+        )
+    hints, found = get_type_hints(kind), {}
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        inner = f"{name}.{field.name}" if name else field.name
+        found[field.name] = _field(hints[field.name], getattr(value, field.name), inner)
+    return kind(**found)
+
+
+def _field(hint: Any, value: Any, name: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return plain(hint, value, name)  # type: ignore[arg-type]
+    options = get_args(hint)
+    if get_origin(hint) is not Literal and NoneType in options:
+        if value is None:
+            return None
+        (hint,) = (option for option in options if option is not NoneType)
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        value = value.item()
+    if (found := _scalar(hint, value)) is None:
+        raise InputError(f"{name} must be {_expected(hint)}, got {reprlib.repr(value)}")
+    return found
+
+
+def _scalar(hint: Any, value: Any) -> Any:
+    """`value` as the type that `hint` names; None where it is of another type."""
+    if get_origin(hint) is Literal:
+        return str(value) if isinstance(value, str) and value in get_args(hint) else None
+    if hint is bool or isinstance(value, bool):
+        return value if hint is bool and isinstance(value, bool) else None
+    if hint is int:
+        return int(value) if isinstance(value, numbers.Integral) else None
+    if hint is float:
+        return _float(value) if isinstance(value, numbers.Real) else None
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    return str(value) if isinstance(value, str) and "\0" not in value else None
+
+
+def _float(value: numbers.Real) -> float | None:
+    try:
+        return float(value)
+    except OverflowError:
+        return None
+
+
+def _expected(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        *first, last = get_args(hint)
+        return f"{', '.join(first)} or {last}"
+    return {bool: "True or False", int: "an integer", float: "a number"}.get(hint, "text")
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted name."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        name, value = prefix + field.name, getattr(config, field.name)
+        inner = flat(value, f"{name}.") if dataclasses.is_dataclass(value) else {name: value}
+        found |= inner
+    return found
+
+
+def put(run: RunConfig, name: str, value: Any) -> RunConfig:
+    """The run with another value of the setting of a dotted name."""
+    part, _, rest = name.partition(".")
+    inner = dataclasses.replace(getattr(run, part), **{rest: value}) if rest else value
+    return dataclasses.replace(run, **{part: inner})
+
+
+def ranges(config: Any) -> None:
+    """Raises InputError for a setting out of its range. Unset ones are in it."""
+    for name, value in flat(config).items():
+        if value is None:
+            continue
+        least = LEAST.get(name, -math.inf)
+        holds, said = OTHERS.get(name, (lambda v, least=least: v >= least, f"at least {least}"))
+        if isinstance(value, float):
+            if not (holds(value) and value < HUGE):
+                raise InputError(f"{name} must be {said}, got {value:g}")
+        elif isinstance(value, int) and not holds(value):
+            raise InputError(f"{name} must be {said}, got {value}")
+        elif isinstance(value, int) and value > MOST and not name.endswith("seed"):
+            raise InputError(f"{name} must be at most {MOST}, got {value}")
+
+
+def structured(run: RunConfig) -> bool:
+    """Whether the zeros follow an n:m pattern. Raises InputError for what is none."""
+    from icp_jax.masks import parse_pattern
+
+    return parse_pattern(run.prune.pattern) is not None
+
+
+def idle(run: RunConfig) -> list[str]:
+    """Settings that are given and have no meaning for the run's method or pattern."""
+    found, settings = [], flat(run)
+    for name, methods in USED_BY.items():
+        value = settings[name]
+        if run.prune.method not in methods and value is not None and (name, value) not in OFF:
+            found.append(name)
+    if structured(run):
+        found += [name for name in UNSTRUCTURED if settings[name] is not None]
+    return found
+
+
+def sensible(run: RunConfig) -> None:
+    """Raises InputError for settings that contradict one another, or that nothing would use."""
+    parse_bytes("memory.device", run.memory.device)
+    parse_bytes("memory.host", run.memory.host)
+    if run.quant.bits is None and run.quant != type(run.quant)():
+        raise InputError("quant settings need --quant.bits")
+    unused = idle(run)
+    if unused and unused[0] in USED_BY:
+        methods = USED_BY[unused[0]]
+        raise InputError(
+            f"{unused[0]} applies to {' and '.join(methods)} only, not to {run.prune.method}: "
+            "leave it out"
+        )
+    if unused:
+        names = f"{' and '.join(unused)} {'apply' if unused[1:] else 'applies'}"
+        them = "them" if unused[1:] else "it"
+        raise InputError(
+            f"{names} to unstructured pruning only: leave {them} out, or prune.pattern"
+        )
+
+
+def parse_bytes(name: str, text: str) -> int | None:
+    """`8GiB` as a number of bytes, and nothing as None. Raises InputError."""
+    if not text:
+        return None
+    found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?) ?([kmgt]?i?b?)", text.strip().lower())
+    count = int(float(found[1]) * UNITS[found[2]]) if found and found[2] in UNITS else 0
+    if not count:
+        raise InputError(f"{name} must be a size such as 8GiB or 500MB, got {reprlib.repr(text)}")
+    return count

@@ -1,0 +1,299 @@
+"""One check of settings, for Python, config files and the command line alike."""
+
+import dataclasses
+import inspect
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import icp_jax
+from icp_jax.cli import main
+from icp_jax.config import (
+    DEFAULTS,
+    CalibrationConfig,
+    CompensateConfig,
+    EvalConfig,
+    MemoryConfig,
+    PruneConfig,
+    QuantConfig,
+    RunConfig,
+    check,
+    filled,
+    load,
+    rechosen,
+)
+from icp_jax.core.hyper import Recipe, hyper
+from icp_jax.errors import InputError
+from icp_jax.pruners import METHODS
+
+NAN, INF = float("nan"), float("inf")
+GROUPS = {
+    "prune": PruneConfig,
+    "quant": QuantConfig,
+    "compensate": CompensateConfig,
+    "calibration": CalibrationConfig,
+    "memory": MemoryConfig,
+}
+
+
+def run_of(**settings):
+    """A run with settings by dotted name, dots written as two underscores."""
+    found: dict = {}
+    for name, value in settings.items():
+        group, _, field = name.rpartition("__")
+        if group:
+            found.setdefault(group, {})[field] = value
+        else:
+            found[field] = value
+    return RunConfig(**{k: GROUPS[k](**v) if k in GROUPS else v for k, v in found.items()})
+
+
+WRONG = [
+    ({"prune__method": "foo"}, "prune.method must be icp, sparsegpt, wanda or magnitude"),
+    ({"dtype": "float16"}, "dtype must be auto, float32 or bfloat16"),
+    ({"memory__streams": "gpu"}, "memory.streams must be auto, device, host or disk"),
+    ({"memory__stream_dtype": "float64"}, "memory.stream_dtype must be float32 or bfloat16"),
+    ({"prune__alpha": -3.0}, "prune.alpha must be at least 0"),
+    ({"prune__alpha": NAN}, "prune.alpha must be at least 0"),
+    ({"prune__alpha": INF}, "prune.alpha must be at least 0"),
+    ({"prune__beta": 7.0}, r"prune.beta must be in \[0, 1\]"),
+    ({"prune__sparsity": "0.5"}, "prune.sparsity must be a number, got '0.5'"),
+    ({"prune__sparsity": np.array([0.5])}, "prune.sparsity must be a number"),
+    ({"prune__sparsity": 1j}, "prune.sparsity must be a number"),
+    ({"prune__damping": 10**400}, "prune.damping must be a number"),
+    ({"prune__damping": 1e-60}, "prune.damping must be a positive number"),
+    ({"prune__pattern": (2, 4)}, "prune.pattern must be text"),
+    ({"prune__block_size": 0}, "prune.block_size must be at least 1"),
+    ({"prune__block_size": 2**40}, "prune.block_size must be at most 2147483647"),
+    ({"compensate__lr": INF}, "compensate.lr must be a positive number, got inf"),
+    ({"compensate__lr": 1e300}, "compensate.lr must be a positive number"),
+    ({"compensate__epochs": 1.5}, "compensate.epochs must be an integer, got 1.5"),
+    ({"compensate__epochs": None, "compensate__gamma": True}, "gamma must be a number, got True"),
+    ({"quant__bits": True}, "quant.bits must be an integer, got True"),
+    ({"quant__bits": np.bool_(True)}, "quant.bits must be an integer, got True"),
+    ({"quant__bits": 4, "quant__symmetric": 1}, "quant.symmetric must be True or False, got 1"),
+    ({"calibration__samples": "8"}, "calibration.samples must be an integer, got '8'"),
+    ({"calibration__samples": None}, "calibration.samples must be an integer, got None"),
+    ({"calibration__data": 3}, "calibration.data must be text, got 3"),
+    ({"memory__device": "9" * 400}, "memory.device must be a size such as 8GiB"),
+    ({"memory__host": "0.1B"}, "memory.host must be a size such as 8GiB"),
+    ({"out": "a\0b"}, "out must be text"),
+    ({"seed": -1}, "seed must be at least 0"),
+    ({"seed": 0.0}, "seed must be an integer"),
+    ({"prune": None}, "prune must be a PruneConfig, got None"),
+]
+
+
+@pytest.mark.parametrize("settings, message", WRONG)
+def test_wrong_settings_are_one_line(settings, message):
+    config = RunConfig(prune=None) if settings == {"prune": None} else run_of(**settings)
+    with pytest.raises(InputError, match=message) as caught:
+        check(config)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_what_is_no_config_is_refused():
+    with pytest.raises(InputError, match="must be a RunConfig, got {}"):
+        check({})
+
+
+MEANINGLESS = [
+    ({"prune__pattern": "2:4", "prune__sparsity": 0.5}, "sparsity applies to unstructured"),
+    ({"prune__pattern": "2:4", "prune__rearrange": "qkv-f2"}, "rearrange applies to unstructured"),
+    (
+        {"prune__pattern": "2:4", "prune__alpha": 1.0, "prune__beta": 0.0},
+        "alpha and prune.beta app",
+    ),
+    ({"quant__search": True}, "quant settings need --quant.bits"),
+    ({"quant__group": 64}, "quant settings need --quant.bits"),
+    ({"prune__method": "wanda", "prune__damping": 0.01}, "prune.damping applies to icp and sparse"),
+    ({"prune__method": "magnitude", "prune__block_size": 128}, "prune.block_size applies to icp"),
+    ({"prune__method": "sparsegpt", "compensate__lr": 1e-4}, "compensate.lr applies to icp only"),
+    ({"prune__method": "wanda", "compensate__epochs": 1}, "compensate.epochs applies to icp only"),
+    ({"prune__method": "wanda", "compensate__gamma": 0.87}, "compensate.gamma applies to icp only"),
+    ({"prune__method": "wanda", "seed": 0}, "seed applies to icp only"),
+    ({"prune__method": "wanda", "memory__remat": True}, "memory.remat applies to icp only"),
+]
+
+
+@pytest.mark.parametrize("settings, message", MEANINGLESS)
+def test_settings_that_nothing_would_use_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        check(run_of(**settings))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"prune__pattern": "unstructured", "prune__sparsity": 0.5},
+        {"prune__method": "wanda", "compensate__epochs": 0, "memory__remat": False},
+        {"prune__method": "sparsegpt", "prune__damping": 0.1, "prune__block_size": 64},
+        {"compensate__epochs": 0, "compensate__lr": 1e-3},
+        {"prune__sparsity": 0},
+    ],
+)
+def test_settings_that_go_together(settings):
+    assert check(run_of(**settings)) == run_of(**settings)
+
+
+def test_numbers_of_numpy_and_jax_and_paths_become_plain_values():
+    given = run_of(
+        model=Path("a/b"),
+        seed=np.uint8(3),
+        prune__sparsity=np.float32(0.5),
+        prune__block_size=np.int64(64),
+        prune__alpha=jnp.float32(0.75),
+        prune__beta=0,
+        quant__bits=np.array(4),
+        quant__symmetric=np.bool_(True),
+    )
+    found = check(given)
+    assert json.loads(json.dumps(dataclasses.asdict(found))) == dataclasses.asdict(found)
+    assert (found.model, found.seed, found.prune.block_size, found.quant.bits) == ("a/b", 3, 64, 4)
+    assert found.quant.symmetric is True
+    assert (found.prune.sparsity, found.prune.alpha) == (0.5, 0.75)
+    assert type(found.prune.beta) is float and type(found.quant.bits) is int
+
+
+def test_the_methods_that_use_a_setting_are_those_that_do():
+    for name, method in METHODS.items():
+        run = RunConfig(prune=PruneConfig(name))
+        settings = (
+            run_of(prune__method=name, prune__block_size=64),
+            run_of(prune__method=name, compensate__lr=1e-3),
+        )
+        for given, used in zip(settings, (method.walks, method.compensates), strict=True):
+            assert (rechosen(given, None) == given) == used
+            assert used or rechosen(given, None) == run
+
+
+def test_defaults_are_those_of_the_pure_core():
+    signature = {k: p.default for k, p in inspect.signature(hyper).parameters.items()}
+    fields = {f.name: f.default for f in dataclasses.fields(Recipe)}
+    known = {**signature, **fields, "sparsity": 0.7, "seed": 0}
+    assert {name: known[name.rpartition(".")[2]] for name in DEFAULTS} == DEFAULTS
+
+
+def test_a_pattern_has_no_sparsity_of_its_own():
+    assert filled(RunConfig()).prune.sparsity == 0.7
+    assert filled(run_of(prune__pattern="2:4")).prune.sparsity is None
+    assert filled(run_of(prune__sparsity=0.0)).prune.sparsity == 0.0
+
+
+def test_python_and_command_line_refuse_alike(opt_folder, tokens, capsys):
+    model = icp_jax.load(opt_folder)
+    cases = {
+        "prune.sparsity": (["--prune.sparsity", "1"], {"sparsity": 1}),
+        "prune.damping": (
+            ["--prune.method", "wanda", "--prune.damping", ".1"],
+            {"method": "wanda", "damping": 0.1},
+        ),
+        "prune.rearrange needs prune.beta": (
+            ["--prune.method", "sparsegpt", "--prune.rearrange", "qkv-o"],
+            {"method": "sparsegpt", "rearrange": "qkv-o"},
+        ),
+        "lists q twice": (["--prune.rearrange", "qq-f2"], {"rearrange": "qq-f2"}),
+    }
+    for said, (options, settings) in cases.items():
+        with pytest.raises(InputError, match=said) as caught:
+            icp_jax.prune(model, tokens, **settings)
+        assert main(["prune", "--model", str(opt_folder), "--dry-run", *options]) == 2
+        assert capsys.readouterr().err == f"icp-jax: {caught.value}\n"
+
+
+def test_in_memory_there_is_nothing_to_pack(opt_folder, tokens):
+    with pytest.raises(InputError, match="quant.packed is for files: use prune_folder"):
+        icp_jax.prune(icp_jax.load(opt_folder), tokens, quant=QuantConfig(bits=4, packed=True))
+
+
+@pytest.mark.parametrize("given", [{"prompt": "box"}, {"limit": 1}, {"seed": 0}])
+def test_settings_of_images_are_refused_for_text(opt_folder, tokens, given, capsys):
+    (name, value) = next(iter(given.items()))
+    with pytest.raises(InputError, match=f"{name} is for SAM"):
+        icp_jax.evaluate(icp_jax.load(opt_folder), tokens, **given)
+    assert main(["eval", str(opt_folder), "--data", "x.npy", f"--{name}", str(value)]) == 2
+    assert f"icp-jax: {name} is for SAM" in capsys.readouterr().err
+
+
+def test_windows_have_a_length_already(opt_folder, tokens):
+    with pytest.raises(InputError, match="seq_len is for a text"):
+        icp_jax.evaluate(icp_jax.load(opt_folder), tokens, seq_len=8)
+
+
+@pytest.mark.parametrize("bad", [{"limit": 0}, {"seed": -1}, {"prompt": "x"}, {"limit": True}])
+def test_settings_of_an_evaluation_are_checked(bad):
+    with pytest.raises(InputError, match=f"{next(iter(bad))} must be"):
+        check(EvalConfig(**bad))
+
+
+# ------------------------------------------------------------ config files
+
+
+def written(folder, text):
+    path = folder / "mine.py"
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_config_may_define_dataclasses(tmp_path):
+    text = (
+        "from __future__ import annotations\n"
+        "from dataclasses import KW_ONLY, dataclass\n"
+        "from typing import ClassVar\n"
+        "from icp_jax import PruneConfig, RunConfig\n"
+        "@dataclass\n"
+        "class Mine:\n"
+        "    kind: ClassVar[str] = 'mine'\n"
+        "    _: KW_ONLY\n"
+        "    sparsity: float = 0.5\n"
+        "@dataclass(frozen=True)\n"
+        "class Run(RunConfig):\n"
+        "    note: str = ''\n"
+        "def get_config():\n"
+        "    return Run(prune=PruneConfig(sparsity=Mine().sparsity))\n"
+    )
+    assert load(written(tmp_path, text)) == run_of(prune__sparsity=0.5)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("x = 1\ndef get_config():\n    return nowhere\n", "line 3: NameError: name 'nowhere'"),
+        ("import json\n\njson.loads('{')\n", "line 3: JSONDecodeError"),
+        ("a = 1\nb = = 2\n", "line 2: SyntaxError: invalid syntax"),
+        ("a = 1\n  b = 2\n", "line 2: IndentationError: unexpected indent"),
+        ("import sys\nsys.exit(3)\n", "line 2: SystemExit: 3"),
+        ("raise ValueError('x' * 999)\n", r"line 1: ValueError: x{160}\.\.\.$"),
+        ("x = 1\n", r"mine.py: it defines no get_config\(\)$"),
+        ("get_config = lambda: None\n", "must return an icp_jax.RunConfig"),
+        (
+            "import icp_jax\ndef get_config():\n    return icp_jax.RunConfig(dtype='half')\n",
+            "mine.py: dtype must be auto, float32 or bfloat16, got 'half'",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_config_is_one_line(tmp_path, capsys, text, message):
+    path = written(tmp_path, text)
+    with pytest.raises(InputError, match=message):
+        load(path)
+    assert main(["prune", "--config", path]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"icp-jax: config {path}")
+
+
+@pytest.mark.parametrize("method", ["sparsegpt", "wanda", "magnitude"])
+def test_a_config_for_icp_serves_other_methods(method):
+    run = rechosen(load("opt_125m"), method)
+    assert check(run) == run and run.prune.sparsity == 0.7
+    assert run.calibration == load("opt_125m").calibration
+    assert (run.prune.alpha, run.prune.beta, run.prune.rearrange) == (None, None, None)
+    assert run.compensate == CompensateConfig()
+
+
+def test_a_config_serves_a_pattern():
+    run = rechosen(load("opt_125m"), None, "2:4")
+    assert check(run) == run and run.prune == PruneConfig(pattern="2:4")
+    assert run.compensate == load("opt_125m").compensate
