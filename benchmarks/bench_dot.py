@@ -1,4 +1,4 @@
-"""Products with a transposed left side on the CPU: `icp_jax.dot` beside what XLA makes of them.
+"""Products with a transposed left side on the CPU: ours beside what XLA makes of them.
 
     python benchmarks/bench_dot.py
 
@@ -16,8 +16,8 @@ import time
 import common
 import jax
 
-from icp_jax import heap
-from icp_jax.dot import left_transposed
+from icp_jax.backend import heap
+from icp_jax.backend.products import left_transposed
 
 SHAPES = {  # rows, m, n of aᵀ b
     "q_proj of OPT-125M": (512, 768, 768),

@@ -19,7 +19,8 @@ outside the pool. Parts, each in a process of its own:
             the GPU's against the CPU's (some 20 minutes a block on two cores)
     parity  the bundled model pruned by ICP on the GPU, in float32 and bfloat16, and on the CPU
 
-Shares are of the rate of bfloat16 products, in all phases; FLOPs are those of `icp_jax.cost`.
+Shares are of the rate of bfloat16 products, in all phases; FLOPs are those of
+`icp_jax.planning.cost`.
 The record is written after every part, so that what was measured survives a later failure.
 """
 
@@ -179,9 +180,9 @@ def main() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
     from prune_job import linears
 
-    from icp_jax.budgets import budgets
     from icp_jax.config import PruneConfig
     from icp_jax.models import make_family
+    from icp_jax.planning.budgets import budgets
 
     job = vars(args) | {"vocab": VOCAB.get(args.shape, 1024), "seq_len": args.length}
     job |= {"heads": SHAPES[args.shape].heads, "options": args.options.split()}

@@ -40,7 +40,7 @@ def child(side: str, model: str, tokens: str) -> None:
     from icp_jax.core.hyper import Recipe, block_orders, hyper, stack
     from icp_jax.core.icp import icp
     from icp_jax.streaming import passes
-    from icp_jax.streams import batch_size
+    from icp_jax.streaming.transfer import batch_size
 
     loaded, windows = icp_jax.load(model), np.load(tokens)
     family = loaded.family

@@ -13,7 +13,7 @@ import numpy as np
 def parity(job, scratch: Path, environment: dict[str, str]) -> dict:
     """Perplexity and masks of the bundled model's ICP, by device and dtype."""
     from icp_jax.demo import BUNDLED
-    from icp_jax.residency import FolderSource
+    from icp_jax.streaming.source import FolderSource
 
     found: dict[str, dict] = {}
     trees = {}

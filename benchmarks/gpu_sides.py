@@ -25,7 +25,7 @@ def rates(job) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from icp_jax import places
+    from icp_jax.streaming import storage
 
     found: dict[str, Any] = {}
     for dtype in ("bfloat16", "float32"):
@@ -33,7 +33,7 @@ def rates(job) -> dict[str, Any]:
         multiply = jax.jit(partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST))
         found[dtype] = 2 * SIZE**3 / _median(lambda m=multiply, a=a: m(a, a))
     bulk = jax.random.normal(jax.random.key(1), (8, 1 << 24))
-    there = places.Samples(bulk.shape, np.dtype("float32"), "pinned_host")
+    there = storage.Samples(bulk.shape, np.dtype("float32"), "pinned_host")
 
     def give():
         there[slice(0, 8)] = bulk
@@ -63,10 +63,10 @@ def steps(job) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from icp_jax import pruners, stats, streams
+    from icp_jax.core import pruners, stats
     from icp_jax.core.passes import Apply, no_statistics
-    from icp_jax.residency import FolderSource
-    from icp_jax.streaming import passes, tune
+    from icp_jax.streaming import passes, transfer, tune
+    from icp_jax.streaming.source import FolderSource
 
     source = FolderSource(job["model"])
     family, length = source.family, job["length"]
@@ -85,7 +85,7 @@ def steps(job) -> dict[str, Any]:
 
     timed("to_device", lambda: passes.to_device(source.block(0)))
     params = passes.to_device(source.block(0))
-    batch = streams.batch_size(job["samples"], length)
+    batch = transfer.batch_size(job["samples"], length)
     x = jax.random.normal(jax.random.key(0), (batch, length, family.hidden_size))
     timed("forward", lambda: passes.forward(apply, params, x, batch))
     timed("forward_beside", lambda: passes.forward_beside(apply, params, x, x, batch))
@@ -127,7 +127,7 @@ def torch_side(job) -> dict[str, Any]:
     import torch
     import torch_reference as reference
 
-    from icp_jax.residency import FolderSource
+    from icp_jax.streaming.source import FolderSource
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_default_device(device)
@@ -184,10 +184,11 @@ def first(job) -> dict[str, Any]:
     """The reports of the first blocks, on any platform and in either dtype."""
     import jax
 
-    from icp_jax import CalibrationConfig, PruneConfig, inputs
-    from icp_jax.pipeline import prune_blocks
-    from icp_jax.records import block_record
-    from icp_jax.residency import FolderSource, TreeSink
+    from icp_jax import CalibrationConfig, PruneConfig
+    from icp_jax.data import inputs
+    from icp_jax.runs.job import prune_blocks
+    from icp_jax.runs.records import block_record
+    from icp_jax.streaming.source import FolderSource, TreeSink
 
     source, found = FolderSource(job["model"]), []
     calibration = CalibrationConfig(job["tokens"], job["samples"], job["length"])
@@ -215,7 +216,7 @@ def first(job) -> dict[str, Any]:
 PARTS = {"rates": rates, "steps": steps, "torch": torch_side, "first": first}
 
 if __name__ == "__main__":
-    from icp_jax import cache
+    from icp_jax.backend import compile_cache
 
-    cache.use()  # as the command line does
+    compile_cache.use()  # as the command line does
     print(json.dumps(PARTS[sys.argv[1]](json.loads(Path(sys.argv[2]).read_text()))))

@@ -16,9 +16,10 @@ def table(record) -> str:
     its first uses and the reading of blocks (in `dense`) included.
     """
     # not before: the benchmark chooses its platform before JAX is imported
-    from icp_jax import RunConfig, cost
+    from icp_jax import RunConfig
     from icp_jax.config import CalibrationConfig
     from icp_jax.models import make_family
+    from icp_jax.planning import cost
 
     job, found, rate = record["settings"], record["prune"], record["rates"]["bfloat16"]
     family = make_family(hf_config(job))

@@ -104,9 +104,9 @@ def calibration(job) -> np.ndarray:
 
 def budgets(job) -> list[dict[str, int]]:
     """Zeros by linear and block, from `icp_jax`: all sides get the same."""
-    from icp_jax.budgets import budgets
     from icp_jax.config import PruneConfig
     from icp_jax.models import make_family
+    from icp_jax.planning.budgets import budgets
 
     config = PruneConfig(sparsity=job["sparsity"], alpha=job["alpha"], beta=job["beta"])
     return budgets(make_family(hf_config(job)), [linears(job)] * job["blocks"], config)

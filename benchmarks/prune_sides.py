@@ -42,18 +42,18 @@ def best_rate(multiply) -> float:
 
 def run_jax(job):
     """(MiB after imports, run, damage, final, matmul), as `child` uses them."""
-    from icp_jax import cache, heap
+    from icp_jax.backend import compile_cache, heap
 
-    cache.use()  # as the command line does
+    compile_cache.use()  # as the command line does
     heap.reuse()
     import jax
     import jax.numpy as jnp
 
-    from icp_jax import pipeline, streams
     from icp_jax.config import CompensateConfig, MemoryConfig, PruneConfig
     from icp_jax.core.passes import Apply
-    from icp_jax.residency import FolderSource
-    from icp_jax.streaming import passes
+    from icp_jax.runs import job
+    from icp_jax.streaming import passes, transfer
+    from icp_jax.streaming.source import FolderSource
 
     baseline = memory("VmRSS")
     source, tokens, last = FolderSource(job["model"]), calibration(job), None
@@ -77,7 +77,7 @@ def run_jax(job):
 
     def run(folder):
         nonlocal last
-        reports = pipeline.prune_blocks(
+        reports = job.prune_blocks(
             source,
             Sink(folder),
             tokens,
@@ -94,16 +94,16 @@ def run_jax(job):
 
     def final(folder):
         """The sparse stream after the last block, by the compiled functions of the pipeline."""
-        size = streams.batch_size(*tokens.shape)
+        size = transfer.batch_size(*tokens.shape)
         out = np.empty((*tokens.shape, family.hidden_size), np.float32)
-        streams.advance(passes.embed_tokens(family, source.embed()), [tokens], out, size)
+        transfer.advance(passes.embed_tokens(family, source.embed()), [tokens], out, size)
         for t in range(job["blocks"]):
             with np.load(folder / f"block{t}.npz") as saved:
                 params = {}
                 for name, leaf in saved.items():
                     params.setdefault(name.split(".")[0], {})[name.split(".")[1]] = leaf
             apply, params = Apply(family.block_at(t), "float32"), jax.device_put(params)
-            streams.advance(
+            transfer.advance(
                 lambda x, n, a=apply, p=params: passes.forward(a, p, x, n), [out], out, size
             )
         np.save(folder / "final.npy", out)

@@ -125,8 +125,8 @@ def torch_phases(config: dict, pixels: np.ndarray):
     from torch_reference import advance, factor, sparsegpt
 
     from icp_jax import PruneConfig
-    from icp_jax.budgets import budgets
     from icp_jax.models import make_family
+    from icp_jax.planning.budgets import budgets
 
     family = make_family(config)
     width = family.hidden_size

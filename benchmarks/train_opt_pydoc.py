@@ -28,8 +28,8 @@ from converters import table_for
 from converters.rules import lookup
 from converters.safetensors_files import Writer, plan_layout
 from icp_jax import api
+from icp_jax.core.pruners import magnitude
 from icp_jax.models import make_family
-from icp_jax.pruners import magnitude
 
 VOCAB, WINDOW, BATCH, BOS = 2048, 256, 16, 2
 CONFIG = {

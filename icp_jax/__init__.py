@@ -30,17 +30,23 @@ _HOME = {
     "CompensateConfig": "icp_jax.config",
     "CalibrationConfig": "icp_jax.config",
     "QuantConfig": "icp_jax.config",
-    "verify": "icp_jax.inspection",
+    "verify": "icp_jax.runs.verify",
     "RunConfig": "icp_jax.config",
     "InputError": "icp_jax.errors",
+    "icp": "icp_jax.core.icp",
+    "Hyper": "icp_jax.core.hyper",
+    "Recipe": "icp_jax.core.hyper",
+    "hyper": "icp_jax.core.hyper",
+    "block_orders": "icp_jax.core.hyper",
 }
+_MODULES = ("masks", "pruners", "quantize", "stats")  # of icp_jax.core
 
-__all__ = [*_HOME, "masks", "pruners", "stats"]
+__all__ = [*_HOME, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("masks", "pruners", "stats"):
-        return importlib.import_module(f"icp_jax.{name}")
+    if name in _MODULES:
+        return importlib.import_module(f"icp_jax.core.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'icp_jax' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME[name]), name)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from icp_jax import data, inputs, mesh
+from icp_jax import data
 from icp_jax.config import (
     CalibrationConfig,
     CompensateConfig,
@@ -22,13 +22,16 @@ from icp_jax.config import (
     RunConfig,
     check,
 )
+from icp_jax.data import inputs
+from icp_jax.data.hub import resolve
 from icp_jax.errors import InputError
 from icp_jax.evaluation.perplexity import Perplexity, perplexity
-from icp_jax.export import save
 from icp_jax.model import Model, TreeSink
-from icp_jax.pipeline import BlockReport, Progress, prune_blocks
-from icp_jax.residency import FolderSource, resolve
+from icp_jax.runs.export import save
+from icp_jax.runs.job import BlockReport, Progress, prune_blocks
+from icp_jax.streaming import mesh
 from icp_jax.streaming.passes import compute_dtype
+from icp_jax.streaming.source import FolderSource
 
 if TYPE_CHECKING:
     from icp_jax.evaluation.iou import Prompt, Segmentation

@@ -160,7 +160,7 @@ def ranges(config: Any) -> None:
 
 def structured(run: RunConfig) -> bool:
     """Whether the zeros follow an n:m pattern. Raises InputError for what is none."""
-    from icp_jax.masks import parse_pattern
+    from icp_jax.core.masks import parse_pattern
 
     return parse_pattern(run.prune.pattern) is not None
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,10 @@ from icp_jax.api import evaluate
 from icp_jax.config import CalibrationConfig, CompensateConfig, PruneConfig, RunConfig, check
 from icp_jax.errors import InputError
 from icp_jax.evaluation.perplexity import Perplexity
-from icp_jax.export import write_json
-from icp_jax.report import console
 from icp_jax.report.figures import error_growth
-from icp_jax.run import prune_folder
+from icp_jax.runs.export import write_json
+from icp_jax.runs.run import prune_folder
+from icp_jax.streaming.loop import Progress
 
 BUNDLED = Path(__file__).parent / "assets" / "opt-pydoc"
 METHODS = ("magnitude", "wanda", "sparsegpt", "icp")
@@ -33,8 +35,19 @@ def demo_config(method: str, sparsity: float, out: Path, seed: int = 0) -> RunCo
     )
 
 
-def demo(out: str | Path, sparsity: float) -> dict[str, Any]:
-    """Prune and evaluate by every method into `out`; returns what the table shows."""
+Watch = Callable[[str], contextlib.AbstractContextManager[Progress]]
+
+
+def unwatched(name: str) -> contextlib.AbstractContextManager[Progress]:
+    """No progress is shown."""
+    return contextlib.nullcontext(lambda block, phase, done, total, loss: None)
+
+
+def demo(out: str | Path, sparsity: float, watch: Watch = unwatched) -> dict[str, Any]:
+    """Prune and evaluate by every method into `out`; returns what the table shows.
+
+    watch: given a label, a context manager that gives the progress of a step.
+    """
     check(RunConfig(prune=PruneConfig(sparsity=sparsity)))
     out = Path(out).expanduser()
     if out.exists():
@@ -44,19 +57,19 @@ def demo(out: str | Path, sparsity: float) -> dict[str, Any]:
     out.mkdir(parents=True)
     write_json(out / RESULT, {"model": BUNDLED.name, "methods": []})
     try:
-        return _compare(out, sparsity)
+        return _compare(out, sparsity, watch)
     except KeyboardInterrupt as error:
         error.add_note(f"in the demo; what it had finished is in {out}")
         raise
 
 
-def _compare(out: Path, sparsity: float) -> dict[str, Any]:
+def _compare(out: Path, sparsity: float, watch: Watch) -> dict[str, Any]:
     heldout = BUNDLED / "heldout.txt"
-    with console.progress("dense: ") as tick:
+    with watch("dense: ") as tick:
         dense = evaluate(BUNDLED, heldout, progress=tick)
     rows, errors = [], {}
     for method in METHODS:
-        with console.progress(f"{method}: ") as tick:
+        with watch(f"{method}: ") as tick:
             done = prune_folder(demo_config(method, sparsity, out / method), tick, keep=False)
             found = evaluate(done.out, heldout, progress=tick)
             assert isinstance(found, Perplexity)

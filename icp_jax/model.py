@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from converters.safetensors_files import Layout
-from icp_jax.dot import full_precision
+from icp_jax.backend.products import full_precision
 from icp_jax.models import Family, make_family
 
 Params = dict[str, Any]

@@ -18,9 +18,9 @@ from runs import ARGUMENTS, BLOCKS
 
 from converters import table_for
 from converters.safetensors_files import Writer, plan_layout
-from icp_jax import places
 from icp_jax.cli import main
 from icp_jax.demo import BUNDLED
+from icp_jax.streaming import storage
 
 settings.register_profile("same-each-time", derandomize=True)
 settings.load_profile("same-each-time")
@@ -113,8 +113,8 @@ def tokens() -> np.ndarray:
 
 def pin_streams(monkeypatch) -> None:
     """Streams in pinned host memory, as an accelerator has them."""
-    pinned = staticmethod(lambda shape, dtype, *_: places.Samples(shape, dtype, "pinned_host"))
-    monkeypatch.setattr(places, "empty", pinned)
+    pinned = staticmethod(lambda shape, dtype, *_: storage.Samples(shape, dtype, "pinned_host"))
+    monkeypatch.setattr(storage, "empty", pinned)
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 import icp_jax
-from icp_jax import mesh, places, pruners, stats
+from icp_jax.core import pruners, stats
 from icp_jax.core.passes import Apply, no_statistics
-from icp_jax.streaming import passes
+from icp_jax.streaming import mesh, passes, storage
 
 COLLECTIVES = r"(all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
 RUNS = {
@@ -32,15 +32,15 @@ def samples(count: int) -> np.ndarray:
 def result(model, name, devices, count, pinned=False):
     """The kernels of every linear, and what the run reports."""
     if pinned:  # what an accelerator has
-        real = places.empty
-        places.empty = lambda s, dtype, *_: places.Samples(s, dtype, "pinned_host")
+        real = storage.empty
+        storage.empty = lambda s, dtype, *_: storage.Samples(s, dtype, "pinned_host")
     tunes = RUNS[name]["method"] == "icp"
     tuning = icp_jax.CompensateConfig(epochs=2, lr=1e-3) if tunes else None
     pruned, blocks = icp_jax.prune(
         model, samples(count), compensation=tuning, devices=devices, **RUNS[name]
     )
     if pinned:
-        places.empty = real
+        storage.empty = real
     kernels = {
         f"{t} {layer}": leaves["kernel"]
         for t, block in pruned.params["blocks"].items()

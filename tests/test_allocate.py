@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from icp_jax.allocate import across_blocks, within_block
+from icp_jax.core.allocate import across_blocks, within_block
 from icp_jax.errors import InputError
 from icp_jax.models.spec import Rearrangement, parse_rearrangement
 

@@ -7,16 +7,16 @@ import pytest
 from runs import contents
 from test_resume import config_for, cut_off, place, whole  # noqa: F401
 
-from icp_jax.behind import Behind
-from icp_jax.checkpoint import Work
-from icp_jax.run import prune_folder
+from icp_jax.runs.resume import Work
+from icp_jax.runs.run import prune_folder
 from icp_jax.streaming import loop
+from icp_jax.streaming.background import Background
 
 
 @pytest.mark.parametrize("apart", [False, True])
 def test_what_is_given_is_done_in_order(apart):
     done = []
-    with Behind(apart) as behind:
+    with Background(apart) as behind:
         for k in range(5):
             behind.run(lambda k=k: done.append(k))
             behind.then(lambda k=k: done.append(-k))
@@ -25,7 +25,7 @@ def test_what_is_given_is_done_in_order(apart):
 
 def test_the_caller_goes_on_and_waits_with_the_next():
     go, seen = threading.Event(), []
-    with Behind(apart=True) as behind:
+    with Background(apart=True) as behind:
         behind.run(lambda: seen.append(go.wait(10)))
         assert seen == []
         go.set()
@@ -39,13 +39,13 @@ def fail():
 
 def test_an_error_is_raised_and_what_came_after_is_not_done():
     done = []
-    with pytest.raises(OSError, match="no room"), Behind(apart=True) as behind:
+    with pytest.raises(OSError, match="no room"), Background(apart=True) as behind:
         behind.run(fail)
         behind.then(lambda: done.append(1))
         behind.run(lambda: done.append(2))
-    with pytest.raises(OSError, match="no room"), Behind(apart=True) as behind:
+    with pytest.raises(OSError, match="no room"), Background(apart=True) as behind:
         behind.run(fail)
-    with pytest.raises(KeyError), Behind(apart=True) as behind:  # the caller's own goes first
+    with pytest.raises(KeyError), Background(apart=True) as behind:  # the caller's own goes first
         behind.run(fail)
         raise KeyError
     assert done == []
@@ -54,7 +54,7 @@ def test_an_error_is_raised_and_what_came_after_is_not_done():
 @pytest.fixture
 def apart(monkeypatch):
     """As on an accelerator."""
-    monkeypatch.setattr(loop, "Behind", lambda apart: Behind(True))
+    monkeypatch.setattr(loop, "Background", lambda apart: Background(True))
 
 
 def test_the_result_is_the_same(place, whole, apart):  # noqa: F811

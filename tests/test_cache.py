@@ -7,9 +7,11 @@ import zlib
 
 import pytest
 
-from icp_jax import cache
+from icp_jax.backend import compile_cache
 
-RUN = "from icp_jax import cache; cache.use(); import jax; jax.jit(lambda x: x * 3 + 1)(2.0)"
+RUN = (
+    "from icp_jax import cache; compile_cache.use(); import jax; jax.jit(lambda x: x * 3 + 1)(2.0)"
+)
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -38,8 +40,8 @@ def test_an_entry_is_looked_through_once(tmp_path, monkeypatch):
     torn.write_bytes(zlib.compress(bytes(range(256)))[:50])
     (tmp_path / "notes").write_bytes(b"")
     os.utime(good, (1, 1))
-    cache.repair(tmp_path)
+    compile_cache.repair(tmp_path)
     assert good.exists() and not torn.exists() and (tmp_path / "notes").exists()
-    monkeypatch.setattr(cache, "_whole", lambda entry: False)
-    cache.repair(tmp_path)
+    monkeypatch.setattr(compile_cache, "_whole", lambda entry: False)
+    compile_cache.repair(tmp_path)
     assert good.exists()

@@ -10,10 +10,11 @@ import time
 import numpy as np
 import pytest
 
-from icp_jax import PruneConfig, RunConfig, cache
+from icp_jax import PruneConfig, RunConfig
+from icp_jax.backend import compile_cache
 from icp_jax.cli import main
-from icp_jax.residency import FolderSource
-from icp_jax.workload import resolved
+from icp_jax.planning.workload import resolved
+from icp_jax.streaming.source import FolderSource
 
 
 @pytest.mark.parametrize("command", [[], ["prune"], ["eval"], ["segment"], ["convert"], ["demo"]])
@@ -108,7 +109,7 @@ def test_every_program_is_cached_wherever_the_cache_is(monkeypatch, tmp_path):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
     with monkeypatch.context() as patch:
         patch.setattr(os, "environ", dict(os.environ))
-        cache.use()
+        compile_cache.use()
         assert os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] == "0"
         assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path)
 

@@ -4,10 +4,9 @@ import numpy as np
 import optax
 import pytest
 
-from icp_jax import streams
 from icp_jax.core.hyper import sample_order, schedule
 from icp_jax.core.outcomes import compensation_report
-from icp_jax.streaming import tune
+from icp_jax.streaming import transfer, tune
 
 
 def affine(params, x):
@@ -88,7 +87,7 @@ def test_the_losses_told_are_of_eight_samples(problem, monkeypatch):
     x, y = np.tile(x, (128 // len(x) + 1, 1, 1))[:128], np.tile(y, (128 // len(x) + 1, 1, 1))[:128]
     x = x + np.random.default_rng(5).normal(size=x.shape).astype(np.float32)
     at_once = compensate(affine, params, x, y, epochs=0)[1].before
-    monkeypatch.setattr(streams, "GATHER_BYTES", 1)
+    monkeypatch.setattr(transfer, "GATHER_BYTES", 1)
     one_by_one = compensate(affine, params, x, y, epochs=0)[1].before
     mean = np.mean((np.asarray(affine(params, x[:8])) - y[:8]) ** 2)
     assert at_once == pytest.approx(mean, rel=1e-5)

@@ -26,8 +26,8 @@ from icp_jax.config import (
     rechosen,
 )
 from icp_jax.core.hyper import Recipe, hyper
+from icp_jax.core.pruners import METHODS
 from icp_jax.errors import InputError
-from icp_jax.pruners import METHODS
 
 NAN, INF = float("nan"), float("inf")
 GROUPS = {

@@ -9,8 +9,8 @@ import pytest
 from conftest import LLAMA, OPT
 from vision.small_sam import CONFIG as SAM
 
+from icp_jax.backend.products import full_precision, left_transposed, product32
 from icp_jax.core.passes import Apply
-from icp_jax.dot import full_precision, left_transposed, product32
 from icp_jax.models import make_family
 
 

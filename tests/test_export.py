@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 import icp_jax
 from icp_jax import CalibrationConfig, PruneConfig, RunConfig
 from icp_jax.cli import main
-from icp_jax.run import prune_folder
+from icp_jax.runs.run import prune_folder
 
 
 def config_for(model, out, data, **prune):

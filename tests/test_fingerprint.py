@@ -9,10 +9,11 @@ import test_resume
 from runs import contents
 from test_resume import config_for, cut_off
 
-from icp_jax import PruneConfig, fingerprint
+from icp_jax import PruneConfig
 from icp_jax.config import MemoryConfig
 from icp_jax.errors import Kept
-from icp_jax.run import prune_folder
+from icp_jax.runs import fingerprint
+from icp_jax.runs.run import prune_folder
 
 place, whole = test_resume.place, test_resume.whole  # its fixtures
 
@@ -54,7 +55,7 @@ def test_a_change_is_refused_and_shown(place, change):
 
 def test_another_version_is_refused_and_shown(place, monkeypatch):
     cut_off(config_for(place), 1, "prune")
-    monkeypatch.setattr("icp_jax.records.version", lambda package: "99")
+    monkeypatch.setattr("icp_jax.runs.records.version", lambda package: "99")
     with pytest.raises(Kept, match=r"version of icp-jax was .*, is 99"):
         prune_folder(config_for(place), resume=True)
 

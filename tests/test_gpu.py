@@ -17,9 +17,9 @@ from safetensors.numpy import load_file
 
 from icp_jax import CalibrationConfig, CompensateConfig, PruneConfig, QuantConfig, RunConfig
 from icp_jax.config import MemoryConfig
+from icp_jax.core.quantize import make_grid
 from icp_jax.models import layers
-from icp_jax.quantize import make_grid
-from icp_jax.run import prune_folder
+from icp_jax.runs.run import prune_folder
 from icp_jax.streaming import passes
 
 pytestmark = pytest.mark.gpu

@@ -11,11 +11,10 @@ from safetensors.numpy import load_file, save_file
 
 import icp_jax
 from converters.safetensors_files import SafetensorsReader
-from icp_jax.cli import main
-from icp_jax.convert import convert
-from icp_jax.inspection import same_bytes
-from icp_jax.report import console
-from icp_jax.residency import all_finite
+from icp_jax.cli import console, main
+from icp_jax.runs.convert import convert
+from icp_jax.runs.verify import same_bytes
+from icp_jax.streaming.source import all_finite
 
 
 @pytest.fixture
@@ -167,10 +166,10 @@ def test_readers_are_closed_on_every_path(tmp_path, opt_folder, monkeypatch):
     icp_jax.evaluate(opt_folder, tokens)
     for where, act in {
         "icp_jax.api.perplexity": lambda: icp_jax.evaluate(opt_folder, tokens),
-        "icp_jax.convert.save_tree": lambda: convert(opt_folder, tmp_path / "o"),
+        "icp_jax.runs.convert.save_tree": lambda: convert(opt_folder, tmp_path / "o"),
         "icp_jax.api.Model": lambda: icp_jax.load(opt_folder),
-        "icp_jax.residency.table_for": lambda: icp_jax.load(opt_folder),
-        "icp_jax.inspection._facts": lambda: icp_jax.verify(opt_folder, opt_folder),
+        "icp_jax.streaming.source.table_for": lambda: icp_jax.load(opt_folder),
+        "icp_jax.runs.verify._facts": lambda: icp_jax.verify(opt_folder, opt_folder),
         "converters.safetensors_files.Writer.write": lambda: icp_jax.save(model, tmp_path / "s"),
     }.items():
         with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="in the middle"):

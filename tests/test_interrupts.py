@@ -5,9 +5,9 @@ import signal
 
 import pytest
 
-from icp_jax import interrupts, run
-from icp_jax.checkpoint import Work
-from icp_jax.cli import main
+from icp_jax.cli import interrupts, main
+from icp_jax.runs import run
+from icp_jax.runs.resume import Work
 
 
 @pytest.fixture

@@ -105,7 +105,7 @@ def died(monkeypatch, before_rename=False):
 
     with monkeypatch.context() as patch:
         patch.setattr("os.rename", rename)
-        patch.setattr("icp_jax.checkpoint.Work.__exit__", lambda self, *_: self._lock.release())
+        patch.setattr("icp_jax.runs.resume.Work.__exit__", lambda self, *_: self._lock.release())
         return main(ARGUMENTS)
 
 

@@ -9,10 +9,11 @@ import jax
 import pytest
 from conftest import LLAMA, OPT
 
-from icp_jax import CalibrationConfig, PruneConfig, QuantConfig, RunConfig, need
+from icp_jax import CalibrationConfig, PruneConfig, QuantConfig, RunConfig
 from icp_jax.config import MemoryConfig
 from icp_jax.models import layers
-from icp_jax.workload import describe, resolved, workload
+from icp_jax.planning import memory as memory_plan
+from icp_jax.planning.workload import describe, resolved, workload
 
 RUNS = {
     "icp": {},
@@ -45,9 +46,9 @@ def test_programs_lower_for_cuda(monkeypatch, tmp_path, model, run, dtype):
     monkeypatch.setattr(cudnn + "check_compute_capability", lambda *at_least: True)
     monkeypatch.setattr(layers, "_cudnn_takes", lambda head_dim: True)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(need.Programs, "beside", beside)
+    monkeypatch.setattr(memory_plan.Programs, "beside", beside)
     for remat in (False, True):
-        need.need(work, MemoryConfig("host", remat=remat))
+        memory_plan.need(work, MemoryConfig("host", remat=remat))
 
     blocks = {"forward", "forward_beside", "collect"}
     method = {"wanda"} if run == "wanda" else {"_steps", "factor", "_walk"}

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from conftest import write_opt
 
-from icp_jax import cache, machine
-from icp_jax.cli import main
+from icp_jax.backend import compile_cache
+from icp_jax.cli import machine, main
 from icp_jax.errors import InputError
 from icp_jax.report import standard
 
@@ -204,7 +204,7 @@ def test_a_user_without_a_home_has_no_cache(tmp_path, monkeypatch, home):
         monkeypatch.setattr("pathlib.Path.home", nowhere)
     else:
         monkeypatch.setenv("HOME", home)
-    cache.use()
+    compile_cache.use()
     assert "JAX_COMPILATION_CACHE_DIR" not in os.environ and not list(tmp_path.iterdir())
 
 

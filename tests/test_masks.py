@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from icp_jax.core.masks import apply_keep, keep_largest, keep_n_of_m, parse_pattern
 from icp_jax.errors import InputError
-from icp_jax.masks import apply_keep, keep_largest, keep_n_of_m, parse_pattern
 
 
 @settings(max_examples=40, deadline=None)

@@ -13,7 +13,7 @@ from conftest import write_opt
 from safetensors.numpy import load_file
 
 from icp_jax.cli import main
-from icp_jax.run import RECORD
+from icp_jax.runs.run import RECORD
 
 FLIPS = 1e-4  # the share of weights that may be kept by one and pruned by the other: ties
 KEPT = 1e-4  # the distance of the kept weights, relative to their norm

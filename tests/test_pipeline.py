@@ -98,7 +98,7 @@ def test_ragged_batches_change_nothing(model, monkeypatch):
     """N that is no multiple of the batch gives the same layers, but for the order of sums."""
     tokens = np.random.default_rng(3).integers(3, 2048, (7, 24)).astype(np.int32)
     _, whole = icp_jax.prune(model, tokens, method="sparsegpt")
-    monkeypatch.setattr("icp_jax.streams.BATCH_TOKENS", {"cpu": 24 * 3})
+    monkeypatch.setattr("icp_jax.streaming.transfer.BATCH_TOKENS", {"cpu": 24 * 3})
     _, ragged = icp_jax.prune(model, tokens, method="sparsegpt")
     for a, b in zip(whole, ragged, strict=True):
         assert a.error == pytest.approx(b.error, rel=1e-2)

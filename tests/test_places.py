@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from conftest import pin_streams
 
-from icp_jax import api, places
+from icp_jax import api
 from icp_jax.config import CompensateConfig, MemoryConfig
-from icp_jax.streaming import passes
+from icp_jax.streaming import passes, storage
 
 
 @pytest.mark.parametrize("kind", ["device", "pinned_host"])
 def test_samples_give_back_what_they_took(kind):
-    stream = places.Samples((7, 3, 2), np.float32, kind)
+    stream = storage.Samples((7, 3, 2), np.float32, kind)
     values = np.random.default_rng(0).normal(size=(7, 3, 2)).astype(np.float32)
     stream[slice(0, 4)] = jax.numpy.asarray(values[:4])
     stream[slice(4, 7)] = jax.numpy.pad(values[4:], ((0, 1), (0, 0), (0, 0)))  # a padded batch
@@ -44,18 +44,18 @@ def test_a_kernel_travels_as_it_lies(monkeypatch):
 
 
 def test_a_stream_on_disk_leaves_no_file(tmp_path):
-    stream = places.empty((4, 8), "bfloat16", "disk", tmp_path)
+    stream = storage.empty((4, 8), "bfloat16", "disk", tmp_path)
     stream[:] = 1.5
     assert stream.dtype.name == "bfloat16" and np.all(stream == 1.5)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_stream_on_disk_gives_its_pages_back(tmp_path):
-    stream = places.empty((8, 1 << 18), "float32", "disk", tmp_path)  # 8 MiB
+    stream = storage.empty((8, 1 << 18), "float32", "disk", tmp_path)  # 8 MiB
     stream[:] = 1.5
-    before = places.proc("self/status", "RssFile")
-    places.forget(stream)
-    assert before - places.proc("self/status", "RssFile") > 7 << 20
+    before = storage.proc("self/status", "RssFile")
+    storage.forget(stream)
+    assert before - storage.proc("self/status", "RssFile") > 7 << 20
     assert np.all(stream == 1.5)
 
 
@@ -65,19 +65,19 @@ def test_a_full_disk_is_met_before_the_run(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(OSError, match="No space"):
-        places.empty((4, 8), "float32", "disk", tmp_path)
+        storage.empty((4, 8), "float32", "disk", tmp_path)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
 def test_the_first_place_with_room(monkeypatch, backend):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     device = "host" if backend == "cpu" else "device"
-    assert places.choose("auto", 10, 10, 10) == device
-    assert places.choose("auto", 10, 9, 10) == "host"
-    assert places.choose("auto", 10, 9, 9) == "disk"
-    assert places.choose("device", 10, 0, 0) == device
-    assert places.choose("host", 10, 0, 0) == "host"
-    assert places.choose("disk", 10, 99, 99) == "disk"
+    assert storage.choose("auto", 10, 10, 10) == device
+    assert storage.choose("auto", 10, 9, 10) == "host"
+    assert storage.choose("auto", 10, 9, 9) == "disk"
+    assert storage.choose("device", 10, 0, 0) == device
+    assert storage.choose("host", 10, 0, 0) == "host"
+    assert storage.choose("disk", 10, 99, 99) == "disk"
 
 
 @pytest.fixture(scope="module")
@@ -123,22 +123,22 @@ VERSIONS = {
 @pytest.mark.parametrize("version", VERSIONS)
 def test_what_a_cgroup_leaves_free(tmp_path, version):
     limit, used, cached = VERSIONS[version]
-    assert places.cgroup_free(tmp_path) is None
+    assert storage.cgroup_free(tmp_path) is None
     (tmp_path / limit).write_text("max\n")
-    assert places.cgroup_free(tmp_path) is None
+    assert storage.cgroup_free(tmp_path) is None
     (tmp_path / limit).write_text("1000\n")
     (tmp_path / used).write_text("900\n")
     (tmp_path / "memory.stat").write_text(f"anon 300\n{cached} 500\nactive_file 100\n")
-    assert places.cgroup_free(tmp_path) == 600
+    assert storage.cgroup_free(tmp_path) == 600
 
 
 def test_the_cgroups_of_a_process(tmp_path):
     own = tmp_path / "cgroup"
-    assert list(places.cgroups(own, tmp_path)) == []  # a system without any
+    assert list(storage.cgroups(own, tmp_path)) == []  # a system without any
     own.write_text("4:cpu,memory:/a/b\n1:cpuset:/c\n0::/d:e\n")
-    found = [str(path.relative_to(tmp_path)) for path in places.cgroups(own, tmp_path)]
+    found = [str(path.relative_to(tmp_path)) for path in storage.cgroups(own, tmp_path)]
     assert found == ["memory/a/b", "memory/a", "memory", "d:e", "."]
-    assert 0 < places.host_free() <= places.proc("meminfo", "MemTotal")
+    assert 0 < storage.host_free() <= storage.proc("meminfo", "MemTotal")
 
 
 def test_rounding_is_to_what_the_file_holds():

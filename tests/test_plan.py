@@ -16,16 +16,17 @@ import pytest
 from conftest import LLAMA, OPT, write_opt
 from vision import small_sam
 
-import icp_jax.plan as planning
-from icp_jax import CalibrationConfig, PruneConfig, RunConfig, places
+import icp_jax.planning.plan as planning
+from icp_jax import CalibrationConfig, PruneConfig, RunConfig
 from icp_jax.cli import main
 from icp_jax.config import MemoryConfig, parse_bytes
 from icp_jax.errors import InputError
-from icp_jax.need import Programs, need
-from icp_jax.plan import settle
-from icp_jax.residency import FolderSource
-from icp_jax.run import prune_folder
-from icp_jax.workload import resolved, workload
+from icp_jax.planning.memory import Programs, need
+from icp_jax.planning.plan import settle
+from icp_jax.planning.workload import resolved, workload
+from icp_jax.runs.run import prune_folder
+from icp_jax.streaming import storage
+from icp_jax.streaming.source import FolderSource
 
 SHAPES = {  # blocks of OPT, samples, tokens, further options
     "small": (dict(hidden_size=256, ffn_dim=1024, num_hidden_layers=3), 32, 256, []),
@@ -183,10 +184,10 @@ def test_an_accelerator_is_given_what_is_free(few, monkeypatch):
     assert settle(source, config).memory == MemoryConfig(batch_tokens=1024, remat=False)
     assert not seen  # the CPU has no limits of its own
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(places, "device_free", lambda: 7)
+    monkeypatch.setattr(storage, "device_free", lambda: 7)
     assert settle(source, config).memory == MemoryConfig("disk", batch_tokens=4096, remat=True)
-    assert seen["device"] == 7 and 0 < seen["host"] <= places.proc("meminfo", "MemTotal")
-    monkeypatch.setattr(places, "device_free", lambda: 0)  # one that does not say
+    assert seen["device"] == 7 and 0 < seen["host"] <= storage.proc("meminfo", "MemTotal")
+    monkeypatch.setattr(storage, "device_free", lambda: 0)  # one that does not say
     with pytest.raises(InputError, match="set memory.device"):
         settle(source, config)
     source.close()

@@ -10,9 +10,9 @@ from safetensors.numpy import load_file
 
 import icp_jax
 from icp_jax import CalibrationConfig, InputError, PruneConfig, QuantConfig, RunConfig
-from icp_jax.packed import pack_bits, unpack_bits
-from icp_jax.quantize import Grid, make_grid, round_kernel, to_grid
-from icp_jax.run import prune_folder
+from icp_jax.core.quantize import Grid, make_grid, round_kernel, to_grid
+from icp_jax.runs.packed import pack_bits, unpack_bits
+from icp_jax.runs.run import prune_folder
 
 KINDS = [
     {},

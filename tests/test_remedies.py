@@ -13,8 +13,9 @@ from test_compensation import affine, compensate
 from test_pipeline import compilations
 
 import icp_jax
-from icp_jax import CompensateConfig, InputError, pruners, stats
+from icp_jax import CompensateConfig, InputError
 from icp_jax.cli import main
+from icp_jax.core import pruners, stats
 from icp_jax.core.damping import all_finite, climb, climb_on_host, ladder
 from icp_jax.core.outcomes import (
     NO_GAIN,
@@ -27,7 +28,7 @@ from icp_jax.core.outcomes import (
     remedies,
 )
 from icp_jax.models.spec import LinearSpec
-from icp_jax.records import block_record, read_block
+from icp_jax.runs.records import block_record, read_block
 
 TINY = 1e-9  # a damping that float32 does not notice
 

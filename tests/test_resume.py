@@ -11,18 +11,12 @@ from jax.experimental import multihost_utils
 from runs import ARGUMENTS, BLOCKS, contents
 
 from converters.rules import ConversionError
-from icp_jax import (
-    CalibrationConfig,
-    CompensateConfig,
-    PruneConfig,
-    QuantConfig,
-    RunConfig,
-)
+from icp_jax import CalibrationConfig, CompensateConfig, PruneConfig, QuantConfig, RunConfig
 from icp_jax.cli import main
 from icp_jax.errors import InputError, Kept
-from icp_jax.mesh import Devices
-from icp_jax.residency import FolderSource
-from icp_jax.run import prune_folder
+from icp_jax.runs.run import prune_folder
+from icp_jax.streaming.mesh import Devices
+from icp_jax.streaming.source import FolderSource
 
 
 @pytest.fixture
@@ -200,7 +194,7 @@ def test_the_second_run_is_told(place, capsys, monkeypatch):
 def test_an_interruption_says_how_to_go_on(place, whole, capsys, monkeypatch):
     monkeypatch.chdir(place)
     real = stop_in(2, "statistics", KeyboardInterrupt)
-    monkeypatch.setattr("icp_jax.report.console._lines", lambda err, label: real)
+    monkeypatch.setattr("icp_jax.cli.console._lines", lambda err, label: real)
     assert main(ARGUMENTS) == 130
     line = "icp-jax: interrupted after block 1; go on with --resume\n"
     assert capsys.readouterr().err == line

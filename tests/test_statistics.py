@@ -7,7 +7,7 @@ import pytest
 from conftest import LLAMA, OPT
 from vision.small_sam import CONFIG as SAM
 
-from icp_jax import stats
+from icp_jax.core import stats
 from icp_jax.core.passes import Apply, no_statistics
 from icp_jax.models import make_family
 from icp_jax.streaming import passes

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import icp_jax
-from icp_jax import pruners, scaling, stats
-from icp_jax.masks import keep_largest, keep_n_of_m
-from icp_jax.pruners import METHODS
+from icp_jax.core import pruners, scaling, stats
+from icp_jax.core.masks import keep_largest, keep_n_of_m
+from icp_jax.core.pruners import METHODS
 from icp_jax.streaming import passes
 
 RNG = np.random.default_rng(0)

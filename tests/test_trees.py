@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from icp_jax.trees import read_tree, save_tree
+from icp_jax.runs.trees import read_tree, save_tree
 
 
 def test_any_orbax_user_reads_it(tmp_path):

@@ -71,7 +71,7 @@ def test_the_command_and_the_library_take_the_same(tmp_path, opt_folder, samples
     model = icp_jax.load(opt_folder)
     tokens = icp_jax.calibrate(model, path, samples=samples, seq_len=8)
     assert len(tokens) == (samples or 6) == record["config"]["calibration"]["samples"]
-    from icp_jax import inputs
+    from icp_jax.data import inputs
 
     assert inputs.record(model, tokens).items() <= record["inputs"].items()
 

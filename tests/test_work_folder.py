@@ -8,9 +8,9 @@ from conftest import write_opt
 from runs import ARGUMENTS, error, same
 from safetensors.numpy import load_file, save_file
 
-from icp_jax import checkpoint
 from icp_jax.cli import main
 from icp_jax.errors import InputError
+from icp_jax.runs import resume
 
 
 def notes(work):
@@ -92,7 +92,7 @@ def test_what_the_user_puts_into_a_runs_folder_stays(place, capsys, monkeypatch,
         if phase == "dense":
             stop()
 
-    monkeypatch.setattr("icp_jax.report.console._lines", tick_that(act, 3, phase))
+    monkeypatch.setattr("icp_jax.cli.console._lines", tick_that(act, 3, phase))
     assert main(ARGUMENTS) == (130 if phase == "dense" else 0)
     assert (work / "notes.txt").read_text() == "mine"
     if phase == "export":
@@ -109,14 +109,14 @@ def test_what_the_user_puts_into_a_runs_folder_stays(place, capsys, monkeypatch,
 
 def test_a_removal_that_is_cut_off_leaves_a_runs_folder(place, undisturbed, monkeypatch):
     """The next run takes it over, and begins anew."""
-    real = checkpoint.shutil.rmtree
+    real = resume.shutil.rmtree
 
     def rmtree(path, **options):
         if path.name.startswith("block-"):
             raise KeyboardInterrupt
         real(path, **options)
 
-    monkeypatch.setattr(checkpoint.shutil, "rmtree", rmtree)
+    monkeypatch.setattr(resume.shutil, "rmtree", rmtree)
     assert main(ARGUMENTS) == 130
     monkeypatch.undo()
     monkeypatch.chdir(place)
@@ -154,7 +154,7 @@ def test_any_late_input_error_keeps_what_was_finished(place, undisturbed, monkey
     def act():
         raise InputError("more than a tenth of the layers needed a remedy")
 
-    monkeypatch.setattr("icp_jax.report.console._lines", tick_that(act, 3, phase))
+    monkeypatch.setattr("icp_jax.cli.console._lines", tick_that(act, 3, phase))
     assert main(ARGUMENTS) == 2
     assert (place / "work" / ".out.partial" / "block-00002.json").exists()
     monkeypatch.undo()

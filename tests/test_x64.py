@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 
 
 def float64_masks():
-    from icp_jax.masks import keep_largest, keep_n_of_m
+    from icp_jax.core.masks import keep_largest, keep_n_of_m
 
     scores = 1 + np.asarray([[3e-12, 0, 1e-12, 2e-12]])
     for scale in (1.0, 1e-200, 1e-308):
@@ -24,8 +24,8 @@ def float64_masks():
 
 
 def pruners_of_float64():
-    from icp_jax import stats
-    from icp_jax.pruners import METHODS
+    from icp_jax.core import stats
+    from icp_jax.core.pruners import METHODS
 
     rng = np.random.default_rng(0)
     moments = stats.from_inputs(rng.normal(size=(200, 32)))
@@ -42,7 +42,7 @@ def pruners_of_float64():
 
 
 def grids():
-    from icp_jax.quantize import make_grid, round_kernel
+    from icp_jax.core.quantize import make_grid, round_kernel
 
     kernel = jax.random.normal(jax.random.key(0), (64, 8), "float32")
     for kind in ({}, {"search": True}, {"group": 32, "symmetric": True, "search": True}):

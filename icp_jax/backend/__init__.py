@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 
 # Part of the key of every compiled program, so that one made for another backend is not reused.
@@ -20,3 +22,9 @@ def name() -> str:
 def is_host() -> bool:
     """Whether the device is the host itself: nothing travels, and one memory holds both."""
     return name() == "cpu"
+
+
+def device() -> Any:
+    """JAX's default device."""
+    default = getattr(jax.config, "jax_default_device", None)  # unknown to JAX's own types
+    return default if isinstance(default, jax.Device) else jax.local_devices()[0]

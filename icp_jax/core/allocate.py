@@ -1,87 +1,86 @@
-"""How many weights every linear loses: alpha across blocks, beta within, or an n:m pattern.
+"""How many weights each block and each layer loses: alpha across blocks, beta within. Counts only.
 
-Made on the host in Python integers and float64, so that every total is exact and an infeasible
-pair of alpha and beta is refused before any work.
+Sparsities become integer counts of zeros by largest remainders, so that every total is exact.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
-from icp_jax.allocate import across_blocks, within_block
 from icp_jax.errors import InputError
-from icp_jax.models.spec import Family, Rearrangement, parse_rearrangement
-from icp_jax.pruners import METHODS
-
-Shapes = Mapping[str, tuple[int, int]]  # linear -> (inputs, outputs)
+from icp_jax.models.spec import Rearrangement
 
 
-def counts(
-    family: Family,
-    shapes: Sequence[Shapes],
-    *,
-    method: str = "icp",
-    sparsity: float | None = None,
-    pattern: tuple[int, int] | None = None,
-    alpha: float | None = None,
-    beta: float | None = None,
-    rearrange: str | None = None,
-    group: int | None = None,
-) -> list[dict[str, int]]:
-    """Weights to zero in every linear of every block, by name. Raises InputError.
+def apportion(shares: Sequence[float], total: int) -> list[int]:
+    """Integers near `shares` that sum to `total`; the largest fractions are rounded up first."""
+    counts = [math.floor(share) for share in shares]
+    by_fraction = sorted(range(len(shares)), key=lambda i: (counts[i] - shares[i], i))
+    for i in by_fraction[: total - sum(counts)]:
+        counts[i] += 1
+    return counts
 
-    Unset sparsity is 0.7, and must be with a pattern. Unset alpha and beta are the family's own for
-    a method that compensates, else the method's.
-    group: inputs that share a scale, which must divide those of every linear.
+
+def across_blocks(sizes: Sequence[int], sparsity: float, alpha: float) -> list[int]:
+    """Zeros of each block. sizes: prunable weights a block; returns counts, their sum s·Σsizes.
+
+    The last block gets alpha·s, the earlier ones share what it was spared in proportion to
+    their sizes: s + (1-alpha)·s/(L-1) each where blocks are equal. alpha ≥ 1, or a single block,
+    means uniform. Raises InputError where an earlier block would be pruned whole.
     """
-    for name, (inputs, _) in ((k, v) for block in shapes for k, v in block.items()):
-        if inputs % (group or 1):
-            raise InputError(
-                f"quant.group {group}: {name} has {inputs} inputs, no multiple of {group}"
-            )
-    if pattern is not None:
-        if sparsity is not None:
-            raise InputError("a pattern says what the sparsity is: give one of the two")
-        return [_by_pattern(block, *pattern) for block in shapes]
-    alpha, beta = shares(family, method, alpha, beta)
-    sparsity = 0.7 if sparsity is None else sparsity
-    arrangement = rearrangement(family, rearrange)
-    roles = {spec.name: spec.role for spec in family.linears}
-    sizes = [{roles[k]: i * o for k, (i, o) in block.items()} for block in shapes]
-    zeros = across_blocks([sum(b.values()) for b in sizes], sparsity, alpha)
-    found = [within_block(b, z, beta, arrangement) for b, z in zip(sizes, zeros, strict=True)]
-    return [{k: by[roles[k]] for k in block} for block, by in zip(shapes, found, strict=True)]
-
-
-def _by_pattern(block: Shapes, n: int, m: int) -> dict[str, int]:
-    for name, (inputs, _) in block.items():
-        if inputs % m:
-            raise InputError(f"pattern {n}:{m}: {name} has {inputs} inputs, no multiple of {m}")
-    return {k: i * o * (m - n) // m for k, (i, o) in block.items()}
-
-
-def shares(
-    family: Family, method: str, alpha: float | None = None, beta: float | None = None
-) -> tuple[float, float]:
-    """(alpha, beta): as given, else the family's for a method that compensates, else the method's.
-
-    Raises InputError for an unknown method.
-    """
-    if method not in METHODS:
-        raise InputError(f"method {method!r} is not one of {', '.join(METHODS)}")
-    of = METHODS[method]
-    own = (family.alpha, family.beta) if of.compensates else (None, None)
-    found = zip((alpha, beta), own, (of.alpha, of.beta), strict=True)
-    a, b = (next(v for v in choices if v is not None) for choices in found)
-    return a, b
-
-
-def rearrangement(family: Family, name: str | None) -> Rearrangement:
-    """A named mode of the family, its default one, or any GIVES-TAKES of its roles."""
-    named = dict(family.rearrangements)
-    try:
-        return named.get(name or family.default_rearrangement) or parse_rearrangement(
-            name or "", [spec.role for spec in family.linears]
+    if not 0 <= sparsity < 1:
+        raise InputError(f"sparsity must be in [0, 1), got {sparsity:g}")
+    if not alpha >= 0:
+        raise InputError(f"alpha must be at least 0, got {alpha:g}")
+    total = round(sparsity * sum(sizes))
+    if alpha >= 1 or len(sizes) == 1:
+        return apportion([total * size / sum(sizes) for size in sizes], total)
+    *earlier, last = sizes
+    spared = alpha * sparsity * last
+    rate = (sparsity * sum(sizes) - spared) / sum(earlier)
+    if rate >= 1:
+        smallest = (sparsity * sum(sizes) - sum(earlier)) / (sparsity * last)
+        raise InputError(
+            f"alpha {alpha:g} at sparsity {sparsity:g} would prune the earlier blocks to "
+            f"{rate:.3f}; alpha must be above {_up(smallest)}"
         )
-    except ValueError as error:
-        raise InputError(f"{error}; named ones: {', '.join(named)}") from None
+    return apportion([*(rate * size for size in earlier), spared], total)
+
+
+def within_block(
+    sizes: Mapping[str, int], zeros: int, beta: float, rearrangement: Rearrangement
+) -> dict[str, int]:
+    """Zeros of each role of a block, `zeros` in all. sizes: weights a role.
+
+    Layers that give get (1-beta) of the block's sparsity; what they gave up goes to the layers
+    that take, in proportion to their sizes. Raises InputError where a layer would reach 1.
+    """
+    if not 0 <= beta <= 1:
+        raise InputError(f"beta must be in [0, 1], got {beta:g}")
+    if unknown := {*rearrangement.gives, *rearrangement.takes} - set(sizes):
+        raise InputError(f"the rearrangement's {', '.join(sorted(unknown))} is no layer here")
+    sparsity = zeros / sum(sizes.values())
+    gives = sum(sizes[role] for role in rearrangement.gives)
+    takes = sum(sizes[role] for role in rearrangement.takes)
+    raised = sparsity * (1 + beta * gives / takes)
+    if beta and raised >= 1:
+        largest = (1 / sparsity - 1) * takes / gives
+        raise InputError(
+            f"beta {beta:g} at a block sparsity of {sparsity:.4f} would prune "
+            f"{', '.join(rearrangement.takes)} to {raised:.3f}; "
+            f"the largest feasible beta is {_down(largest)}"
+        )
+    rates = {role: sparsity for role in sizes}
+    rates |= {role: sparsity * (1 - beta) for role in rearrangement.gives}
+    rates |= {role: raised for role in rearrangement.takes}
+    counts = apportion([rates[role] * size for role, size in sizes.items()], zeros)
+    return dict(zip(sizes, counts, strict=True))
+
+
+def _down(x: float) -> str:
+    """Four digits, strictly below x."""
+    return f"{max(math.ceil(x * 1e4) - 1, 0) / 1e4:.4f}"
+
+
+def _up(x: float) -> str:
+    return f"{math.ceil(x * 1e4) / 1e4:.4f}"

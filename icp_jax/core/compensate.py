@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from icp_jax.arrays import AnyArray
 from icp_jax.core.hyper import Numbers, sample_order, schedule
-from icp_jax.masks import apply_keep
+from icp_jax.core.masks import apply_keep
 
 Params = Any
 Loss = Callable[[jax.Array, jax.Array], jax.Array]

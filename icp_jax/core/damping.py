@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from icp_jax.stats import Moments
+from icp_jax.core.stats import Moments
 
 Prepare = Callable[[Moments, Any], Any]
 

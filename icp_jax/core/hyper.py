@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from icp_jax.core.allocate import Shapes, counts
-from icp_jax.masks import parse_pattern
+from icp_jax.core.counts import Shapes, counts
+from icp_jax.core.masks import parse_pattern
 from icp_jax.models.spec import Family
 
 Numbers = Array | np.ndarray

@@ -24,9 +24,9 @@ from icp_jax.core.compensate import CompensationMetrics, compensate, not_compens
 from icp_jax.core.hyper import Hyper, Recipe
 from icp_jax.core.passes import Apply, embed, narrowed, widened
 from icp_jax.core.prune import LayerMetrics, prune_block
+from icp_jax.core.pruners import METHODS
 from icp_jax.core.streams import Chunks
 from icp_jax.models.spec import Family
-from icp_jax.pruners import METHODS
 
 Params = dict[str, Any]
 ICP = Recipe()

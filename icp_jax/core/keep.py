@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from icp_jax.masks import apply_keep
+from icp_jax.core.masks import apply_keep
 
 Params = Any
 

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from icp_jax import stats
 from icp_jax.arrays import AnyArray
-from icp_jax.dot import full_precision
+from icp_jax.backend.products import full_precision
+from icp_jax.core import stats
 from icp_jax.models.spec import Family
 
 Params = dict[str, Any]

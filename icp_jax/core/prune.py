@@ -16,12 +16,12 @@ import jax.numpy as jnp
 from jax.dtypes import canonicalize_dtype
 from jaxtyping import Array, Float, Int
 
-from icp_jax import quantize, scaling, stats
+from icp_jax.core import quantize, scaling, stats
 from icp_jax.core.damping import climb
 from icp_jax.core.hyper import Hyper, Recipe
 from icp_jax.core.passes import Statistics
+from icp_jax.core.pruners import METHODS
 from icp_jax.models.spec import Family
-from icp_jax.pruners import METHODS
 
 Params = dict[str, Any]
 

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, Int
 from icp_jax.arrays import AnyArray
 from icp_jax.core import passes
 from icp_jax.core.passes import Apply, Statistics
+from icp_jax.core.stats import share
 from icp_jax.models.spec import Family
-from icp_jax.stats import share
 
 Params = dict[str, Any]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
-from icp_jax import hub
+from icp_jax.data import hub
 from icp_jax.data.corpus import GAP, Corpus
 from icp_jax.errors import InputError
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from converters.rules import first_line
-from icp_jax import hub
+from icp_jax.data import hub
 from icp_jax.data.corpus import Piece, Tick
 from icp_jax.errors import InputError
 

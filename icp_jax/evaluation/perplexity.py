@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from icp_jax import streams
+from icp_jax.backend.products import full_precision
 from icp_jax.core.passes import Apply, Params
-from icp_jax.dot import full_precision
 from icp_jax.errors import InputError
 from icp_jax.models.spec import Family
+from icp_jax.streaming import transfer
 from icp_jax.streaming.passes import compute_dtype, embed_tokens, forward, to_device
 
 ROWS = 256  # positions whose logits exist at once
@@ -72,20 +72,20 @@ def perplexity(
     Raises InputError where it comes out as not a number.
     """
     family, dtype = source.family, compute_dtype(dtype)
-    size = streams.batch_size(*windows.shape)
+    size = transfer.batch_size(*windows.shape)
     hidden = np.empty((*windows.shape, family.hidden_size), np.float32)
     embed = source.embed()
-    streams.advance(embed_tokens(family, embed), [windows], hidden, size)
+    transfer.advance(embed_tokens(family, embed), [windows], hidden, size)
     for t in range(family.n_blocks):
         step = partial(forward, Apply(family.block_at(t), dtype), to_device(source.block(t)))
         source.forget()
-        streams.advance(step, [hidden], hidden, size, partial(_tick, progress, t))
+        transfer.advance(step, [hidden], hidden, size, partial(_tick, progress, t))
     head = to_device(source.head())
     table = family.head_table(embed)
     table = None if table is None else jax.device_put(table)
     losses = [
         np.asarray(_nll(family.head, dtype, head, table, x, tokens))[: where.stop - where.start]
-        for where, (x, tokens), _ in streams.batches([hidden, windows], size)
+        for where, (x, tokens), _ in transfer.batches([hidden, windows], size)
     ]
     mean = np.mean(np.concatenate(losses).astype(np.float64)) / (windows.shape[1] - 1)
     if not np.isfinite(mean):

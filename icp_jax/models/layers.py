@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from icp_jax import places
+from icp_jax import backend
 from icp_jax.arrays import AnyArray
-from icp_jax.dot import product32
+from icp_jax.backend.products import product32
 
 QUERY_CHUNK = 256  # on the CPU: causal attention in chunks of so many queries
 
@@ -143,7 +143,7 @@ def softmax_matmul(
 
 def _cudnn_takes(head_dim: int) -> bool:
     """Whether cuDNN has an attention kernel with a gradient here: NVIDIA's GPUs since Ampere."""
-    device = places.device()
+    device = backend.device()
     if device.platform != "gpu" or "cuda" not in device.client.platform_version.lower():
         return False
     generation = int(device.compute_capability.split(".")[0])

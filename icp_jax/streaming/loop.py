@@ -17,21 +17,22 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from icp_jax import heap, places, quantize, streams
-from icp_jax.behind import Behind
-from icp_jax.clock import Clock
-from icp_jax.core import outcomes
+from icp_jax import backend
+from icp_jax.backend import heap
+from icp_jax.core import outcomes, quantize
 from icp_jax.core.compensate import CompensationMetrics
 from icp_jax.core.hyper import Hyper, Recipe, sample_order
 from icp_jax.core.outcomes import BlockReport
 from icp_jax.core.passes import Apply, Params, Shapes, Statistics, no_statistics
+from icp_jax.core.pruners import METHODS
 from icp_jax.errors import InputError
-from icp_jax.mesh import ONE, Devices
 from icp_jax.models.spec import Family
-from icp_jax.places import Stream
-from icp_jax.pruners import METHODS
-from icp_jax.streaming import passes
+from icp_jax.streaming import passes, storage, transfer
+from icp_jax.streaming.background import Background
+from icp_jax.streaming.clock import Clock
+from icp_jax.streaming.mesh import ONE, Devices
 from icp_jax.streaming.prune import prune_block
+from icp_jax.streaming.storage import Stream
 from icp_jax.streaming.tune import Tuning, compensate
 
 Progress = Callable[[int, str, int, int, float | None], None]
@@ -108,7 +109,7 @@ def prune_blocks(
         loop.dense(t, loop.to_device(source.block(t)))
         loop.sparse(t, devices.agree(passes.to_device(block.read())))
     # what a block's end takes of the host is done while an accelerator is at the next block
-    with Behind(apart=jax.default_backend() != "cpu") as behind:
+    with Background(apart=not backend.is_host()) as behind:
         for t in range(len(reports), n_blocks):
             stored = source.block(t)
             report, pruned, grids = loop.block(t, stored)
@@ -137,23 +138,23 @@ class Loop:
         one = passes.hidden(family, embed, self.tokens[:1], recipe.stream_dtype)
         shape = (len(self.tokens), *one.shape[1:])
         self.positions = int(np.prod(shape[1:-1]))
-        size = streams.batch_size(
+        size = transfer.batch_size(
             len(self.tokens), self.positions, self.job.batch_tokens, self.devices.count
         )
         self.size = self.devices.tell(size)
         self.devices.check_same("calibration samples", self.tokens)
         both = 2 * int(np.prod(shape)) * np.dtype(recipe.stream_dtype).itemsize
-        half = places.host_free() // 2
-        place = places.choose(self.job.place, both, places.device_free() // 2, half)
+        half = storage.host_free() // 2
+        place = storage.choose(self.job.place, both, storage.device_free() // 2, half)
         # jaxlib holds arrays it was given, as an earlier run's stream, until any collection
         gc.collect(0)
         streams_ = [
-            places.empty(shape, recipe.stream_dtype, place, self.hooks.scratch) for _ in range(2)
+            storage.empty(shape, recipe.stream_dtype, place, self.hooks.scratch) for _ in range(2)
         ]
         self.sparse_stream: Stream = streams_[0]
         self.dense_stream: Stream = streams_[1]
         start = passes.embed_tokens(family, embed, recipe.stream_dtype, self.devices)
-        streams.advance(start, [self.tokens], self.sparse_stream, self.size, devices=self.devices)
+        transfer.advance(start, [self.tokens], self.sparse_stream, self.size, devices=self.devices)
 
     def apply(self, t: int) -> Apply:
         return Apply(self.source.family.block_at(t), self.job.recipe.dtype)
@@ -168,7 +169,7 @@ class Loop:
         return tick
 
     def to_device(self, stored: Params, devices: Devices | None = None) -> Params:
-        params = streams.settle(passes.to_device(stored, devices or self.devices))
+        params = transfer.settle(passes.to_device(stored, devices or self.devices))
         self.source.forget()
         return params
 
@@ -178,14 +179,14 @@ class Loop:
         before = before if t else self.sparse_stream
         tick = self.ticker(t, "dense")
         _finite(
-            t, streams.advance(step, [before], self.dense_stream, self.size, tick, self.devices)
+            t, transfer.advance(step, [before], self.dense_stream, self.size, tick, self.devices)
         )
 
     def sparse(self, t: int, params: Params) -> float:
         """The sparse stream through block t, pruned; gives the error of the streams."""
         step = partial(passes.forward_beside, self.apply(t), params)
         both, tick = [self.sparse_stream, self.dense_stream], self.ticker(t, "sparse")
-        energies = streams.advance(step, both, self.sparse_stream, self.size, tick, self.devices)
+        energies = transfer.advance(step, both, self.sparse_stream, self.size, tick, self.devices)
         _finite(t, energies)
         distance, energy = np.sum(np.asarray(energies, np.float64), axis=0)
         return float(distance / max(energy, np.finfo(np.float64).tiny))
@@ -207,10 +208,10 @@ class Loop:
         family, tick = self.source.family, self.ticker(t, "statistics")
         seen = no_statistics(family, self.source.shapes(t), len(self.tokens) * self.positions)
         seen = self.devices.whole(seen)
-        for where, (x,), valid in streams.batches(
+        for where, (x,), valid in transfer.batches(
             [self.sparse_stream], self.size, devices=self.devices
         ):
-            seen = streams.settle(passes.collect(self.apply(t), params, x, seen, valid))
+            seen = transfer.settle(passes.collect(self.apply(t), params, x, seen, valid))
             tick(where.stop, len(self.tokens))
         return jax.block_until_ready(seen)
 

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.dtypes import canonicalize_dtype
 
+from icp_jax import backend
 from icp_jax.core import passes
 from icp_jax.core.passes import Params
 from icp_jax.errors import InputError
-from icp_jax.mesh import ONE, Devices
 from icp_jax.models.spec import Family
-from icp_jax.trees import lies_transposed
+from icp_jax.streaming.layout import lies_transposed
+from icp_jax.streaming.mesh import ONE, Devices
 
 forward = jax.jit(passes.forward, static_argnums=0)
 forward_beside = jax.jit(passes.forward_beside, static_argnums=0)
@@ -25,7 +26,7 @@ collect = jax.jit(passes.collect, static_argnums=0, donate_argnums=3)
 
 def compute_dtype(name: str) -> Literal["float32", "bfloat16"]:
     """`auto` resolved: bfloat16 on an accelerator, float32 on the CPU. Raises InputError."""
-    if name == "float32" or (name == "auto" and jax.default_backend() == "cpu"):
+    if name == "float32" or (name == "auto" and backend.is_host()):
         return "float32"
     if name in ("auto", "bfloat16"):
         return "bfloat16"
@@ -114,6 +115,6 @@ def to_device(params: Params, devices: Devices = ONE) -> Params:
     it is the accelerator's work.
     """
     leaves, tree = jax.tree.flatten(params)
-    turned = tuple(jax.default_backend() != "cpu" and lies_transposed(leaf) for leaf in leaves)
+    turned = tuple(not backend.is_host() and lies_transposed(leaf) for leaf in leaves)
     sent = [leaf.T if back else leaf for leaf, back in zip(leaves, turned, strict=True)]
     return jax.tree.unflatten(tree, _float32(devices.whole(sent), turned))

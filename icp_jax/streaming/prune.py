@@ -8,13 +8,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from icp_jax import heap, quantize, streams
+from icp_jax.backend import heap
+from icp_jax.core import quantize
 from icp_jax.core.damping import climb_on_host
 from icp_jax.core.hyper import Hyper, Recipe
 from icp_jax.core.passes import Params, Statistics
 from icp_jax.core.prune import LayerMetrics, Pace, in_order, prune_tap
-from icp_jax.mesh import Devices
 from icp_jax.models.spec import Family
+from icp_jax.streaming import transfer
+from icp_jax.streaming.mesh import Devices
 
 
 def prune_block(
@@ -31,7 +33,7 @@ def prune_block(
 
     params, and the sums in `seen`: emptied on the way, since each is as large as the block.
     """
-    pace = Pace(climb_on_host, streams.settle, devices.rows, devices.whole)
+    pace = Pace(climb_on_host, transfer.settle, devices.rows, devices.whole)
     counts = {s.name: np.int32(n) for s, n in zip(family.linears, hyper.counts, strict=True)}
     pruned = {name: params.pop(name) for name in tuple(params)}
     grids: dict[str, quantize.Grid] = {}

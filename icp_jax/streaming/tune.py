@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from icp_jax import heap, places, streams
+from icp_jax.backend import heap
 from icp_jax.core.compensate import (
     ADAM,
     CompensationMetrics,
@@ -24,8 +24,9 @@ from icp_jax.core.compensate import (
     tune_step,
     with_rate,
 )
-from icp_jax.masks import apply_keep
-from icp_jax.places import Stream
+from icp_jax.core.masks import apply_keep
+from icp_jax.streaming import storage, transfer
+from icp_jax.streaming.storage import Stream
 
 Params = Any
 Tick = Callable[[int, int, float], None]
@@ -57,7 +58,7 @@ def _probe(apply, params, keep, inputs, targets, valid):
 
 def start(params: Params) -> State:
     """The first step's state, on the device."""
-    return jax.device_put(State(params, ADAM.init(params)), places.here())
+    return jax.device_put(State(params, ADAM.init(params)), storage.here())
 
 
 class Tuning:
@@ -83,11 +84,11 @@ class Tuning:
             a if isinstance(a, Stream) else np.asarray(a) for a in (inputs, targets)
         )
         nbytes = int(np.prod(self.arrays[0].shape[1:])) * self.arrays[0].dtype.itemsize
-        self.size = streams.gather_size(len(inputs), nbytes)
+        self.size = transfer.gather_size(len(inputs), nbytes)
 
     def loss(self, params: Params, samples: np.ndarray) -> float:
         """Mean over these samples."""
-        chunks = streams.batches(self.arrays, self.size, samples)
+        chunks = transfer.batches(self.arrays, self.size, samples)
         sums = [
             np.float32(n) * _probe(self.apply, params, self.keep, *xy, n) for _, xy, n in chunks
         ]
@@ -100,13 +101,13 @@ class Tuning:
         """
         losses: list[jax.Array] = []
         seen, mean = 0, 0.0
-        for where, sent, count in streams.batches(self.arrays, self.size, order):
+        for where, sent, count in transfer.batches(self.arrays, self.size, order):
             state, loss = _steps(self.apply, state, self.keep, *sent, count)
             if losses:  # one transfer late: the device is already at the next
                 mean = float(np.sum(losses)) / seen
                 self.tick(done + seen, total, mean)
             del sent  # room for the next
-            losses.append(streams.settle(loss))
+            losses.append(transfer.settle(loss))
             seen = where.stop
             if not np.isfinite(mean):
                 break
@@ -131,11 +132,11 @@ def compensate(
     given = params
     if again is None:  # the steps use theirs up
         params = jax.tree.map(lambda p: jnp.array(p, copy=True), params)
-    params = jax.device_put(params, places.here())
+    params = jax.device_put(params, storage.here())
     before = after = tuning.loss(params, few)
     state, means = start(params), []
     for epoch, (rate, samples_now) in enumerate(zip(rates, order, strict=True)):
-        rate = jax.device_put(np.float32(rate), places.here())
+        rate = jax.device_put(np.float32(rate), storage.here())
         state = state._replace(optimizer=with_rate(state.optimizer, rate))
         state, mean = tuning.epoch(state, samples_now, epoch * samples, order.size)
         means.append(mean)

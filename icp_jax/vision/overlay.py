@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from icp_jax.data.hub import resolve
 from icp_jax.errors import InputError
-from icp_jax.residency import FolderSource, resolve
 from icp_jax.streaming.passes import compute_dtype
+from icp_jax.streaming.source import FolderSource
 from icp_jax.vision.images import load_image
 from icp_jax.vision.predictor import SamPredictor
 

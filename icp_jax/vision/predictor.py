@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from icp_jax.dot import full_precision
+from icp_jax.backend.products import full_precision
 from icp_jax.errors import InputError
 from icp_jax.models.sam import SamConfig, make, predict_masks
 from icp_jax.vision.image_settings import ImageSettings, image_settings

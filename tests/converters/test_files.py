@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from converters.files import ConversionError, open_checkpoint
 from converters.safetensors_files import Writer, plan_layout
-from icp_jax import places
+from icp_jax.streaming import storage
 
 
 def test_reads_what_safetensors_wrote(tmp_path):
@@ -87,9 +87,9 @@ def test_bin_shards_give_their_pages_back(tmp_path, zipped):
     reader.fetch(["a"])
     a = reader.read("a")
     assert a.sum(dtype=np.float64) == (1 << 20) * ((1 << 21) - 1)
-    before = places.proc("self/status", "RssFile")
+    before = storage.proc("self/status", "RssFile")
     reader.forget()
-    given_back = before - places.proc("self/status", "RssFile")
+    given_back = before - storage.proc("self/status", "RssFile")
     assert given_back > 7 << 20 if zipped else given_back < 1 << 20
     np.testing.assert_array_equal(a, np.arange(1 << 21))
     np.testing.assert_array_equal(reader.read("b"), np.ones(8))

@@ -18,8 +18,8 @@ from converters.names import create, inside, shards
 from converters.rules import ConversionError
 from converters.safetensors_files import Writer, plan_layout
 from icp_jax.cli import main
-from icp_jax.convert import LAYOUT, SIDE, convert, layout_record, read_layout
 from icp_jax.errors import InputError
+from icp_jax.runs.convert import LAYOUT, SIDE, convert, layout_record, read_layout
 
 INDEX = "model.safetensors.index.json"
 REFUSED = [

@@ -13,9 +13,9 @@ from safetensors.numpy import load_file
 import icp_jax
 from converters.files import open_checkpoint
 from converters.rules import ConversionError
-from icp_jax.convert import convert
-from icp_jax.fingerprint import Weights
-from icp_jax.residency import FolderSource
+from icp_jax.runs.convert import convert
+from icp_jax.runs.fingerprint import Weights
+from icp_jax.streaming.source import FolderSource
 
 INDEX = "model.safetensors.index.json"
 

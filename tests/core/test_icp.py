@@ -10,11 +10,12 @@ import pytest
 from conftest import write_llama, write_opt
 
 import icp_jax
-from icp_jax import CompensateConfig, QuantConfig, streams
+from icp_jax import CompensateConfig, QuantConfig
 from icp_jax.config import MemoryConfig
 from icp_jax.core.compensate import Fate
 from icp_jax.core.hyper import Recipe, block_orders, hyper, parse, stack
 from icp_jax.core.icp import icp
+from icp_jax.streaming import transfer
 
 SEED, BATCH_TOKENS = 3, 256  # a last batch that is not full
 jitted = jax.jit(icp, static_argnames=("family", "recipe"))
@@ -50,7 +51,7 @@ def shapes(model):
 
 
 def recipe(windows, **settings):
-    return Recipe(batch=streams.batch_size(*windows.shape, tokens=BATCH_TOKENS), **settings)
+    return Recipe(batch=transfer.batch_size(*windows.shape, tokens=BATCH_TOKENS), **settings)
 
 
 def run(model, windows, made, **settings):

@@ -10,7 +10,7 @@ import icp_jax
 from converters import table_for
 from converters.safetensors_files import Writer, plan_layout
 from icp_jax import CalibrationConfig, PruneConfig, RunConfig
-from icp_jax.run import prune_folder
+from icp_jax.runs.run import prune_folder
 
 CONFIG = {
     "model_type": "llama",

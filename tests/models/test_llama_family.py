@@ -12,13 +12,13 @@ from converters.files import open_checkpoint
 from converters.llama import TABLES
 from converters.safetensors_files import Writer, plan_layout
 from icp_jax import InputError, PruneConfig
-from icp_jax.budgets import budgets
-from icp_jax.convert import convert
-from icp_jax.export import FolderSink
-from icp_jax.inspection import verify_export
 from icp_jax.models import FAMILIES, make_family
-from icp_jax.pipeline import prune_blocks
-from icp_jax.residency import FolderSource
+from icp_jax.planning.budgets import budgets
+from icp_jax.runs.convert import convert
+from icp_jax.runs.export import FolderSink
+from icp_jax.runs.job import prune_blocks
+from icp_jax.runs.verify import verify_export
+from icp_jax.streaming.source import FolderSource
 
 
 def test_blocks_that_compute_alike_share_a_module():

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from icp_jax import stats
-from icp_jax.pruners import METHODS
+from icp_jax.core import stats
+from icp_jax.core.pruners import METHODS
 
 
 def problem(inputs=96, outputs=40, seed=0):

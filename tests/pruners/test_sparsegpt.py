@@ -7,10 +7,10 @@ import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from icp_jax import stats
-from icp_jax.pruners import factor, sparsegpt, walk
-from icp_jax.pruners.sparsegpt import _share
-from icp_jax.quantize import make_grid
+from icp_jax.core import stats
+from icp_jax.core.pruners import factor, sparsegpt, walk
+from icp_jax.core.pruners.sparsegpt import _share
+from icp_jax.core.quantize import make_grid
 
 
 def problem(inputs, outputs, seed=0, tokens=None, dead=()):

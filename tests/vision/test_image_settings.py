@@ -11,7 +11,7 @@ from vision import small_sam
 import icp_jax
 from icp_jax.cli import main
 from icp_jax.errors import InputError
-from icp_jax.residency import FolderSource
+from icp_jax.streaming.source import FolderSource
 from icp_jax.vision import SamPredictor, postprocess, preprocess
 from icp_jax.vision.image_settings import ImageSettings, image_settings, of_source
 
@@ -149,7 +149,7 @@ def test_calibration_evaluation_and_segment_follow_it(tmp_path, capsys):
         assert main(["prune", "--model", str(folder), "--out", str(tmp_path / name), *args]) == 0
         record = json.loads((tmp_path / name / "icp_run.json").read_text())
         digests.append(record["inputs"]["calibration_images"])
-    assert digests[0] == icp_jax.inputs.record(FolderSource(own), pixels)["calibration_images"]
+    assert digests[0] == icp_jax.data.inputs.record(FolderSource(own), pixels)["calibration_images"]
     assert digests[0] != digests[1]
     before = (own / "preprocessor_config.json").read_bytes()
     assert (tmp_path / "a" / "preprocessor_config.json").read_bytes() == before

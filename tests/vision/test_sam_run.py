@@ -10,7 +10,7 @@ from vision import small_sam
 import icp_jax
 from icp_jax import CalibrationConfig, CompensateConfig, PruneConfig, RunConfig
 from icp_jax.cli import main
-from icp_jax.run import dry_run, prune_folder
+from icp_jax.runs.run import dry_run, prune_folder
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from icp_jax import backend
 from icp_jax.arrays import AnyArray
-from icp_jax.dot import product32
+from icp_jax.backend.products import product32
 from icp_jax.models.layers import softmax_matmul
 
 SCORES = {"cpu": 1 << 20}  # at most so many at once (or one row's): what fits a CPU's cache
@@ -114,6 +115,6 @@ def attention(
 
 def _at_once(heads: int, h: int, w: int) -> tuple[int, int]:
     """(heads, query rows) whose scores stay within the limit: divisors of both, rows first."""
-    most = SCORES.get(jax.default_backend(), SCORES_ELSEWHERE) // (w * h * w)
+    most = SCORES.get(backend.name(), SCORES_ELSEWHERE) // (w * h * w)
     r = max(r for r in range(1, h + 1) if h % r == 0 and r <= max(most, 1))
     return max(g for g in range(1, heads + 1) if heads % g == 0 and g * r <= max(most, r)), r

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from icp_jax.arrays import AnyArray
-from icp_jax.dot import full_precision
+from icp_jax.backend.products import full_precision
 from icp_jax.models.sam.config import SamConfig
 from icp_jax.models.sam.decoder import MaskDecoder
 from icp_jax.models.sam.encoder import Block, Embed, Neck

@@ -1,0 +1,264 @@
+"""Progress on standard error, tables on standard output."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from icp_jax.cli import interrupts
+
+Tick = Callable[[int, str, int, int, float | None], None]
+
+
+@contextlib.contextmanager
+def progress(label: str = "") -> Iterator[Tick]:
+    """A bar that names block, phase and loss; without a terminal, a line a finished phase."""
+    err = Console(stderr=True)
+    if not err.is_terminal:
+        with interrupts.at_ticks(_lines(err, label)) as lines:
+            yield lines
+        return
+    columns = (
+        TextColumn("{task.fields[label]}{task.fields[block]}"),
+        TextColumn("{task.description:<11}"),
+        BarColumn(bar_width=30),
+        TextColumn("{task.percentage:>3.0f}% {task.fields[loss]:<13}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task("start", total=1, label=label, block="", loss="")
+
+        def tick(block: int, phase: str, done: int, total: int, loss: float | None) -> None:
+            shown = "" if loss is None else f"loss {loss:.3g}"
+            bar.update(
+                task, description=phase, completed=done, total=total, block=_at(block), loss=shown
+            )
+
+        with interrupts.at_ticks(tick) as ticks:
+            yield ticks
+
+
+def _lines(err: Console, label: str) -> Tick:
+    def tick(block: int, phase: str, done: int, total: int, loss: float | None) -> None:
+        if done == total:
+            shown = "" if loss is None else f", loss {loss:.3g}"
+            err.print(f"{label}{_at(block)}{phase}{shown}", highlight=False)
+
+    return tick
+
+
+def _at(block: int) -> str:
+    """The block's name in a line; -1 is for what has no blocks."""
+    return "" if block < 0 else f"block {block} "
+
+
+def demo(result: dict[str, Any]) -> None:
+    """The demo's one table, and where its files lie."""
+    dense = result["dense"]
+    table = Table("method")
+    for name in ("sparsity", "perplexity", "seconds"):
+        table.add_column(name, justify="right")
+    table.add_row("dense", "0.0000", f"{dense['perplexity']:.2f}", "")
+    for row in result["methods"]:
+        table.add_row(
+            row["method"],
+            f"{row['sparsity']:.4f}",
+            f"{row['perplexity']:.2f}",
+            f"{row['seconds']:.1f}",
+        )
+    out = Console()
+    title = f"{result['model']}: {dense['tokens']} held-out tokens, windows of {dense['seq_len']}"
+    out.print(title, highlight=False)
+    out.print(table)
+    out.print(f"pruned checkpoint: {result['checkpoint']}", highlight=False, soft_wrap=True)
+    out.print(f"error growth:      {result['figure']}", highlight=False, soft_wrap=True)
+
+
+def evaluated(found: Any) -> None:
+    """A perplexity, or the measures of masks, in a line or two."""
+    if hasattr(found, "iou"):
+        print(
+            f"IoU {found.iou:.4f} ({found.masks} masks, a {found.prompt} each, "
+            f"of {found.images} images)\n"
+            f"pixel accuracy {found.pixel_accuracy:.4f}, precision {found.precision:.4f}, "
+            f"recall {found.recall:.4f}, F1 {found.f1:.4f}"
+        )
+        if found.crowds:
+            print(f"{found.crowds} crowds are no objects")
+        if found.left_out:
+            print(f"{found.left_out} annotations left out; the first: {found.unusable[0]}")
+        return
+    print(
+        f"perplexity {found.perplexity:.4f} "
+        f"(windows of {found.seq_len} tokens, {found.tokens} tokens)"
+    )
+
+
+def segmented(record: dict[str, Any]) -> None:
+    """What `icp-jax segment` found."""
+    print(f"{record['out']}: {record['area']} pixels, predicted IoU {record['predicted_iou']:.4f}")
+
+
+def dry_run(found: Any) -> None:
+    """Counts of every layer and the cost; equal blocks are folded together."""
+    table = Table("block", "layer", "role", title=f"{found.model} by {found.method}")
+    for name in ("inputs", "outputs", "zeros", "sparsity"):
+        table.add_column(name, justify="right")
+    for blocks, row in _folded(found.layers):
+        table.add_row(
+            blocks,
+            row["layer"],
+            row["role"],
+            str(row["inputs"]),
+            str(row["outputs"]),
+            str(row["zeros"]),
+            f"{row['sparsity']:.4f}",
+        )
+    out = Console()
+    out.print(table)
+    for line in (
+        f"total: {found.zeros} of {found.size} weights, sparsity {found.zeros / found.size:.6f}",
+        f"calibration: {found.samples} "
+        + ("images of {} patches" if found.kind == "vision" else "windows of {} tokens").format(
+            found.seq_len
+        ),
+        f"cost: {found.flops / 1e12:.3g} TFLOP of matrix products; streams "
+        f"{found.stream_bytes / 2**20:.0f} MiB; "
+        f"a block's float32 linears {found.block_bytes / 2**20:.0f} MiB on the device",
+        "nothing was written",
+    ):
+        out.print(line, highlight=False, soft_wrap=True)
+
+
+def planned(found: Any) -> None:
+    """What `icp-jax plan` found, a line a phase."""
+    need, seconds = found.need, found.seconds
+    table = Table("phase", title=f"{found.model} on {found.device_kind}")
+    for name in ("device MiB", "host MiB", "TFLOP", "moved GiB", "at least s"):
+        table.add_column(name, justify="right")
+    for phase in need.phases:
+        table.add_row(
+            phase.name,
+            f"{phase.device / 2**20:.0f}",
+            f"{phase.host / 2**20:.0f}",
+            f"{phase.flops / 1e12:.3g}",
+            f"{phase.moved / 2**30:.2f}",
+            f"{seconds[phase.name]:.1f}",
+        )
+    out = Console()
+    out.print(table)
+    for where in ("device", "host"):
+        limit = found.limits[where]
+        of = f" of {limit / 2**30:.2f}" if limit else ""
+        out.print(f"{where}: {getattr(need, where) / 2**30:.2f}{of} GiB", highlight=False)
+    memory, rates = need.memory, found.rates
+    batch = memory.batch_tokens or "the default number of"
+    remat = " --memory.remat True" if memory.remat else ""
+    for line in (
+        f"disk: {need.disk / 2**30:.2f} GiB",
+        f"settings: --memory.streams {memory.streams} --memory.stream-dtype {memory.stream_dtype}"
+        f"{remat}, {batch} tokens a batch; streams {need.streams / 2**30:.2f} GiB",
+        f"time: at least {sum(seconds.values()):.0f} s, at {rates.float32 / 1e9:.0f} GFLOP/s in "
+        f"float32, {rates.compute / 1e9:.0f} in the blocks, {rates.bandwidth / 1e9:.1f} GB/s moved",
+    ):
+        out.print(line, highlight=False, soft_wrap=True)
+
+
+def _folded(layers: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """Layers by name, with runs of blocks that have the same counts as `0-4`."""
+    runs: list[tuple[list[int], dict[str, Any]]] = []
+    for row in sorted(layers, key=lambda row: row["block"]):
+        same = {k: v for k, v in row.items() if k != "block"}
+        for blocks, first in runs:
+            if first == same and blocks[-1] in (row["block"], row["block"] - 1):
+                blocks.append(row["block"])
+                break
+        else:
+            runs.append(([row["block"]], same))
+    return [
+        (f"{b[0]}-{b[-1]}" if b[0] != b[-1] else str(b[0]), row)
+        for b, row in sorted(runs, key=lambda run: run[0][0])
+    ]
+
+
+def pruned(done: Any) -> None:
+    """What a run did, a line a block, and what it had to do about numbers that failed."""
+    from icp_jax.core.outcomes import remedies
+
+    table = Table("block")
+    for name in ("sparsity", "error after", "loss before", "loss after", "seconds"):
+        table.add_column(name, justify="right")
+    for block in done.blocks:
+        zeros, size = (sum(getattr(layer, k) for layer in block.layers) for k in ("zeros", "size"))
+        loss = block.compensation
+        table.add_row(
+            str(block.block),
+            f"{zeros / size:.4f}",
+            f"{block.error:.4f}",
+            "" if loss is None else f"{loss.before:.4g}",
+            "" if loss is None else f"{loss.after:.4g}",
+            f"{sum(block.seconds.values()):.1f}",
+        )
+    out = Console()
+    out.print(table)
+    for line in (line for block in done.blocks for line in remedies(block)):
+        out.print(line, highlight=False, soft_wrap=True)
+    out.print(
+        f"{done.out}: sparsity {done.sparsity:.6f}, {done.seconds:.1f} s",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def verified(facts: dict[str, Any]) -> None:
+    """What `icp-jax verify` found, a line a layer."""
+    table = Table("tensor", title=facts["folder"])
+    for name in ("size", "zeros", "sparsity", "pattern"):
+        table.add_column(name, justify="right")
+    for layer in facts["layers"]:
+        table.add_row(
+            layer["name"],
+            str(layer["size"]),
+            str(layer["zeros"]),
+            f"{layer['sparsity']:.4f}",
+            " ".join(layer["patterns"]),
+        )
+    out = Console()
+    out.print(table)
+    lines = [f"sparsity {facts['sparsity']:.6f}: {facts['zeros']} of {facts['size']} weights"]
+    lines.append(f"tensors that are not finite: {', '.join(facts['not_finite']) or 'none'}")
+    if "changed" in facts:
+        lines.append(f"{len(facts['changed'])} tensors changed, {len(facts['unchanged'])} did not")
+        for kind in ("reshaped", "missing", "added"):
+            lines.append(f"{kind}: {', '.join(facts[kind]) or 'none'}")
+        others = [n for n in facts["changed"] if n not in {x["name"] for x in facts["layers"]}]
+        lines.append(f"changed beside the layers above: {', '.join(_by_name(others)) or 'none'}")
+    for line in lines:
+        out.print(line, highlight=False, soft_wrap=True)
+
+
+def _by_name(names: list[str]) -> list[str]:
+    """Names of tensors, those that only differ in the block as one: `layers.1-5.fc1.bias`."""
+    blocks: dict[str, list[int]] = {}
+    for name in names:
+        head, *rest = re.split(r"\.(\d+)\.", name, maxsplit=1)
+        found = blocks.setdefault(f"{head}.{{}}.{rest[1]}" if rest else name, [])
+        found += map(int, rest[:1])
+    return [name.format(_ranges(sorted(where))) for name, where in blocks.items()]
+
+
+def _ranges(numbers: list[int]) -> str:
+    """[1, 2, 3, 7] as `1-3,7`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)

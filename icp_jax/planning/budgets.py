@@ -1,0 +1,41 @@
+"""How many weights of every linear go, as a run's settings have it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from icp_jax.config import PruneConfig, QuantConfig
+from icp_jax.core.counts import Shapes, counts, shares
+from icp_jax.core.masks import parse_pattern
+from icp_jax.errors import InputError
+from icp_jax.models.spec import Family
+
+
+def budgets(
+    family: Family,
+    shapes: Sequence[Shapes],
+    config: PruneConfig,
+    quant: QuantConfig | None = None,
+) -> list[dict[str, int]]:
+    """Zeros of every linear of every block. Raises InputError before any work is done."""
+    used(family, config)
+    return counts(
+        family,
+        shapes,
+        method=config.method,
+        sparsity=config.sparsity,
+        pattern=parse_pattern(config.pattern),
+        alpha=config.alpha,
+        beta=config.beta,
+        rearrange=config.rearrange,
+        group=None if quant is None else quant.group,
+    )
+
+
+def used(family: Family, config: PruneConfig) -> None:
+    """Raises InputError for a rearrangement that nothing is to be rearranged by."""
+    unset = config.rearrange is not None and config.beta is None
+    if unset and not shares(family, config.method)[1]:
+        raise InputError(
+            f"prune.rearrange needs prune.beta: for {config.method} and this model it is 0"
+        )

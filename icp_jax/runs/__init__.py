@@ -1,0 +1,1 @@
+"""From folder to folder: prune, resume, export, verify and convert."""

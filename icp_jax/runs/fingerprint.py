@@ -1,0 +1,114 @@
+"""What a result hangs on: settings, source weights, tokens, versions. And what of it changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+from typing import Any
+
+import jax
+import numpy as np
+
+from icp_jax import backend
+from icp_jax.backend.compile_cache import features
+from icp_jax.config import RunConfig
+from icp_jax.errors import Kept
+from icp_jax.runs.records import sha256, versions
+from icp_jax.streaming.background import in_threads
+from icp_jax.streaming.source import FolderSource
+
+# Settings that may differ: where things lie. What lies there is compared by its digest.
+FREE = ("model", "out", "calibration.data", "memory.streams", "memory.device", "memory.host")
+# Of /proc/cpuinfo's flags those of arithmetic; others come and go with the kernel.
+VECTORS = (
+    "sse",
+    "ssse",
+    "avx",
+    "fma",
+    "f16c",
+    "amx",
+    "asimd",
+    "sve",
+    "sme",
+    "neon",
+    "bf16",
+    "i8mm",
+)
+SHOWN = 4  # differences in one line
+DIGEST = 64  # characters of a SHA-256: nothing to show
+
+
+class Weights:
+    """The files of a source that a result hangs on, watched for changes while a run reads them."""
+
+    def __init__(self, source: FolderSource):
+        config = source.folder / "config.json"
+        self.files = {**source.weights(), **({config.name: config} if config.is_file() else {})}
+        self._seen = self._look()
+        digests = in_threads(sha256, list(self.files.values()))
+        self.digests = dict(zip(self.files, digests, strict=True))
+
+    def _look(self) -> list[tuple[int, ...]]:
+        stats = [path.stat() for path in self.files.values()]
+        return [(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in stats]
+
+    def check(self) -> None:
+        """Raises Kept where a file is not what it was when its digest was taken."""
+        try:
+            if (seen := self._look()) == self._seen:
+                return
+            changed = [n for n, p in self.files.items() if sha256(p) != self.digests[n]]
+        except FileNotFoundError as error:
+            raise Kept(f"{error.filename} is gone: put it back as it was") from None
+        if changed:
+            raise Kept(f"{', '.join(changed)} changed under the run: put it back as it was")
+        self._seen = seen
+
+
+def fingerprint(config: RunConfig, weights: Weights, samples: dict[str, Any]) -> dict[str, Any]:
+    """Flat: name -> value. config: with every field resolved; samples: of the calibration."""
+    settings = _flat(dataclasses.asdict(config))
+    found = {name: value for name, value in settings.items() if name not in FREE}
+    found |= {f"source {name}": digest for name, digest in weights.digests.items()}
+    found |= samples | {"device": jax.devices()[0].device_kind}
+    if backend.is_host():
+        found["processor"] = _arithmetic()
+    return found | {f"version of {name}": value for name, value in versions().items()}
+
+
+def common(config: RunConfig, weights: Weights) -> np.ndarray:
+    """As bytes what hosts that share a run must have in common, but for the samples.
+
+    config: as resolved, before the plan: that is each host's own.
+    """
+    found = fingerprint(config, weights, {})
+    own = ("device", "processor")
+    shared = {name: value for name, value in found.items() if name not in own}
+    return np.frombuffer(json.dumps(shared, sort_keys=True).encode(), np.uint8)
+
+
+def _arithmetic() -> str:
+    """What the processor can do with numbers: the order of sums, and so rounding, hangs on it."""
+    words = sorted(x for x in set(features().split()) if x.startswith(VECTORS))
+    return " ".join([platform.machine(), *words])
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """In one line what changed from `old` to `new`; empty where nothing did."""
+    said = []
+    for name in dict.fromkeys([*new, *old]):
+        was, now = old.get(name), new.get(name)
+        if was != now:
+            digest = len(str(now or was)) == DIGEST
+            said.append(f"{name} changed" if digest else f"{name} was {was}, is {now}")
+    more = f" and {len(said) - SHOWN} more" if len(said) > SHOWN else ""
+    return "; ".join(said[:SHOWN]) + more
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name, value in tree.items():
+        inner = _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else None
+        out |= {prefix + name: value} if inner is None else inner
+    return out

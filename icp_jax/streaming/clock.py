@@ -1,0 +1,31 @@
+"""Where the time of a block goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from icp_jax.backend import heap
+
+
+class Clock:
+    """Seconds by phase since the last take(); what a phase freed of the heap is given back."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str, give_back: bool = True) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            if give_back:
+                heap.give_back()
+            taken = time.perf_counter() - started
+            self.seconds[phase] = self.seconds.get(phase, 0) + taken
+
+    def take(self) -> dict[str, float]:
+        taken, self.seconds = self.seconds, {}
+        return taken
