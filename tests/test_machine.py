@@ -11,9 +11,8 @@ import pytest
 from conftest import write_opt
 
 from icp_jax.backend import compile_cache
-from icp_jax.cli import machine, main
+from icp_jax.cli import machine, main, standard
 from icp_jax.errors import InputError
-from icp_jax.report import standard
 
 PLAIN = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # as in a bare container
 LOCALES = {

@@ -11,7 +11,7 @@ README = Path(__file__).parent.parent / "README.md"
 EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(5))
 def test_example(number, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with jax.numpy_dtype_promotion("standard"):  # the user's own code is not strict
@@ -21,8 +21,11 @@ def test_example(number, tmp_path, monkeypatch, capsys):
         assert (tmp_path / "opt-pydoc-50" / "config.json").is_file()
         assert "perplexity=" in capsys.readouterr().out
     elif number == 1:
-        assert int((~names["keep"]).sum()) == 1024
+        errors = names["sweep"](names["points"]).error
+        assert errors.shape == (3, 6) and np.all(np.diff(errors[:, -1]) > 0)
     elif number == 2:
+        assert int((~names["keep"]).sum()) == 1024
+    elif number == 3:
         assert names["report"].epochs[-1] < names["report"].epochs[0]
         assert np.all(np.asarray(names["tuned"]["kernel"])[~np.asarray(names["keep"])] == 0)
     else:
@@ -30,5 +33,5 @@ def test_example(number, tmp_path, monkeypatch, capsys):
         assert kernel[0, 0] == kernel[1, 1] == 0 and kernel[0, 1] != 1
 
 
-def test_there_are_four_examples():
-    assert len(EXAMPLES) == 4
+def test_there_are_five_examples():
+    assert len(EXAMPLES) == 5

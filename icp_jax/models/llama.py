@@ -190,7 +190,7 @@ class Head(nn.Module):
     @nn.compact
     def __call__(
         self, x: Float[AnyArray, "*b d"], embedding: Float[AnyArray, "v d"] | None
-    ) -> Float[Array, "*b v"]:
+    ) -> Float[AnyArray, "*b v"]:
         x = RMSNorm(self.config.rms_norm_eps, name="norm")(x)
         if embedding is not None:
             return x @ embedding.T.astype(x.dtype)

@@ -139,7 +139,7 @@ class Head(nn.Module):
     @nn.compact
     def __call__(
         self, x: Float[AnyArray, "*b d"], embedding: Float[AnyArray, "v e"] | None
-    ) -> Float[Array, "*b v"]:
+    ) -> Float[AnyArray, "*b v"]:
         c = self.config
         if c.final_norm:
             x = LayerNorm(affine=c.affine, name="norm")(x)

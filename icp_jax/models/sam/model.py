@@ -43,13 +43,13 @@ def encode_image(
 def predict_masks(
     config: SamConfig,
     params: Params,
-    image: Float[Array, "b g g c"],
+    image: Float[AnyArray, "b g g c"],
     points: Float[AnyArray, "b p n 2"] | None = None,
     labels: Int[AnyArray, "b p n"] | None = None,
     boxes: Float[AnyArray, "b p 4"] | None = None,
-    masks: Float[AnyArray, "b m s s"] | None = None,
+    masks: Float[AnyArray, "b m l l"] | None = None,
     multimask_output: bool = True,
-) -> tuple[Float[Array, "b p k s s"], Float[Array, "b p k"]]:
+) -> tuple[Float[Array, "b p k l l"], Float[Array, "b p k"]]:
     """(mask logits at a quarter of the input's side, predicted IoU) for prompts on embeddings.
 
     points, boxes: in pixels of the model's input frame; labels 1 foreground, 0 background, -1
@@ -72,9 +72,9 @@ def apply_sam(
     points: Float[AnyArray, "b p n 2"] | None = None,
     labels: Int[AnyArray, "b p n"] | None = None,
     boxes: Float[AnyArray, "b p 4"] | None = None,
-    masks: Float[AnyArray, "b m s s"] | None = None,
+    masks: Float[AnyArray, "b m l l"] | None = None,
     multimask_output: bool = True,
-) -> tuple[Float[Array, "b p k s s"], Float[Array, "b p k"]]:
+) -> tuple[Float[Array, "b p k l l"], Float[Array, "b p k"]]:
     """`encode_image`, then `predict_masks`: what `SamModel.forward` of transformers computes."""
     image = encode_image(config, params, pixel_values)
     return predict_masks(config, params, image, points, labels, boxes, masks, multimask_output)
