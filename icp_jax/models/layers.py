@@ -32,8 +32,8 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 class Affine(NamedTuple):
     """What a norm does last: x * scale + bias, over the last axis; None is left out."""
 
-    scale: Float[Array, "d"] | None = None
-    bias: Float[Array, "d"] | None = None
+    scale: Float[AnyArray, "d"] | None = None
+    bias: Float[AnyArray, "d"] | None = None
 
     def __call__(self, x: Float[AnyArray, "*b d"]) -> Float[Array, "*b d"]:
         y = x.astype(jnp.float32)
@@ -80,7 +80,7 @@ class Linear(nn.Module):
         return (y.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
 
 
-def _energies(y: Float[Array, "b ..."], moved: Float[Array, "o"] | None) -> Float[Array, "b"]:
+def _energies(y: Float[AnyArray, "b ..."], moved: Float[AnyArray, "o"] | None) -> Float[Array, "b"]:
     out = y.astype(jnp.float32)
     out = out if moved is None else out + moved
     return jnp.sum(jnp.square(out), axis=tuple(range(1, out.ndim)))
@@ -128,8 +128,8 @@ class RMSNorm(nn.Module):
 
 
 def softmax_matmul(
-    scores: Float[Array, "*b q k"], v: Float[Array, "*b k d"]
-) -> Float[Array, "*b q d"]:
+    scores: Float[AnyArray, "*#b q k"], v: Float[AnyArray, "*#b k d"]
+) -> Float[Array, "*#b q d"]:
     """softmax(scores) @ v, the softmax in float32.
 
     The division by the sums comes last, where there is least to divide; its gradient then needs
@@ -151,9 +151,9 @@ def _cudnn_takes(head_dim: int) -> bool:
 
 
 def causal_attention(
-    q: Float[Array, "b t h d"],
-    k: Float[Array, "b t n d"],
-    v: Float[Array, "b t n d"],
+    q: Float[AnyArray, "b t h d"],
+    k: Float[AnyArray, "b t n d"],
+    v: Float[AnyArray, "b t n d"],
     scale: float,
     window: int | None = None,
     remat: bool = False,

@@ -171,7 +171,7 @@ def cos_sin(rope: Rope, length: int) -> tuple[Float[Array, "t half"], Float[Arra
 
 
 def rotate(
-    x: Float[AnyArray, "b t h d"], cos: Float[Array, "t half"], sin: Float[Array, "t half"]
+    x: Float[AnyArray, "b t h d"], cos: Float[AnyArray, "t half"], sin: Float[AnyArray, "t half"]
 ) -> Float[Array, "b t h d"]:
     """Turn the pairs (x_i, x_{i + d/2}) of every head by their position's angles, in float32."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)

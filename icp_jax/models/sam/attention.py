@@ -21,7 +21,7 @@ SCORES_ELSEWHERE = 1 << 25
 
 
 def partition(
-    x: Float[AnyArray, "b h w c"], window: int, fill: Float[Array, "c"]
+    x: Float[AnyArray, "b h w c"], window: int, fill: Float[AnyArray, "c"]
 ) -> Float[Array, "n s s c"]:
     """Windows side by side, n = b * rows of windows * columns; what is padded holds `fill`."""
     b, h, w, c = x.shape
@@ -43,13 +43,13 @@ def unpartition(x: Float[AnyArray, "n s s c"], h: int, w: int) -> Float[Array, "
     return x.reshape(-1, rows * window, columns * window, c)[:, :h, :w]
 
 
-def relative(table: Float[Array, "l d"], size: int) -> Float[Array, "q k d"]:
+def relative(table: Float[AnyArray, "l d"], size: int) -> Float[Array, "q k d"]:
     """The rows of the table for every pair of positions, by offset; resized where it must be."""
     index = np.arange(size)[:, None] - np.arange(size) + size - 1
     return _resize(table, 2 * size - 1)[index]
 
 
-def _resize(table: Float[Array, "l d"], length: int) -> Float[Array, "m d"]:
+def _resize(table: Float[AnyArray, "l d"], length: int) -> Float[Array, "m d"]:
     """Linear interpolation between the centres of the rows (no aligned corners)."""
     have = table.shape[0]
     if have == length:
@@ -66,11 +66,11 @@ def _resize(table: Float[Array, "l d"], length: int) -> Float[Array, "m d"]:
 
 
 def attention(
-    q: Float[Array, "b h w n d"],
-    k: Float[Array, "b h w n d"],
-    v: Float[Array, "b h w n d"],
-    rows: Float[Array, "l d"] | None = None,
-    columns: Float[Array, "m d"] | None = None,
+    q: Float[AnyArray, "b h w n d"],
+    k: Float[AnyArray, "b h w n d"],
+    v: Float[AnyArray, "b h w n d"],
+    rows: Float[AnyArray, "l d"] | None = None,
+    columns: Float[AnyArray, "m d"] | None = None,
 ) -> Float[Array, "b h w n d"]:
     """Softmax attention of every position to every position, n heads; softmax in float32.
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from icp_jax.arrays import AnyArray
 from icp_jax.models.layers import ACTIVATIONS, LayerNorm, Linear, softmax_matmul
 from icp_jax.models.sam.config import DecoderConfig
 from icp_jax.models.sam.layers import NORM_EPS, Perceptron, Table, Upscale
@@ -24,9 +25,9 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(
         self,
-        query: Float[Array, "b #p q c"],
-        key: Float[Array, "b #p k c"],
-        value: Float[Array, "b #p k c"],
+        query: Float[AnyArray, "b #p q c"],
+        key: Float[AnyArray, "b #p k c"],
+        value: Float[AnyArray, "b #p k c"],
     ) -> Float[Array, "b #p q c"]:
         c = self.config
         width, heads = c.hidden_size // self.rate, c.num_attention_heads
@@ -55,10 +56,10 @@ class TwoWay(nn.Module):
     @nn.compact
     def __call__(
         self,
-        tokens: Float[Array, "b p t c"],
-        image: Float[Array, "b #p s c"],
-        token_positions: Float[Array, "b p t c"],
-        image_positions: Float[Array, "s c"],
+        tokens: Float[AnyArray, "b p t c"],
+        image: Float[AnyArray, "b #p s c"],
+        token_positions: Float[AnyArray, "b p t c"],
+        image_positions: Float[AnyArray, "s c"],
     ) -> tuple[Float[Array, "b p t c"], Float[Array, "b p s c"]]:
         c = self.config
 
@@ -92,10 +93,10 @@ class MaskDecoder(nn.Module):
     @nn.compact
     def __call__(
         self,
-        image: Float[Array, "b g g c"],
-        image_positions: Float[Array, "g g c"],
-        sparse: Float[Array, "b p t c"] | None,
-        dense: Float[Array, "#b #p g g c"],
+        image: Float[AnyArray, "b g g c"],
+        image_positions: Float[AnyArray, "g g c"],
+        sparse: Float[AnyArray, "b p t c"] | None,
+        dense: Float[AnyArray, "#b #p g g c"],
         multimask: bool,
     ) -> tuple[Float[Array, "b p m s s"], Float[Array, "b p m"]]:
         c = self.config

@@ -58,7 +58,7 @@ class Block(nn.Module):
         self.sow("taps", "lin2_in", y)
         return x + Linear(c.hidden_size, name="lin2")(y)
 
-    def _attend(self, y: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
+    def _attend(self, y: Float[AnyArray, "b h w d"]) -> Float[Array, "b h w d"]:
         c = self.config
         _, h, w, width = y.shape
         heads = (c.num_attention_heads, width // c.num_attention_heads)

@@ -75,7 +75,7 @@ class Table(nn.Module):
     shape: tuple[int, ...]
 
     @nn.compact
-    def __call__(self) -> Float[Array, "*shape"]:
+    def __call__(self) -> Float[AnyArray, "*shape"]:
         return self.param("embedding", nn.initializers.normal(0.02), self.shape, jnp.float32)
 
 

@@ -43,7 +43,7 @@ def encode_image(
 def predict_masks(
     config: SamConfig,
     params: Params,
-    image: Float[Array, "b g g c"],
+    image: Float[AnyArray, "b g g c"],
     points: Float[AnyArray, "b p n 2"] | None = None,
     labels: Int[AnyArray, "b p n"] | None = None,
     boxes: Float[AnyArray, "b p 4"] | None = None,

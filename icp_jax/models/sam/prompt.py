@@ -20,7 +20,7 @@ NOT_A_POINT, IGNORED = -1, -10  # labels; 0: background, 1: foreground
 
 
 def encode_positions(
-    coordinates: Float[AnyArray, "*b 2"], frequencies: Float[Array, "2 f"]
+    coordinates: Float[AnyArray, "*b 2"], frequencies: Float[AnyArray, "2 f"]
 ) -> Float[Array, "*b c"]:
     """Sines and cosines of coordinates in [0, 1] at random frequencies, c = 2f, in float32."""
     frequencies = frequencies.astype(jnp.float32)
@@ -30,7 +30,7 @@ def encode_positions(
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
-def grid_positions(grid: int, frequencies: Float[Array, "2 f"]) -> Float[Array, "g g c"]:
+def grid_positions(grid: int, frequencies: Float[AnyArray, "2 f"]) -> Float[Array, "g g c"]:
     """The encoding of the centre of every patch."""
     centres = (np.arange(grid, dtype=np.float32) + np.float32(0.5)) / np.float32(grid)
     y, x = np.meshgrid(centres, centres, indexing="ij")
@@ -48,7 +48,7 @@ class PromptEncoder(nn.Module):
     @nn.compact
     def __call__(
         self,
-        frequencies: Float[Array, "2 f"],
+        frequencies: Float[AnyArray, "2 f"],
         points: Float[AnyArray, "b p n 2"] | None,
         labels: Int[AnyArray, "b p n"] | None,
         boxes: Float[AnyArray, "b p 4"] | None,
