@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -221,6 +222,14 @@ def test_settings_of_images_are_refused_for_text(opt_folder, tokens, given, caps
 def test_windows_have_a_length_already(opt_folder, tokens):
     with pytest.raises(InputError, match="seq_len is for a text"):
         icp_jax.evaluate(icp_jax.load(opt_folder), tokens, seq_len=8)
+
+
+def test_settings_of_text_are_refused_for_images():
+    sam = SimpleNamespace(family=SimpleNamespace(kind="vision"))
+    with pytest.raises(InputError, match="seq_len is for text"):
+        icp_jax.evaluate(sam, "sa1b:x", seq_len=8)
+    with pytest.raises(InputError, match="sa1b:DIR or coco:DIR, not on an array"):
+        icp_jax.evaluate(sam, np.zeros((1, 3, 8, 8)))
 
 
 @pytest.mark.parametrize("bad", [{"limit": 0}, {"seed": -1}, {"prompt": "x"}, {"limit": True}])

@@ -19,7 +19,7 @@ def config_for(model, out, data, **prune):
     return RunConfig(
         model=str(model),
         out=str(out),
-        prune=PruneConfig(**{"sparsity": 0.5, **prune}),
+        prune=PruneConfig(**({} if "pattern" in prune else {"sparsity": 0.5}) | prune),
         calibration=CalibrationConfig(str(data), samples=4),
     )
 
