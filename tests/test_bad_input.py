@@ -187,6 +187,7 @@ CASES = {
     "option without its group": (NONE, ["--sparsity", ".5"], "did you mean --prune.sparsity"),
     "option without a value": (NONE, ["--dtype"], "Missing value for argument '--dtype'"),
     "value of another type": (NONE, ["--prune.sparsity", "half"], "could not convert .*'half'"),
+    "a bool is no number": (NONE, ["--quant.bits", "True"], "--quant.bits: invalid literal for int"),
     "unknown method": (NONE, ["--prune.method", "obs"], "invalid choice 'obs'"),
     "stray argument": (NONE, ["extra"], "Unrecognized options: extra"),
     "unknown config": (NONE, ["--config", "opt_1m"], "no config 'opt_1m': .*opt_125m"),

@@ -9,6 +9,7 @@ import errno
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any, get_args
@@ -107,7 +108,9 @@ def _one_line(boxed: str) -> str:
     rules = [set(line) <= set("─-") for line in lines]  # in ASCII where the terminal is
     start = next((k for k, rule in enumerate(rules) if not rule), 0)
     end = next((k for k, rule in enumerate(rules) if rule and k > start), len(lines))
-    return " ".join(" ".join(lines[start:end] or [boxed]).split())
+    said = " ".join(" ".join(lines[start:end] or [boxed]).split())
+    # of the types an option may have, None comes first: only the last one's error helps
+    return re.sub(r"no type matching .* - <class '\w+'>: ", "", said)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -250,23 +253,22 @@ def _prune(command: Any) -> None:
         found = dry_run(config)
         _print(command.json, dataclasses.asdict(found), lambda: console.dry_run(found))
         return
-    hosts = command.hosts
-    with launch(hosts.coordinator, hosts.count, hosts.index) as leads:
-        machine.platforms()
-        if not leads:
-            follow(config)
-            return
-        done = None
-        try:
+    hosts, done = command.hosts, None
+    try:
+        with launch(hosts.coordinator, hosts.count, hosts.index) as leads:
+            machine.platforms()
+            if not leads:
+                follow(config)
+                return
             with console.progress() as tick:
                 done = prune_folder(config, tick, resume=command.resume, say=_say)
-            record = {"out": str(done.out), "sparsity": done.sparsity}
-            record["seconds"] = round(done.seconds, 3)
-            _print(command.json, record, lambda: console.pruned(done))
-        except KeyboardInterrupt as error:
-            if done is not None:
-                error.add_note(f"when it had finished; {done.out} is whole")
-            raise
+        record = {"out": str(done.out), "sparsity": done.sparsity}
+        record["seconds"] = round(done.seconds, 3)
+        _print(command.json, record, lambda: console.pruned(done))
+    except KeyboardInterrupt as error:
+        if done is not None:
+            error.add_note(f"when it had finished; {done.out} is whole")
+        raise
 
 
 def _print(as_json: bool, record: dict[str, Any], otherwise: Any) -> None:
