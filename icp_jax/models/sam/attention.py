@@ -44,13 +44,13 @@ def unpartition(x: Float[AnyArray, "n s s c"], h: int, w: int) -> Float[Array, "
     return x.reshape(-1, rows * window, columns * window, c)[:, :h, :w]
 
 
-def relative(table: Float[AnyArray, "l d"], size: int) -> Float[Array, "q k d"]:
+def relative(table: Float[AnyArray, "l d"], size: int) -> Float[AnyArray, "q k d"]:
     """The rows of the table for every pair of positions, by offset; resized where it must be."""
     index = np.arange(size)[:, None] - np.arange(size) + size - 1
     return _resize(table, 2 * size - 1)[index]
 
 
-def _resize(table: Float[AnyArray, "l d"], length: int) -> Float[Array, "m d"]:
+def _resize(table: Float[AnyArray, "l d"], length: int) -> Float[AnyArray, "m d"]:
     """Linear interpolation between the centres of the rows (no aligned corners)."""
     have = table.shape[0]
     if have == length:

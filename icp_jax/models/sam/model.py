@@ -68,7 +68,7 @@ def predict_masks(
 def apply_sam(
     config: SamConfig,
     params: Params,
-    pixel_values: Float[AnyArray, "b c s s"],
+    pixel_values: Float[AnyArray, "b c i i"],
     points: Float[AnyArray, "b p n 2"] | None = None,
     labels: Int[AnyArray, "b p n"] | None = None,
     boxes: Float[AnyArray, "b p 4"] | None = None,
