@@ -10,7 +10,7 @@ import pytest
 from conftest import write_llama, write_opt
 
 import icp_jax
-from icp_jax import CompensateConfig, QuantConfig
+from icp_jax import CompensateConfig, QuantConfig, pruners, stats
 from icp_jax.config import MemoryConfig
 from icp_jax.core.compensate import Fate
 from icp_jax.core.hyper import Recipe, block_orders, hyper, parse, stack
@@ -243,3 +243,19 @@ def test_without_undo_the_result_of_a_bad_rate_stays(opt, windows):
     assert same(kept, base)
     left, _ = run(opt, windows, dataclasses.replace(recipe(windows), undo="never"), **wild)
     assert not same(kept, left)
+
+
+@pytest.mark.timeout(120)
+def test_factors_under_vmap_do_not_wait_for_each_other():
+    """Independent batched Choleskys in one program: on the CPU these hung for ever."""
+    x = jax.random.normal(jax.random.key(0), (4, 12, 400, 192))
+
+    @jax.jit
+    def upper(x):
+        every = jax.vmap(lambda rows: pruners.factor(stats.from_inputs(rows)).upper)
+        return [every(part) for part in x]
+
+    found = upper(x)
+    for part, of in zip(x, found, strict=True):
+        alone = pruners.factor(stats.from_inputs(part[3])).upper
+        np.testing.assert_allclose(of[3], alone, rtol=1e-4, atol=1e-5)

@@ -50,7 +50,11 @@ def factor(moments: Moments, damping: float | Float[Array, ""] = 0.01) -> Factor
     diagonal = jnp.where(dead, 1.0, diagonal)
     added = jnp.asarray(damping, h.dtype) * jnp.mean(diagonal)
     h = jnp.where(jnp.eye(size, dtype=bool), (diagonal + added)[:, None], jnp.triu(h))
-    return Factor(inverse_upper(h), dead, added)
+    # batched Choleskys of one program can wait for each other for ever on the CPU
+    invert = (
+        jax.custom_batching.sequential_vmap(inverse_upper) if backend.is_host() else inverse_upper
+    )
+    return Factor(invert(h), dead, added)
 
 
 def _share(budget: Int[Array, ""], end: Int[Array, ""], inputs: int) -> Int[Array, ""]:
