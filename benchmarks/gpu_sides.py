@@ -184,15 +184,17 @@ def first(job) -> dict[str, Any]:
     """The reports of the first blocks, on any platform and in either dtype."""
     import jax
 
-    from icp_jax import CalibrationConfig, PruneConfig
+    from icp_jax import CalibrationConfig, RunConfig
     from icp_jax.data import inputs
-    from icp_jax.runs.job import prune_blocks
+    from icp_jax.model import TreeSink
+    from icp_jax.runs.job import job as planned
     from icp_jax.runs.records import block_record
-    from icp_jax.streaming.source import FolderSource, TreeSink
+    from icp_jax.streaming.loop import Hooks, prune_blocks
+    from icp_jax.streaming.source import FolderSource
 
     source, found = FolderSource(job["model"]), []
     calibration = CalibrationConfig(job["tokens"], job["samples"], job["length"])
-    tokens = inputs.calibration(inputs.resolved(calibration, source), source)
+    tokens = inputs.calibration(calibration, source)
 
     class Enough(Exception):
         """So many blocks are pruned."""
@@ -207,9 +209,9 @@ def first(job) -> dict[str, Any]:
         if done == total:
             print(block, phase, file=sys.stderr, flush=True)
 
-    sink, how = TreeSink({"blocks": {}}), {"dtype": job["dtype"], "seal": seal}
+    what = planned(source, RunConfig(dtype=job["dtype"]))
     with contextlib.suppress(Enough):
-        prune_blocks(source, sink, tokens, PruneConfig(), progress=progress, **how)
+        prune_blocks(source, TreeSink({"blocks": {}}), tokens, what, Hooks(progress, seal))
     return {"platform": jax.default_backend(), "dtype": job["dtype"], "blocks": found}
 
 

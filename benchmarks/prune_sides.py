@@ -49,10 +49,11 @@ def run_jax(job):
     import jax
     import jax.numpy as jnp
 
-    from icp_jax.config import CompensateConfig, MemoryConfig, PruneConfig
+    from icp_jax.config import CompensateConfig, MemoryConfig, PruneConfig, RunConfig
     from icp_jax.core.passes import Apply
-    from icp_jax.runs import job
+    from icp_jax.runs.job import job as planned
     from icp_jax.streaming import passes, transfer
+    from icp_jax.streaming.loop import Hooks, prune_blocks
     from icp_jax.streaming.source import FolderSource
 
     baseline = memory("VmRSS")
@@ -70,24 +71,21 @@ def run_jax(job):
                 flat = {f"{m}.{leaf}": a for m, part in params.items() for leaf, a in part.items()}
                 save_block(self.folder, t, flat)
 
-    config = PruneConfig(
-        **{k: job[k] for k in ("sparsity", "alpha", "beta", "damping")}, block_size=job["width"]
+    config = RunConfig(
+        prune=PruneConfig(
+            **{k: job[k] for k in ("sparsity", "alpha", "beta", "damping")},
+            block_size=job["width"],
+        ),
+        compensate=CompensateConfig(job["epochs"], job["lr"], job["gamma"]),
+        memory=MemoryConfig(streams="disk" if job["side"] == "jax-disk" else "host"),
+        dtype="float32",
+        seed=job["seed"],
     )
-    compensation = CompensateConfig(job["epochs"], job["lr"], job["gamma"])
 
     def run(folder):
         nonlocal last
-        reports = job.prune_blocks(
-            source,
-            Sink(folder),
-            tokens,
-            config,
-            compensation,
-            dtype="float32",
-            seed=job["seed"],
-            memory=MemoryConfig(streams="disk" if job["side"] == "jax-disk" else "host"),
-            scratch=Path(job["model"]),
-        )
+        hooks = Hooks(scratch=Path(job["model"]))
+        reports = prune_blocks(source, Sink(folder), tokens, planned(source, config), hooks)
         last = reports[-1].error
         names = {phase for report in reports for phase in report.seconds}
         return {p: sum(r.seconds.get(p, 0.0) for r in reports) for p in names}

@@ -22,14 +22,16 @@ from icp_jax.config import (
     RunConfig,
     check,
 )
+from icp_jax.core.outcomes import BlockReport
 from icp_jax.data import inputs
 from icp_jax.data.hub import resolve
 from icp_jax.errors import InputError
 from icp_jax.evaluation.perplexity import Perplexity, perplexity
 from icp_jax.model import Model, TreeSink
 from icp_jax.runs.export import save
-from icp_jax.runs.job import BlockReport, Progress, prune_blocks
+from icp_jax.runs.job import job
 from icp_jax.streaming import mesh
+from icp_jax.streaming.loop import Hooks, Progress, prune_blocks
 from icp_jax.streaming.passes import compute_dtype
 from icp_jax.streaming.source import FolderSource
 
@@ -105,19 +107,8 @@ def prune(
         raise InputError("quant.packed is for files: use prune_folder or icp-jax prune instead")
     tokens = inputs.checked(model, tokens)
     sink = TreeSink(model.params)
-    reports = prune_blocks(
-        model,
-        sink,
-        tokens,
-        run.prune,
-        run.compensate,
-        run.quant,
-        dtype=run.dtype,
-        seed=run.seed,
-        memory=run.memory,
-        progress=progress,
-        devices=mesh.choose(run.devices),
-    )
+    hooks, several = Hooks(progress), mesh.choose(run.devices)
+    reports = prune_blocks(model, sink, tokens, job(model, run), hooks, several)
     return dataclasses.replace(model, params=sink.params), reports
 
 

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from converters.files import RECORD, check_other_files
 from icp_jax.config import RunConfig, check
 from icp_jax.core.masks import parse_pattern
-from icp_jax.core.outcomes import remedies
+from icp_jax.core.outcomes import BlockReport, remedies
 from icp_jax.core.passes import Params
 from icp_jax.data import inputs
 from icp_jax.data.hub import resolve
@@ -27,12 +26,13 @@ from icp_jax.planning.plan import settle
 from icp_jax.planning.workload import describe, resolved, size, workload
 from icp_jax.runs.export import FolderSink, check_free, write_json
 from icp_jax.runs.fingerprint import Weights, common, fingerprint
-from icp_jax.runs.job import BlockReport, Finished, Progress, Sink, Source, prune_blocks
+from icp_jax.runs.job import job
 from icp_jax.runs.packed import PackedSink
 from icp_jax.runs.records import block_record, peak_mib, read_block, versions
 from icp_jax.runs.resume import Say, Work, log
 from icp_jax.runs.verify import Counted, verify_export
 from icp_jax.streaming import mesh, storage
+from icp_jax.streaming.loop import Finished, Hooks, Progress, prune_blocks
 from icp_jax.streaming.source import FolderSource
 
 
@@ -152,17 +152,8 @@ def prune_folder(
             work.seal(report)
 
         try:
-            blocks = _prune(
-                source,
-                work,
-                tokens,
-                full,
-                scratch=work.path,
-                progress=progress,
-                finished=finished,
-                seal=seal,
-                devices=devices,
-            )
+            hooks = Hooks(progress, seal, finished, scratch=work.path)
+            blocks = prune_blocks(source, work, tokens, job(source, full), hooks, devices)
             counted = _export(work, source, config, counts, blocks, progress)
         finally:
             weights.check()  # whatever is wrong may come of a source that has changed
@@ -200,25 +191,9 @@ def follow(config: RunConfig) -> None:
         reports = [read_block(record) for record in devices.tell([])]
         # the first process has those blocks; what is read here only has their shapes
         finished = [Finished(report, partial(source.block, report.block)) for report in reports]
-        _prune(source, Nowhere(), tokens, full, finished=finished, devices=devices)
-
-
-def _prune(
-    source: Source, sink: Sink, tokens: np.ndarray, full: RunConfig, **rest: Any
-) -> list[BlockReport]:
-    """`prune_blocks` with all that a resolved config says of it."""
-    return prune_blocks(
-        source,
-        sink,
-        tokens,
-        full.prune,
-        full.compensate,
-        full.quant,
-        dtype=full.dtype,
-        seed=full.seed,
-        memory=full.memory,
-        **rest,
-    )
+        prune_blocks(
+            source, Nowhere(), tokens, job(source, full), Hooks(finished=finished), devices
+        )
 
 
 class Nowhere:

@@ -11,13 +11,14 @@ from converters import ConversionError, table_for
 from converters.files import open_checkpoint
 from converters.llama import TABLES
 from converters.safetensors_files import Writer, plan_layout
-from icp_jax import InputError, PruneConfig
+from icp_jax import InputError, PruneConfig, RunConfig
 from icp_jax.models import FAMILIES, make_family
 from icp_jax.planning.budgets import budgets
 from icp_jax.runs.convert import convert
 from icp_jax.runs.export import FolderSink
-from icp_jax.runs.job import prune_blocks
+from icp_jax.runs.job import job
 from icp_jax.runs.verify import verify_export
+from icp_jax.streaming.loop import prune_blocks
 from icp_jax.streaming.source import FolderSource
 
 
@@ -117,7 +118,7 @@ def test_old_buffers_survive(old_llama, tmp_path):
     source, config = FolderSource(old_llama), PruneConfig(method="magnitude", sparsity=0.5)
     (tmp_path / "pruned").mkdir()
     sink = FolderSink(source, tmp_path / "pruned")
-    prune_blocks(source, sink, tokens, config)
+    prune_blocks(source, sink, tokens, job(source, RunConfig(prune=config)))
     sink.close()
     counts = budgets(source.family, [source.shapes(t) for t in range(3)], config)
     assert verify_export(source, tmp_path / "pruned", counts, None, tuned=False).sparsity >= 0.5
