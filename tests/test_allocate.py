@@ -92,3 +92,19 @@ def test_a_rearrangement_of_other_roles():
     sizes = {role: n * 100 for role, n in OPT.items()}
     with pytest.raises(InputError, match="down is no layer here"):
         within_block(sizes, 100, 0.1, Rearrangement(("q",), ("down",)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(sparsity=st.floats(0, 0.95), alpha=st.floats(0.5, 1), beta=st.floats(0, 0.3))
+def test_totals_are_exact_at_6_7b(sparsity, alpha, beta):
+    """6.4 billion weights do not fit 32 bits; a float32 sum would be off by hundreds."""
+    d, blocks = 4096, 32
+    sizes = {**dict.fromkeys("qkvo", d * d), "f1": 4 * d * d, "f2": 4 * d * d}
+    whole = sum(sizes.values())
+    try:
+        zeros = across_blocks([whole] * blocks, sparsity, alpha)
+        within = [within_block(sizes, count, beta, QKV_F2) for count in zeros]
+    except InputError:
+        return
+    assert sum(sum(block.values()) for block in within) == round(sparsity * whole * blocks)
+    assert all(0 <= block[role] < sizes[role] for block in within for role in sizes)

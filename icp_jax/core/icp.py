@@ -9,7 +9,6 @@ those before it. Everything here is pure: jit it, vmap or map it over `Hyper`, d
 
 from __future__ import annotations
 
-from itertools import groupby
 from typing import Any, NamedTuple
 
 import jax
@@ -22,21 +21,14 @@ from icp_jax.arrays import AnyArray
 from icp_jax.core import streams
 from icp_jax.core.compensate import CompensationMetrics, compensate, not_compensated
 from icp_jax.core.hyper import Hyper, Recipe
-from icp_jax.core.passes import Apply, embed, narrowed, widened
+from icp_jax.core.passes import Apply, alike_runs, narrowed, widened
 from icp_jax.core.prune import LayerMetrics, prune_block
 from icp_jax.core.pruners import METHODS
-from icp_jax.core.streams import Chunks
+from icp_jax.core.streams import Streams
 from icp_jax.models.spec import Family
 
 Params = dict[str, Any]
 ICP = Recipe()
-
-
-class Streams(NamedTuple):
-    """The hidden states of some samples, in both models."""
-
-    sparse: Chunks
-    dense: Chunks
 
 
 class BlockMetrics(NamedTuple):
@@ -109,12 +101,11 @@ def icp(
     params, so the program does not grow with depth. Source: ICP, algorithm 1.
     """
     samples = (tokens,) if heldout is None else (tokens, heldout)
-    with backend.use(recipe.backend or backend.name()):
-        through = [_start(family, params, x, recipe) for x in samples]
+    with backend.use(recipe.backend or backend.use.value):
+        through = [streams.start(family, params, x, recipe) for x in samples]
         given, metrics = params["blocks"], []
         blocks: Params = {}
-        for _, group in groupby(range(family.n_blocks), lambda t: _kind(family, given, t)):
-            run = list(group)
+        for run in alike_runs(family, given):
             alike = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(given[str(t)] for t in run))
             through, (pruned, found) = _scan(family, recipe, alike, through, hyper, order, run)
             metrics.append(found)
@@ -122,13 +113,6 @@ def icp(
                 blocks[str(t)] = jax.tree.map(lambda leaf, k=k: leaf[k], pruned)
     joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *metrics)
     return {**params, "blocks": blocks}, joined
-
-
-def _start(family: Family, params: Params, samples: AnyArray, recipe: Recipe) -> Streams:
-    """Before the first block both streams are the embedding."""
-    hidden = embed(family.embed, recipe.stream_dtype, params["embed"], samples)
-    chunks = streams.chunked(hidden, recipe.batch)
-    return Streams(chunks, chunks)
 
 
 def _scan(
@@ -153,9 +137,3 @@ def _scan(
 
     at = np.array(run, np.int32)
     return jax.lax.scan(step, through, (alike, hyper.counts[at], order[at], at))
-
-
-def _kind(family: Family, blocks: Params, t: int) -> Any:
-    """What must be equal for two blocks to be one program."""
-    leaves, tree = jax.tree.flatten(blocks[str(t)])
-    return family.block_at(t), tree, [(leaf.shape, leaf.dtype) for leaf in leaves]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import jax
@@ -135,3 +136,13 @@ def narrowed(params: Params, dtypes: Sequence[np.dtype]) -> Params:
     leaves, tree = jax.tree.flatten(params)
     rounded = [x.astype(dtype) for x, dtype in zip(leaves, dtypes, strict=True)]
     return jax.tree.unflatten(tree, jax.lax.optimization_barrier(rounded))
+
+
+def alike_runs(family: Family, blocks: Params) -> list[list[int]]:
+    """Consecutive blocks that are one program: of equal modules, shapes and dtypes."""
+
+    def kind(t: int) -> Any:
+        leaves, tree = jax.tree.flatten(blocks[str(t)])
+        return family.block_at(t), tree, [(leaf.shape, leaf.dtype) for leaf in leaves]
+
+    return [list(run) for _, run in groupby(range(family.n_blocks), kind)]

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from icp_jax.arrays import AnyArray
 from icp_jax.core import passes
+from icp_jax.core.hyper import Recipe
 from icp_jax.core.passes import Apply, Statistics
 from icp_jax.core.stats import share
 from icp_jax.models.spec import Family
@@ -27,6 +28,20 @@ class Chunks(NamedTuple):
     def samples(self, count: int) -> Float[Array, "n *s"]:
         """The first `count` samples."""
         return self.values.reshape(-1, *self.values.shape[2:])[:count]
+
+
+class Streams(NamedTuple):
+    """The hidden states of some samples, in both models."""
+
+    sparse: Chunks
+    dense: Chunks
+
+
+def start(family: Family, params: Params, samples: AnyArray, recipe: Recipe) -> Streams:
+    """Before the first block both streams are the embedding."""
+    hidden = passes.embed(family.embed, recipe.stream_dtype, params["embed"], samples)
+    chunks = chunked(hidden, recipe.batch)
+    return Streams(chunks, chunks)
 
 
 def chunked(x: Float[AnyArray, "n *s"], size: int) -> Chunks:

@@ -131,12 +131,7 @@ def prune_folder(
         Work(config.out, resume, keep, say) as work,
         closing(FolderSource(resolve(config.model))) as source,
     ):
-        check_other_files(source.folder)
-        full = resolved(config, source)
-        shapes = [source.shapes(t) for t in range(source.family.n_blocks)]
-        counts = budgets(source.family, shapes, config.prune, config.quant)
-        if config.quant.packed and source.family.kind == "vision":
-            raise InputError("quant.packed is for language models: leave it out")
+        full, counts = _checked(source, config)
         tokens = inputs.calibration(config.calibration, source, progress)
         full = inputs.counted(full, tokens)
         asked, full = full, _settled(source, work, full)
@@ -164,6 +159,17 @@ def prune_folder(
         progress(len(blocks) - 1, "publish", 0, 1, None)  # the last call that may raise
         work.publish()
     return Pruned(work.out, counted.sparsity, seconds, blocks)
+
+
+def _checked(source: FolderSource, config: RunConfig) -> tuple[RunConfig, list[dict[str, int]]]:
+    """The resolved settings, and the zeros of every linear. Raises InputError."""
+    check_other_files(source.folder)
+    full = resolved(config, source)
+    shapes = [source.shapes(t) for t in range(source.family.n_blocks)]
+    counts = budgets(source.family, shapes, config.prune, config.quant)
+    if config.quant.packed and source.family.kind == "vision":
+        raise InputError("quant.packed is for language models: leave it out")
+    return full, counts
 
 
 def _settled(source: FolderSource, work: Work, full: RunConfig) -> RunConfig:
