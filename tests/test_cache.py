@@ -9,9 +9,8 @@ import pytest
 
 from icp_jax.backend import compile_cache
 
-RUN = (
-    "from icp_jax import cache; compile_cache.use(); import jax; jax.jit(lambda x: x * 3 + 1)(2.0)"
-)
+SETUP = "from icp_jax.backend import compile_cache; compile_cache.use(); import jax"
+RUN = f"{SETUP}; jax.jit(lambda x: x * 3 + 1)(2.0)"
 
 
 @pytest.mark.parametrize("own", [True, False])

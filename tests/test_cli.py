@@ -115,7 +115,7 @@ def test_every_program_is_cached_wherever_the_cache_is(monkeypatch, tmp_path):
 
 
 def test_an_interrupted_demo_says_what_is_there(tmp_path, capsys, monkeypatch):
-    def stop(out, sparsity):
+    def stop(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("icp_jax.demo._compare", stop)

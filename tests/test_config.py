@@ -77,7 +77,7 @@ WRONG = [
     ({"quant__bits": np.bool_(True)}, "quant.bits must be an integer, got True"),
     ({"quant__bits": 4, "quant__symmetric": 1}, "quant.symmetric must be True or False, got 1"),
     ({"calibration__samples": "8"}, "calibration.samples must be an integer, got '8'"),
-    ({"calibration__samples": None}, "calibration.samples must be an integer, got None"),
+    ({"calibration__seed": None}, "calibration.seed must be an integer, got None"),
     ({"calibration__data": 3}, "calibration.data must be text, got 3"),
     ({"memory__device": "9" * 400}, "memory.device must be a size such as 8GiB"),
     ({"memory__host": "0.1B"}, "memory.host must be a size such as 8GiB"),

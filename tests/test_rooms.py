@@ -63,4 +63,4 @@ def test_pure_rooms_know_no_settings_files_or_threads(room):
 
 def test_one_place_asks_which_backend_it_is():
     asking = [p for p in PACKAGE.rglob("*.py") if "default_backend" in p.read_text()]
-    assert [p.relative_to(PACKAGE).as_posix() for p in asking] == ["backend/__init__.py"]
+    assert [p.relative_to(PACKAGE).as_posix() for p in asking] == ["backend/current.py"]

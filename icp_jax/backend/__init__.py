@@ -1,30 +1,23 @@
-"""What depends on the backend: its name, its forms of products, its heap, its compile cache."""
+"""What depends on the backend: its name, its forms of products, its heap, its compile cache.
+
+The names of `current` are taken from there when first used: `compile_cache` must be set up before
+JAX is imported.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
 
-import jax
+if TYPE_CHECKING:
+    from icp_jax.backend.current import device, is_host, name, use
 
-# Part of the key of every compiled program, so that one made for another backend is not reused.
-use = jax.make_user_context(None)
-
-
-def name() -> str:
-    """`cpu`, `gpu` or `tpu`: the one said by `with use(...)`, else the one JAX computes on.
-
-    Functions that are traced ask here. Inside `with use("gpu")` they take the GPU's forms on
-    any machine.
-    """
-    return use.value or jax.default_backend()
+__all__ = ["device", "is_host", "name", "use"]
 
 
-def is_host() -> bool:
-    """Whether the device is the host itself: nothing travels, and one memory holds both."""
-    return name() == "cpu"
-
-
-def device() -> Any:
-    """JAX's default device."""
-    default = getattr(jax.config, "jax_default_device", None)  # unknown to JAX's own types
-    return default if isinstance(default, jax.Device) else jax.local_devices()[0]
+def __getattr__(wanted: str) -> Any:
+    if wanted not in __all__:
+        raise AttributeError(f"module 'icp_jax.backend' has no attribute {wanted!r}")
+    value = getattr(importlib.import_module("icp_jax.backend.current"), wanted)
+    globals()[wanted] = value
+    return value

@@ -105,7 +105,9 @@ def _nearest(word: str, known: Any) -> str:
 def _one_line(boxed: str) -> str:
     """The sentence inside tyro's box."""
     lines = [line.strip(" │╭╮├┤╰╯") for line in boxed.strip().splitlines()[1:]]  # after its title
-    rules = [set(line) <= set("─-") for line in lines]  # in ASCII where the terminal is
+    rules = [
+        bool(line) and set(line) <= set("─-") for line in lines
+    ]  # in ASCII where the terminal is
     start = next((k for k, rule in enumerate(rules) if not rule), 0)
     end = next((k for k, rule in enumerate(rules) if rule and k > start), len(lines))
     said = " ".join(" ".join(lines[start:end] or [boxed]).split())
