@@ -32,6 +32,7 @@ Params = dict[str, Any]
 # buffers, LAPACK), and the share that an allocator keeps of the arrays that are freed.
 RUNTIME, SLACK = 80 << 20, 0.15
 PINNED = 2  # XLA takes pinned memory from the system in ever doubled pieces: at most so much
+DAMPING = np.float32(0.01)  # any: it is traced, as float32
 
 
 class Phase(NamedTuple):
@@ -196,11 +197,11 @@ def _tap(config, sums, tap, linears, programs) -> Iterator[int]:
     held = size(sums) - size(sums[tap]) + size(moments)
     for shape, total in linears:
         yield held + programs.beside(stats.energy, _shape(shape), moments, total)
-    prepared = jax.eval_shape(lambda m: method.prepare(m, 0.01), moments)
+    prepared = jax.eval_shape(lambda m: method.prepare(m, DAMPING), moments)
     options: dict[str, Any] = {}
     if method.walks:
         options["block"] = config.prune.block_size
-        yield held + programs.beside(method.prepare, moments, 0.01)
+        yield held + programs.beside(method.prepare, moments, DAMPING)
         held += size(prepared) - size(moments)
     for shape, _ in linears:
         kernel = _shape(shape)
