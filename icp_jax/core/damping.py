@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
 from icp_jax.core.stats import Moments
 
@@ -33,9 +33,7 @@ def all_finite(prepared: Any) -> Bool[Array, ""]:
     return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in leaves], bool))
 
 
-def climb(
-    prepare: Prepare, moments: Moments, damping: Float[Array, ""]
-) -> tuple[Any, Int[Array, ""]]:
+def climb(prepare: Prepare, moments: Moments, damping: Any) -> tuple[Any, Int[Array, ""]]:
     """`prepare(moments, damping)` at the first rung that gives finite values, or at the last.
 
     prepare: gives values that are not finite where H is not positive definite. Returns (prepared,

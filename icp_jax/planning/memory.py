@@ -32,7 +32,7 @@ Params = dict[str, Any]
 # buffers, LAPACK), and the share that an allocator keeps of the arrays that are freed.
 RUNTIME, SLACK = 80 << 20, 0.15
 PINNED = 2  # XLA takes pinned memory from the system in ever doubled pieces: at most so much
-DAMPING = np.float32(0.01)  # any: it is traced, as float32
+DAMPING: Any = np.float32(0.01)  # it is traced, as float32
 
 
 class Phase(NamedTuple):
