@@ -57,10 +57,9 @@ def runs():
 
     model = icp_jax.load(BUNDLED)
     tokens = np.random.default_rng(0).integers(3, 500, (4, 32)).astype(np.int32)
-    few = icp_jax.CompensateConfig(epochs=1)
     quant = icp_jax.QuantConfig(bits=4, search=True)
     for settings in ({"sparsity": 0.5}, {"pattern": "2:4", "quant": quant}, {"method": "wanda"}):
-        pruned, reports = icp_jax.prune(model, tokens, compensation=few, **settings)
+        pruned, reports = icp_jax.prune(model, tokens, **settings)
         assert all(report.error < 1 for report in reports)
         leaves = zip(jax.tree.leaves(pruned.params), jax.tree.leaves(model.params), strict=True)
         assert all(new.dtype == old.dtype for new, old in leaves)
