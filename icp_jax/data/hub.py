@@ -57,7 +57,7 @@ def _given(repo: str, get: Callable[[str, Any], Path]) -> Path:
             return _cached(repo, error)
         try:
             return get(repo, info)
-        except Exception as error:
+        except Exception as error:  # as above; `pass_on` raises again what is no fault of the hub's
             pass_on(error)
             raise not_given(repo, error) from None
 

@@ -31,7 +31,7 @@ def from_hub(name: str, evaluation: bool) -> Corpus:
         try:
             with hub.cache_alone() if refusal else contextlib.nullcontext():
                 return _load(name, evaluation)
-        except Exception as error:
+        except Exception as error:  # as above; `pass_on` raises again what is no fault of the hub's
             hub.pass_on(error)
             why = hub.reason(refusal or error)
         raise InputError(
