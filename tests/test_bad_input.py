@@ -291,7 +291,7 @@ def test_a_disk_that_fills_before_a_block_is_finished(place, capsys, monkeypatch
         (folder / "half").write_bytes(b"half")
         raise OSError(code, "no room")
 
-    monkeypatch.setattr("icp_jax.runs.resume.save_tree", save)
+    monkeypatch.setattr("icp_jax.runs.checkpoints.save_tree", save)
     args = ["prune", "--model", "model", "--out", "work/out", DATA, "text.txt"]
     args += ["--calibration.samples", "4", "--prune.sparsity", "0.5"]
     run(place, capsys, monkeypatch, args, "disk is full; nothing was kept")
