@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 import icp_jax
 from converters.files import open_checkpoint, open_writer
+from converters.layout import plan_layout
 from converters.names import create, inside, shards
 from converters.rules import ConversionError
-from converters.safetensors_files import Writer, plan_layout
+from converters.safetensors_files import Writer
 from icp_jax.cli import main
 from icp_jax.errors import InputError
 from icp_jax.runs.convert import LAYOUT, SIDE, convert, layout_record, read_layout

@@ -9,8 +9,9 @@ from conftest import LLAMA, OPT, rope
 import icp_jax
 from converters import ConversionError, table_for
 from converters.files import open_checkpoint
+from converters.layout import plan_layout
 from converters.llama import TABLES
-from converters.safetensors_files import Writer, plan_layout
+from converters.safetensors_files import Writer
 from icp_jax import InputError, PruneConfig, RunConfig
 from icp_jax.models import FAMILIES, make_family
 from icp_jax.planning.budgets import budgets
