@@ -18,7 +18,7 @@ from icp_jax.planning.budgets import budgets
 from icp_jax.runs.convert import convert
 from icp_jax.runs.export import FolderSink
 from icp_jax.runs.job import job
-from icp_jax.runs.verify import verify_export
+from icp_jax.runs.verify_export import verify_export
 from icp_jax.streaming.loop import prune_blocks
 from icp_jax.streaming.source import FolderSource
 
