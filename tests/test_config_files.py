@@ -4,13 +4,7 @@ import pytest
 from test_config import run_of
 
 from icp_jax.cli import main
-from icp_jax.config import (
-    CompensateConfig,
-    PruneConfig,
-    check,
-    load,
-    rechosen,
-)
+from icp_jax.config import CompensateConfig, PruneConfig, check, load, rechosen
 from icp_jax.errors import InputError
 
 

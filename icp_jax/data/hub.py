@@ -1,4 +1,4 @@
-"""The Hugging Face hub: the files of a model, and what to say when the hub does not give them."""
+"""The Hugging Face hub: the files of a model, downloaded or from the cache."""
 
 from __future__ import annotations
 
@@ -12,11 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from converters.files import lone_torch_file
-from icp_jax.data.hub_errors import (
-    SHOWN,
-    not_given,
-    pass_on,
-)
+from icp_jax.data.hub_errors import SHOWN, not_given, pass_on
 from icp_jax.errors import InputError
 
 BESIDE = (".json", ".txt", ".model", ".jinja")  # config, tokenizer and the like

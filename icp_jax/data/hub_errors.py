@@ -21,7 +21,7 @@ STATUS = {
 
 
 def pass_on(error: Exception) -> None:
-    """Raise what is no matter of the hub's: bad input, no memory, a disk that takes no more."""
+    """Raise an error that is not the hub's: bad input, no memory, a disk that takes no more."""
     if isinstance(error, InputError | MemoryError) or getattr(error, "errno", None) in OURS:
         raise error
 

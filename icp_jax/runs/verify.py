@@ -18,10 +18,7 @@ from icp_jax.core.masks import parse_pattern
 from icp_jax.errors import InputError
 from icp_jax.models import FAMILIES, make_family
 from icp_jax.runs.packed import Unpacked, is_pruned
-from icp_jax.runs.verify_export import (
-    densest_group,
-    same_bytes,
-)
+from icp_jax.runs.verify_export import densest_group, same_bytes
 from icp_jax.streaming.source import all_finite, describe, read_config
 
 SHOWN = 2  # names of a kind in one line
