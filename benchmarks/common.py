@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from converters import table_for
+from converters.layout import plan_layout
 from converters.rules import Placed
-from converters.safetensors_files import Writer, plan_layout
+from converters.safetensors_files import Writer
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -17,6 +17,7 @@ import numpy as np
 from converters.rules import first_line
 from icp_jax.data import hub
 from icp_jax.data.corpus import Piece, Tick
+from icp_jax.data.hub_errors import SHOWN
 from icp_jax.errors import InputError
 
 CHUNK = 1 << 18  # characters tokenized at once of a long text
@@ -138,7 +139,7 @@ def _fault(folder: Path, error: Exception) -> str:
             "has a SentencePiece tokenizer alone (tokenizer.model), which needs packages: "
             "pip install sentencepiece protobuf"
         )
-    return f"has no tokenizer that can be loaded ({first_line(error)[: hub.SHOWN]})"
+    return f"has no tokenizer that can be loaded ({first_line(error)[:SHOWN]})"
 
 
 def _installed(name: str) -> bool:

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from converters.files import Reader, copy_other_files
+from converters.layout import plan_layout
 from converters.rules import ConversionError, Placed, lookup
-from converters.safetensors_files import Writer, plan_layout
+from converters.safetensors_files import Writer
 from icp_jax.config import QuantConfig
 from icp_jax.core.quantize import Grid
 from icp_jax.runs.export import copy_unpruned, write_json

@@ -30,7 +30,7 @@ from icp_jax.runs.job import job
 from icp_jax.runs.packed import PackedSink
 from icp_jax.runs.records import block_record, peak_mib, read_block, versions
 from icp_jax.runs.resume import Say, Work, log
-from icp_jax.runs.verify import Counted, verify_export
+from icp_jax.runs.verify_export import Counted, verify_export
 from icp_jax.streaming import mesh, storage
 from icp_jax.streaming.loop import Finished, Hooks, Progress, prune_blocks
 from icp_jax.streaming.source import FolderSource

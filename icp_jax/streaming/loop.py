@@ -20,7 +20,7 @@ import numpy as np
 from icp_jax import backend
 from icp_jax.backend import heap
 from icp_jax.core import outcomes, quantize
-from icp_jax.core.compensate import CompensationMetrics
+from icp_jax.core.fate import CompensationMetrics
 from icp_jax.core.hyper import Hyper, Recipe, sample_order
 from icp_jax.core.outcomes import BlockReport
 from icp_jax.core.passes import Apply, Params, Shapes, Statistics, no_statistics
