@@ -12,6 +12,7 @@ from icp_jax import data
 from icp_jax.config import CalibrationConfig, RunConfig
 from icp_jax.errors import InputError
 from icp_jax.models import Family
+from icp_jax.phases import Progress
 
 
 class Described(Protocol):
@@ -43,7 +44,7 @@ def resolved(config: CalibrationConfig, source: Described) -> CalibrationConfig:
 
 
 def calibration(
-    config: CalibrationConfig, source: Described, progress: data.Tick = lambda *event: None
+    config: CalibrationConfig, source: Described, progress: Progress = lambda *event: None
 ) -> np.ndarray:
     """Tokens `[samples, T]` int32, or pixels `[samples, 3, S, S]` float32. Raises InputError.
 

@@ -14,9 +14,9 @@ import numpy as np
 from icp_jax import backend
 from icp_jax.config import MemoryConfig, RunConfig, check, parse_bytes
 from icp_jax.errors import InputError
-from icp_jax.planning import cost
 from icp_jax.planning.budgets import budgets
 from icp_jax.planning.memory import Need, need
+from icp_jax.planning.rates import Rates, measure
 from icp_jax.planning.workload import Workload, describe, resolved, size, workload
 from icp_jax.streaming import storage, transfer
 from icp_jax.streaming.source import FolderSource
@@ -29,7 +29,7 @@ class Plan(NamedTuple):
     device_kind: str
     limits: dict[str, int | None]  # of device and host, in bytes
     need: Need
-    rates: cost.Rates
+    rates: Rates
     seconds: dict[str, float]
 
     def record(self) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def plan(config: RunConfig, device: str = "", host: str = "") -> Plan:
     budgets(work.family, work.shapes, config.prune, config.quant)
     limits = _limits(config.memory, device, host, free=True)
     found = fit(work, **limits)
-    rates = cost.measure(work.config.dtype)
+    rates = measure(work.config.dtype)
     work_by_phase = {p.name: p.flops for p in found.phases}
     seconds = rates.seconds(work_by_phase, {p.name: p.moved for p in found.phases})
     kind = jax.local_devices()[0].device_kind

@@ -20,6 +20,7 @@ from icp_jax.core.passes import Params
 from icp_jax.data import inputs
 from icp_jax.data.hub import resolve
 from icp_jax.errors import InputError, Kept
+from icp_jax.phases import CHECK, EXPORT, PUBLISH
 from icp_jax.planning import cost
 from icp_jax.planning.budgets import budgets
 from icp_jax.planning.plan import settle
@@ -156,7 +157,7 @@ def prune_folder(
         seconds += sum(sum(block.report.seconds.values()) for block in finished)
         record = _record(full, weights, samples, blocks, counted, seconds)
         write_json(work.export / RECORD, record)
-        progress(len(blocks) - 1, "publish", 0, 1, None)  # the last call that may raise
+        progress(len(blocks) - 1, PUBLISH.name, 0, 1, None)  # the last call that may raise
         work.publish()
     return Pruned(work.out, counted.sparsity, seconds, blocks)
 
@@ -232,7 +233,7 @@ def _export(
                 if t < last:
                     coming = ahead.submit(work.proven, t + 1)
                 sink.write(t, params, grids)
-                progress(last, "export", t + 1, last + 1, None)
+                progress(last, EXPORT.name, t + 1, last + 1, None)
         sink.close()
     except BaseException:
         sink.abandon()
@@ -241,7 +242,7 @@ def _export(
     pattern = parse_pattern(config.prune.pattern)
 
     def checked(done: int, total: int) -> None:
-        progress(last, "check", done, total, None)
+        progress(last, CHECK.name, done, total, None)
 
     return verify_export(source, work.export, counts, pattern, tuned, checked)
 
