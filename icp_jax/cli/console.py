@@ -148,8 +148,8 @@ def planned(found: Any) -> None:
             phase.name,
             f"{phase.device / 2**20:.0f}",
             f"{phase.host / 2**20:.0f}",
-            f"{phase.flops / 1e12:.3g}",
-            f"{phase.moved / 2**30:.2f}",
+            f"{found.flops[phase.name] / 1e12:.3g}",
+            f"{found.moved[phase.name] / 2**30:.2f}",
             f"{seconds[phase.name]:.1f}",
         )
     out = Console()

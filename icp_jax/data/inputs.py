@@ -56,7 +56,8 @@ def calibration(
 
         if config.data in data.HUB:
             raise InputError(f"this model reads images, not {config.data}: {folders.ADVICE}")
-        return calibration.calibration_pixels(config, image_settings.of_source(source))
+        settings = image_settings.of_source(source)
+        return calibration.calibration_pixels(config.data, config.count, config.seed, settings)
     encode = data.Encoder(source.folder, data.vocabulary(source.config), progress)
     return data.calibration_tokens(given, source.family.context, encode, progress)
 

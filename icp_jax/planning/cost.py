@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from icp_jax.config import RunConfig
+from icp_jax.config import MemoryConfig, RunConfig
 from icp_jax.core.pruners import METHODS
 from icp_jax.models.spec import Family
 from icp_jax.phases import STREAMED
 from icp_jax.planning.products import Shapes, products
 from icp_jax.planning.table import TABLE
+from icp_jax.planning.workload import Workload, size
 
 
 def epochs(config: RunConfig) -> int:
@@ -57,15 +58,13 @@ def _terms(
                 yield from ((t, entry.phase.name, count) for count in entry.flops(of_block))
 
 
-def moved(stream: int, embed: int, blocks: Sequence[int], epochs: int) -> dict[str, int]:
-    """Bytes between host and device, by phase, over the whole run.
-
-    stream: bytes of one, 0 where the streams stay on the device; embed, blocks: stored bytes of
-    the embedding and of each block; epochs: of compensation.
-    """
+def moved(work: Workload, memory: MemoryConfig) -> dict[str, int]:
+    """Bytes between host and device, by phase, over the whole run; `memory.streams` is a place."""
+    stream = work.config.calibration.count * size(work.hidden(memory.stream_dtype))
+    stream = 0 if memory.streams == "device" else stream  # they stay there
     found = {}
     for entry in TABLE:
-        stored = embed if entry.phase.first is None else sum(blocks)
-        times = entry.phase.times(len(blocks), epochs)
+        stored = size(work.embed if entry.phase.first is None else work.blocks)
+        times = entry.phase.times(len(work.blocks), epochs(work.config))
         found[entry.phase.name] = entry.streams * times * stream + entry.params * stored
     return found

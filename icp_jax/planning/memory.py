@@ -30,8 +30,6 @@ class Phase(NamedTuple):
     name: str
     device: int
     host: int
-    flops: float  # of the whole run
-    moved: int  # bytes between host and device, of the whole run
 
 
 class Need(NamedTuple):
@@ -60,10 +58,7 @@ def need(work: Workload, memory: MemoryConfig) -> Need:
     at_once = _at_once(setting)
     heap.give_back()
     base = storage.proc("self/status", "VmRSS") + RUNTIME  # with the programs, which are kept
-    both, embed = 2 * setting.samples * size(setting.one), size(work.embed)
-    flops = cost.flops(work.family, work.shapes, work.config, setting.positions)
-    moving = 0 if memory.streams == "device" else both // 2
-    moved = cost.moved(moving, embed, stored, cost.epochs(work.config))
+    both = 2 * setting.samples * size(setting.one)
     found = []
     for entry in TABLE:
         name, first = entry.phase.name, entry.phase.first is None
@@ -74,8 +69,10 @@ def need(work: Workload, memory: MemoryConfig) -> Need:
         # nothing was compiled or freed before the first
         host = bare + RUNTIME + arrays if first else base + int(arrays * (1 + SLACK))
         there = device + (streams if memory.streams == "device" else 0)
-        found.append(Phase(name, there, host, flops[name], moved[name]))
-    disk = 2 * sum(stored) + embed + work.others + (both if memory.streams == "disk" else 0)
+        found.append(Phase(name, there, host))
+    disk = (
+        2 * sum(stored) + size(work.embed) + work.others + (both if memory.streams == "disk" else 0)
+    )
     return Need(tuple(found), memory, both, base, disk)
 
 

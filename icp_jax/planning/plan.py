@@ -9,13 +9,13 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from icp_jax import backend
 from icp_jax.config import MemoryConfig, RunConfig, check, parse_bytes
 from icp_jax.errors import InputError
+from icp_jax.planning import cost
 from icp_jax.planning.budgets import budgets
-from icp_jax.planning.memory import Need, need
+from icp_jax.planning.memory import Need, Phase, need
 from icp_jax.planning.rates import Rates, measure
 from icp_jax.planning.workload import Workload, describe, resolved, size, workload
 from icp_jax.streaming import storage, transfer
@@ -29,6 +29,8 @@ class Plan(NamedTuple):
     device_kind: str
     limits: dict[str, int | None]  # of device and host, in bytes
     need: Need
+    flops: dict[str, float]  # of the whole run, by phase
+    moved: dict[str, int]  # bytes between host and device, of the whole run
     rates: Rates
     seconds: dict[str, float]
 
@@ -42,10 +44,15 @@ class Plan(NamedTuple):
             "peak": {"device": need.device, "host": need.host, "disk": need.disk},
             "memory": dataclasses.asdict(need.memory),
             "stream_bytes": need.streams,
-            "phases": [p._asdict() | {"seconds": self.seconds[p.name]} for p in need.phases],
+            "phases": [self._phase(phase) for phase in need.phases],
             "rates": self.rates._asdict(),
             "seconds": sum(self.seconds.values()),
         }
+
+    def _phase(self, phase: Phase) -> dict[str, Any]:
+        name = phase.name
+        work = {"flops": self.flops[name], "moved": self.moved[name]}
+        return {**phase._asdict(), **work, "seconds": self.seconds[name]}
 
 
 def plan(config: RunConfig, device: str = "", host: str = "") -> Plan:
@@ -63,10 +70,11 @@ def plan(config: RunConfig, device: str = "", host: str = "") -> Plan:
     limits = _limits(config.memory, device, host, free=True)
     found = fit(work, **limits)
     rates = measure(work.config.dtype)
-    work_by_phase = {p.name: p.flops for p in found.phases}
-    seconds = rates.seconds(work_by_phase, {p.name: p.moved for p in found.phases})
+    flops = cost.flops(work.family, work.shapes, work.config, work.positions)
+    moved = cost.moved(work, found.memory)
     kind = jax.local_devices()[0].device_kind
-    return Plan(config.model, kind, limits, found, rates, seconds)
+    seconds = rates.seconds(flops, moved)
+    return Plan(config.model, kind, limits, found, flops, moved, rates, seconds)
 
 
 def settle(source: FolderSource, config: RunConfig) -> RunConfig:
@@ -144,8 +152,7 @@ def _streams(work: Workload) -> int:
 
 def _batches(work: Workload) -> list[int | None]:
     """What is set; or the default, and then halves of it, down to one sample."""
-    memory, one = work.config.memory, work.hidden()
-    positions = int(np.prod(one.shape[1:-1]))
+    memory, positions = work.config.memory, work.positions
     share = -(-work.config.calibration.count // (work.config.devices or 1))
     batch = transfer.batch_size(share, positions)
     found: list[int | None] = [memory.batch_tokens]

@@ -26,7 +26,7 @@ class Setting:
         self.work, self.memory, self.programs = work, memory, Programs()
         self.one = work.hidden(memory.stream_dtype)  # sample of a stream
         self.samples, self.devices = work.config.calibration.count, work.config.devices or 1
-        self.positions = int(np.prod(self.one.shape[1:-1]))
+        self.positions = work.positions
         share = -(-self.samples // self.devices)
         self.batch = transfer.batch_size(share, self.positions, memory.batch_tokens)
         self.gather = transfer.gather_size(self.samples, size(self.one))
