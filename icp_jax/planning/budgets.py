@@ -24,10 +24,10 @@ def budgets(
 
 def target(family: Family, config: PruneConfig) -> Target:
     """What the settings ask for. Raises InputError for a rearrangement that does nothing."""
+    pattern = parse_pattern(config.pattern)
     unset = config.rearrange is not None and config.beta is None
     if unset and not shares(family, config.method)[1]:
         raise InputError(
             f"prune.rearrange needs prune.beta: for {config.method} and this model it is 0"
         )
-    pattern = parse_pattern(config.pattern)
     return Target(config.sparsity, pattern, config.alpha, config.beta, config.rearrange)

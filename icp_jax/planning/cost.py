@@ -60,8 +60,8 @@ def _terms(
 
 def moved(work: Workload, memory: MemoryConfig) -> dict[str, int]:
     """Bytes between host and device, by phase, over the whole run; `memory.streams` is a place."""
-    stream = work.config.calibration.count * size(work.hidden(memory.stream_dtype))
-    stream = 0 if memory.streams == "device" else stream  # they stay there
+    # on the device they stay there
+    stream = 0 if memory.streams == "device" else work.both(memory.stream_dtype) // 2
     found = {}
     for entry in TABLE:
         stored = size(work.embed if entry.phase.first is None else work.blocks)

@@ -58,7 +58,7 @@ def need(work: Workload, memory: MemoryConfig) -> Need:
     at_once = _at_once(setting)
     heap.give_back()
     base = storage.proc("self/status", "VmRSS") + RUNTIME  # with the programs, which are kept
-    both = 2 * setting.samples * size(setting.one)
+    both = work.both(memory.stream_dtype)
     found = []
     for entry in TABLE:
         name, first = entry.phase.name, entry.phase.first is None
@@ -70,9 +70,8 @@ def need(work: Workload, memory: MemoryConfig) -> Need:
         host = bare + RUNTIME + arrays if first else base + int(arrays * (1 + SLACK))
         there = device + (streams if memory.streams == "device" else 0)
         found.append(Phase(name, there, host))
-    disk = (
-        2 * sum(stored) + size(work.embed) + work.others + (both if memory.streams == "disk" else 0)
-    )
+    disk = 2 * sum(stored) + size(work.embed) + work.others
+    disk += both if memory.streams == "disk" else 0
     return Need(tuple(found), memory, both, base, disk)
 
 

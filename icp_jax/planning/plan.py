@@ -17,7 +17,7 @@ from icp_jax.planning import cost
 from icp_jax.planning.budgets import budgets
 from icp_jax.planning.memory import Need, Phase, need
 from icp_jax.planning.rates import Rates, measure
-from icp_jax.planning.workload import Workload, describe, resolved, size, workload
+from icp_jax.planning.workload import Workload, describe, resolved, workload
 from icp_jax.streaming import storage, transfer
 from icp_jax.streaming.source import FolderSource
 
@@ -120,7 +120,11 @@ def fit(work: Workload, device: int | None = None, host: int | None = None) -> N
     least: tuple[int, str] | None = None
     for place in kinds if memory.streams == "auto" else (memory.streams,):
         tries, remat = _batches(work), memory.remat
-        if place == "device" and device is not None and (over := _streams(work) - device) > 0:
+        if (
+            place == "device"
+            and device is not None
+            and (over := work.both(memory.stream_dtype) - device) > 0
+        ):
             least = over, f"{gib(over)} of device memory for the streams alone"
             continue  # whatever the batch: nothing to compile for it
         while tries:
@@ -142,12 +146,6 @@ def fit(work: Workload, device: int | None = None, host: int | None = None) -> N
                 tries.pop(0)
     assert least is not None
     raise InputError(f"this does not fit with any place and batch: too little by {least[1]}")
-
-
-def _streams(work: Workload) -> int:
-    """Bytes of both."""
-    one = work.hidden(work.config.memory.stream_dtype)
-    return 2 * work.config.calibration.count * size(one)
 
 
 def _batches(work: Workload) -> list[int | None]:

@@ -117,6 +117,10 @@ class Workload(NamedTuple):
         """One sample of a stream, `[1, T, D]` or `[1, H, W, D]`."""
         return passes.hidden(self.family, self.embed, self.sample, dtype)
 
+    def both(self, dtype: str) -> int:
+        """Bytes of both streams."""
+        return 2 * self.config.calibration.count * size(self.hidden(dtype))
+
 
 def workload(source: Described, config: RunConfig) -> Workload:
     """The run that a resolved config describes."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from icp_jax.errors import InputError, Kept
 from icp_jax.phases import Progress
 from icp_jax.planning.plan import settle
 from icp_jax.planning.workload import resolved
-from icp_jax.runs.fingerprint import Weights, common
+from icp_jax.runs.fingerprint import Weights, common, fingerprint
 from icp_jax.runs.job import job, placed
 from icp_jax.streaming.loop import Job
 from icp_jax.streaming.mesh import Devices
@@ -26,10 +27,11 @@ Begun = Callable[[RunConfig], RunConfig]
 class Ready(NamedTuple):
     """A run that can start."""
 
-    config: RunConfig  # with every field resolved, for the record
     job: Job
     tokens: np.ndarray  # or pixels
     weights: Weights
+    fingerprint: dict[str, Any]  # what the result hangs on
+    facts: dict[str, Any]  # what the record says: the settings, resolved, and the inputs
 
 
 def ready(
@@ -53,7 +55,15 @@ def ready(
     settled = _settled(source, asked, begun(asked))
     weights = Weights(source)
     devices.check_same("settings, weights or versions", common(flat(asked), weights))
-    return Ready(settled, placed(made, settled.memory), tokens, weights)
+    samples = inputs.record(source, tokens)
+    files = {name: digest for name, digest in weights.digests.items() if name != "config.json"}
+    return Ready(
+        placed(made, settled.memory),
+        tokens,
+        weights,
+        fingerprint(flat(settled), weights, samples),
+        {"config": dataclasses.asdict(settled), "inputs": {"weights": files, **samples}},
+    )
 
 
 def _settled(source: FolderSource, asked: RunConfig, begun: RunConfig) -> RunConfig:

@@ -8,7 +8,7 @@ from typing import Any
 from icp_jax.config import RunConfig, check
 from icp_jax.planning import cost
 from icp_jax.planning.budgets import budgets
-from icp_jax.planning.workload import describe, resolved, size, workload
+from icp_jax.planning.workload import describe, resolved, workload
 from icp_jax.runs.export import check_free
 
 
@@ -67,7 +67,7 @@ def dry_run(config: RunConfig) -> DryRun:
         zeros=sum(row["zeros"] for row in layers),
         size=sum(row["inputs"] * row["outputs"] for row in layers),
         flops=sum(cost.flops(family, shapes, full, t).values()),
-        stream_bytes=2 * n * size(work.hidden(full.memory.stream_dtype)),
+        stream_bytes=work.both(full.memory.stream_dtype),
         block_bytes=max(sum(4 * i * o for i, o in block.values()) for block in shapes),
         kind=family.kind,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,7 +10,6 @@ import jax
 
 from icp_jax.core.outcomes import BlockReport, remedies
 from icp_jax.phases import EXPORT, Progress
-from icp_jax.runs.door import Ready
 from icp_jax.runs.export import FolderSink
 from icp_jax.runs.packed import PackedSink
 from icp_jax.runs.records import block_record, peak_mib, versions
@@ -48,19 +46,15 @@ def export(work: Work, source: FolderSource, job: Job, packed: bool, progress: P
 
 
 def record(
-    run: Ready,
-    samples: dict[str, Any],
-    blocks: Sequence[BlockReport],
-    counted: Counted,
-    seconds: float,
+    facts: dict[str, Any], blocks: Sequence[BlockReport], counted: Counted, seconds: float
 ) -> dict[str, Any]:
-    """What the result file says of a run. samples: of the calibration; seconds: the whole run."""
-    peak, weights = storage.device_peak(), run.weights.digests.items()
+    """What the result file says of a run. facts: of before the first block; seconds: all it took."""
+    peak = storage.device_peak()
     return {
-        "config": dataclasses.asdict(run.config),
+        "config": facts["config"],
         "versions": versions(),
         "device": jax.devices()[0].device_kind,
-        "inputs": {"weights": {k: v for k, v in weights if k != "config.json"}, **samples},
+        "inputs": facts["inputs"],
         "sparsity": counted.sparsity,
         "zeros": counted.zeros,
         "size": counted.size,

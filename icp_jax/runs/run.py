@@ -8,18 +8,15 @@ from contextlib import closing
 from pathlib import Path
 
 from converters.files import RECORD, check_other_files
-from icp_jax.checks import flat
 from icp_jax.config import RunConfig, check
 from icp_jax.core.hyper import by_name
 from icp_jax.core.outcomes import BlockReport
-from icp_jax.data import inputs
 from icp_jax.data.hub import resolve
 from icp_jax.phases import CHECK, PUBLISH, Progress
 from icp_jax.runs.door import ready
 from icp_jax.runs.dry_run import DryRun as DryRun
 from icp_jax.runs.dry_run import dry_run as dry_run
 from icp_jax.runs.export import write_json
-from icp_jax.runs.fingerprint import fingerprint
 from icp_jax.runs.finish import export, record
 from icp_jax.runs.follow import follow as follow
 from icp_jax.runs.records import block_record
@@ -68,8 +65,7 @@ def prune_folder(
         run = ready(config, source, devices, progress, work.as_begun)
         job, weights = run.job, run.weights
         source.check_finite()
-        samples = inputs.record(source, run.tokens)
-        finished = work.open(fingerprint(flat(run.config), weights, samples))
+        finished = work.open(run.fingerprint)
         devices.tell([block_record(block.report) for block in finished])
 
         def seal(report: BlockReport) -> None:
@@ -90,7 +86,7 @@ def prune_folder(
             weights.check()  # whatever is wrong may come of a source that has changed
         seconds = time.perf_counter() - started
         seconds += sum(sum(block.report.seconds.values()) for block in finished)
-        write_json(work.export / RECORD, record(run, samples, blocks, counted, seconds))
+        write_json(work.export / RECORD, record(run.facts, blocks, counted, seconds))
         progress(last, PUBLISH.name, 0, 1, None)  # the last call that may raise
         work.publish()
     return Pruned(work.out, counted.sparsity, seconds, blocks)

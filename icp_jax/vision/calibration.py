@@ -19,7 +19,7 @@ log = logging.getLogger("icp_jax")
 def calibration_pixels(
     data: str, count: int, seed: int, settings: ImageSettings
 ) -> Float[np.ndarray, "n 3 s s"]:
-    """`count` images drawn with the seed, in the order of names; float32. data: as `kind_of` has it.
+    """`count` images of a folder drawn with the seed, in the order of names; float32.
 
     Where a file turns out to be no image, the next that is drawn takes its place. What was left
     out is logged, with the count. Raises InputError where there are too few images.
