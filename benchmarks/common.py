@@ -44,7 +44,7 @@ def write_checkpoint(
 
 def provenance() -> dict[str, Any]:
     """Command, commit, machine and versions."""
-    from icp_jax.runs.run import versions
+    from icp_jax.runs.records import versions
 
     here = Path(__file__).parent
     asked = ["git", "rev-parse", "HEAD"]  # COMMIT: of a copy without the repository

@@ -13,10 +13,10 @@ from icp_jax.api import evaluate
 from icp_jax.config import CalibrationConfig, CompensateConfig, PruneConfig, RunConfig, check
 from icp_jax.errors import InputError
 from icp_jax.evaluation.perplexity import Perplexity
+from icp_jax.phases import Progress
 from icp_jax.report.figures import error_growth
 from icp_jax.runs.export import write_json
 from icp_jax.runs.run import prune_folder
-from icp_jax.streaming.loop import Progress
 
 BUNDLED = Path(__file__).parent / "assets" / "opt-pydoc"
 METHODS = ("magnitude", "wanda", "sparsegpt", "icp")

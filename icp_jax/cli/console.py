@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
 from rich.table import Table
 
+from icp_jax import phases
 from icp_jax.cli import interrupts
-
-Tick = Callable[[int, str, int, int, float | None], None]
+from icp_jax.phases import Progress
 
 
 @contextlib.contextmanager
-def progress(label: str = "") -> Iterator[Tick]:
+def progress(label: str = "") -> Iterator[Progress]:
     """A bar that names block, phase and loss; without a terminal, a line a finished phase."""
     err = Console(stderr=True)
     if not err.is_terminal:
@@ -26,12 +27,12 @@ def progress(label: str = "") -> Iterator[Tick]:
         return
     columns = (
         TextColumn("{task.fields[label]}{task.fields[block]}"),
-        TextColumn("{task.description:<11}"),
+        TextColumn(f"{{task.description:<{phases.WIDEST + 1}}}"),
         BarColumn(bar_width=30),
         TextColumn("{task.percentage:>3.0f}% {task.fields[loss]:<13}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=err, transient=True) as bar:
+    with Bar(*columns, console=err, transient=True) as bar:
         task = bar.add_task("start", total=1, label=label, block="", loss="")
 
         def tick(block: int, phase: str, done: int, total: int, loss: float | None) -> None:
@@ -44,7 +45,7 @@ def progress(label: str = "") -> Iterator[Tick]:
             yield ticks
 
 
-def _lines(err: Console, label: str) -> Tick:
+def _lines(err: Console, label: str) -> Progress:
     def tick(block: int, phase: str, done: int, total: int, loss: float | None) -> None:
         if done == total:
             shown = "" if loss is None else f", loss {loss:.3g}"
@@ -147,8 +148,8 @@ def planned(found: Any) -> None:
             phase.name,
             f"{phase.device / 2**20:.0f}",
             f"{phase.host / 2**20:.0f}",
-            f"{phase.flops / 1e12:.3g}",
-            f"{phase.moved / 2**30:.2f}",
+            f"{found.flops[phase.name] / 1e12:.3g}",
+            f"{found.moved[phase.name] / 2**30:.2f}",
             f"{seconds[phase.name]:.1f}",
         )
     out = Console()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -14,6 +13,7 @@ from icp_jax.backend.products import full_precision
 from icp_jax.core.passes import Apply, Params
 from icp_jax.errors import InputError
 from icp_jax.models.spec import Family
+from icp_jax.phases import Progress
 from icp_jax.streaming import transfer
 from icp_jax.streaming.passes import compute_dtype, embed_tokens, forward, to_device
 
@@ -65,7 +65,7 @@ def perplexity(
     windows: np.ndarray,
     *,
     dtype: str = "auto",
-    progress: Callable[[int, str, int, int, float | None], None] = lambda *event: None,
+    progress: Progress = lambda *event: None,
 ) -> Perplexity:
     """Perplexity of a model on token windows `[W, T]`; in each, T - 1 tokens are predicted.
 
