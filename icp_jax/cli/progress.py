@@ -1,4 +1,4 @@
-"""Progress on standard error: one bar for a run in a terminal, a line a finished phase elsewhere."""
+"""Progress on standard error: a bar for the whole run, or a line a phase outside a terminal."""
 
 from __future__ import annotations
 
