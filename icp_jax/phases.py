@@ -6,11 +6,12 @@ The loop, the plan and the progress read them here. What a phase costs is one en
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 # (block, or -1 for what has none; phase; done; total; loss)
 Progress = Callable[[int, str, int, int, float | None], None]
+Shares = Mapping[tuple[int, str], float]  # (block, phase) -> its share of the run
 
 
 class Phase(NamedTuple):
@@ -47,3 +48,10 @@ PUBLISH = Phase("publish")
 STREAMED = (EMBED, DENSE, COMPENSATE, STATISTICS, PRUNE, SPARSE, WRITE)  # the loop's; planned
 ALL = (TOKENIZE, *STREAMED, EXPORT, CHECK, PUBLISH)
 WIDEST = max(len(phase.name) for phase in ALL)
+
+
+class Watcher(NamedTuple):
+    """Who is told how a run gets on."""
+
+    tick: Progress = lambda block, phase, done, total, loss: None
+    expect: Callable[[Shares], None] = lambda shares: None  # before the first block

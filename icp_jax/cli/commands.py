@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from icp_jax.config import Dtype, RunConfig
+from icp_jax.cli import options
+from icp_jax.config import Dtype
 
 Model = Annotated[str, tyro.conf.arg(metavar="MODEL")]
 
@@ -22,49 +23,51 @@ class Demo:
     """Share of zeros in the linears of the blocks, in [0, 1)."""
     json: bool = False
     """Print one JSON object on standard output instead of the table."""
+    quiet: bool = False
+    """Show no progress."""
 
 
-@dataclass(frozen=True)
-class Hosts:
-    """A run that several processes share, one a host: each is given the same command but index."""
+JSON = (bool, False, "Print one JSON object on standard output, and nothing else there.")
+QUIET = (bool, False, "Show no progress.")
+CONFIG = (
+    str,
+    "",
+    "Start from a config: a Python file with get_config(), or the name of one in the package. If "
+    "you set another method or a pattern, the config's alpha, beta and rearrange are reset.",
+)
+MODEL = ("MODEL", "A Hugging Face folder or hub id, or one of SAM's .pth files.")
 
-    coordinator: str = ""
-    """HOST:PORT on which process 0 listens; auto where Slurm, Open MPI or a TPU pod say it all."""
-    count: int | None = None
-    """How many processes there are."""
-    index: int | None = None
-    """Which of them this is, from 0. The first one writes the result."""
+Prune = options.command(
+    "Prune",
+    "Prune a checkpoint block by block into a new folder.",
+    {"model": MODEL, "out": ("OUT", "The folder to write. It must not exist.")},
+    {
+        "method": {"config": CONFIG},
+        "output": {
+            "resume": (bool, False, "Continue an interrupted run into OUT after its last block."),
+            "dry-run": (bool, False, "Print the zeros of every layer and the cost. Write nothing."),
+            "json": JSON,
+            "quiet": QUIET,
+        },
+        "hosts": {
+            "hosts.coordinator": (
+                str,
+                "",
+                "Address of process 0, to share a run among several hosts. Start the same "
+                "command on each, with its own --hosts.index. auto: as Slurm, MPI or the pod says.",
+            ),
+            "hosts.count": (int | None, None, "Number of processes."),
+            "hosts.index": (int | None, None, "This process, from 0. Process 0 writes OUT."),
+        },
+    },
+)
 
-
-@dataclass(frozen=True)
-class Prune(RunConfig):
-    """Prune a Hugging Face checkpoint, block by block, into a new folder."""
-
-    config: str = ""
-    """Start from a config: a Python file with get_config(), or the name of one in the package. If
-    you set another method or a pattern, what the config chose for its own is unset."""
-    resume: bool = False
-    """Go on after the last block that an interrupted run into the same folder finished."""
-    hosts: Hosts = field(default_factory=Hosts)
-    dry_run: bool = False
-    """Print targets, counts and cost, and touch nothing."""
-    json: bool = False
-    """Print one JSON object on standard output, and nothing else there."""
-
-
-@dataclass(frozen=True)
-class Plan(RunConfig):
-    """Memory by phase, FLOPs, bytes moved and the least time of a prune, and settings that fit."""
-
-    config: str = ""
-    """Start from a config: a Python file with get_config(), or the name of one in the package. If
-    you set another method or a pattern, what the config chose for its own is unset."""
-    device_memory: str = ""
-    """What the run may take of the device's memory, such as 8GiB. Unset: what is free there."""
-    host_memory: str = ""
-    """What it may take of the host's memory. Unset: what is free."""
-    json: bool = False
-    """Print one JSON object on standard output, and nothing else there."""
+Plan = options.command(
+    "Plan",
+    "Show what a run needs: memory, FLOPs, bytes moved and the least time, phase by phase.",
+    {"model": (MODEL[0], f"{MODEL[1]} Its config.json is enough.")},
+    {"method": {"config": CONFIG}, "output": {"json": JSON}},
+)
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,8 @@ class Eval:
     """What blocks compute in; auto is bfloat16 on GPU and TPU, float32 on CPU."""
     json: bool = False
     """Print one JSON object on standard output, and nothing else there."""
+    quiet: bool = False
+    """Show no progress."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,7 @@ COMMANDS: dict[str, type] = {
     "verify": Verify,
 }
 
-AnyCommand = (
+AnyCommand: Any = (
     Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Prune, tyro.conf.subcommand("prune")]
     | Annotated[Plan, tyro.conf.subcommand("plan")]

@@ -1,62 +1,13 @@
-"""Progress on standard error, tables on standard output."""
+"""What each command prints on standard output when it is done."""
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Iterator
+import shlex
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bar
 from rich.table import Table
-
-from icp_jax import phases
-from icp_jax.cli import interrupts
-from icp_jax.phases import Progress
-
-
-@contextlib.contextmanager
-def progress(label: str = "") -> Iterator[Progress]:
-    """A bar that names block, phase and loss; without a terminal, a line a finished phase."""
-    err = Console(stderr=True)
-    if not err.is_terminal:
-        with interrupts.at_ticks(_lines(err, label)) as lines:
-            yield lines
-        return
-    columns = (
-        TextColumn("{task.fields[label]}{task.fields[block]}"),
-        TextColumn(f"{{task.description:<{phases.WIDEST + 1}}}"),
-        BarColumn(bar_width=30),
-        TextColumn("{task.percentage:>3.0f}% {task.fields[loss]:<13}"),
-        TimeElapsedColumn(),
-    )
-    with Bar(*columns, console=err, transient=True) as bar:
-        task = bar.add_task("start", total=1, label=label, block="", loss="")
-
-        def tick(block: int, phase: str, done: int, total: int, loss: float | None) -> None:
-            shown = "" if loss is None else f"loss {loss:.3g}"
-            bar.update(
-                task, description=phase, completed=done, total=total, block=_at(block), loss=shown
-            )
-
-        with interrupts.at_ticks(tick) as ticks:
-            yield ticks
-
-
-def _lines(err: Console, label: str) -> Progress:
-    def tick(block: int, phase: str, done: int, total: int, loss: float | None) -> None:
-        if done == total:
-            shown = "" if loss is None else f", loss {loss:.3g}"
-            err.print(f"{label}{_at(block)}{phase}{shown}", highlight=False)
-
-    return tick
-
-
-def _at(block: int) -> str:
-    """The block's name in a line; -1 is for what has no blocks."""
-    return "" if block < 0 else f"block {block} "
 
 
 def demo(result: dict[str, Any]) -> None:
@@ -189,7 +140,7 @@ def _folded(layers: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def pruned(done: Any) -> None:
-    """What a run did, a line a block, and what it had to do about numbers that failed."""
+    """What a run did: a line a block, then the whole run and the next command to type."""
     from icp_jax.core.outcomes import remedies
 
     table = Table("block")
@@ -208,13 +159,17 @@ def pruned(done: Any) -> None:
         )
     out = Console()
     out.print(table)
-    for line in (line for block in done.blocks for line in remedies(block)):
-        out.print(line, highlight=False, soft_wrap=True)
-    out.print(
-        f"{done.out}: sparsity {done.sparsity:.6f}, {done.seconds:.1f} s",
-        highlight=False,
-        soft_wrap=True,
-    )
+    device = "" if done.peak_device_mib is None else f", {done.peak_device_mib} MiB on the device"
+    data = {"text": "wikitext2", "vision": "coco:DIR"}[done.kind]
+    for name, said in (
+        ("sparsity", f"{done.sparsity:.6f}"),
+        ("time", f"{done.seconds:.1f} s"),
+        ("peak memory", f"{done.peak_host_mib} MiB{device}"),
+        *(("remedy", line) for block in done.blocks for line in remedies(block)),
+        ("output", str(done.out)),
+        ("next", f"icp-jax eval {shlex.quote(str(done.out))} --data {data}"),
+    ):
+        out.print(f"{name:<12} {said}", highlight=False, soft_wrap=True)
 
 
 def verified(facts: dict[str, Any]) -> None:

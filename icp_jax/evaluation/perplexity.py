@@ -79,7 +79,8 @@ def perplexity(
     for t in range(family.n_blocks):
         step = partial(forward, Apply(family.block_at(t), dtype), to_device(source.block(t)))
         source.forget()
-        transfer.advance(step, [hidden], hidden, size, partial(_tick, progress, t))
+        tick = partial(_tick, progress, t, family.n_blocks)
+        transfer.advance(step, [hidden], hidden, size, tick)
     head = to_device(source.head())
     table = family.head_table(embed)
     table = None if table is None else jax.device_put(table)
@@ -93,5 +94,6 @@ def perplexity(
     return Perplexity(float(np.exp(mean)), int(windows.size), int(windows.shape[1]))
 
 
-def _tick(progress, t, done, total):
-    progress(t, "evaluate", done, total, None)
+def _tick(progress, t, blocks, done, total):
+    """One bar for all blocks."""
+    progress(-1, "evaluate", t * total + done, blocks * total, None)

@@ -13,6 +13,7 @@ from icp_jax.config import RunConfig
 from icp_jax.data import inputs
 from icp_jax.errors import InputError, Kept
 from icp_jax.phases import Progress
+from icp_jax.planning import cost
 from icp_jax.planning.plan import settle
 from icp_jax.planning.workload import resolved
 from icp_jax.runs.fingerprint import Weights, common, fingerprint
@@ -30,6 +31,7 @@ class Ready(NamedTuple):
     job: Job
     tokens: np.ndarray  # or pixels
     weights: Weights
+    shares: dict[tuple[int, str], float]  # of the run, by block and phase
     fingerprint: dict[str, Any]  # what the result hangs on
     facts: dict[str, Any]  # what the record says: the settings, resolved, and the inputs
 
@@ -57,10 +59,13 @@ def ready(
     devices.check_same("settings, weights or versions", common(flat(asked), weights))
     samples = inputs.record(source, tokens)
     files = {name: digest for name, digest in weights.digests.items() if name != "config.json"}
+    shapes = [source.shapes(t) for t in range(source.family.n_blocks)]
+    positions = source.family.positions(settled.calibration.seq_len)
     return Ready(
         placed(made, settled.memory),
         tokens,
         weights,
+        cost.weights(source.family, shapes, settled, positions),
         fingerprint(flat(settled), weights, samples),
         {"config": dataclasses.asdict(settled), "inputs": {"weights": files, **samples}},
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from icp_jax.config import RunConfig, check
 from icp_jax.core.hyper import by_name
 from icp_jax.core.outcomes import BlockReport
 from icp_jax.data.hub import resolve
-from icp_jax.phases import CHECK, PUBLISH, Progress
+from icp_jax.phases import CHECK, PUBLISH, Progress, Shares
 from icp_jax.runs.door import ready
 from icp_jax.runs.dry_run import DryRun as DryRun
 from icp_jax.runs.dry_run import dry_run as dry_run
@@ -29,12 +30,15 @@ from icp_jax.streaming.source import FolderSource
 
 @dataclasses.dataclass(frozen=True)
 class Pruned:
-    """A finished run. sparsity: counted in the exported files; seconds: the whole run."""
+    """A finished run. sparsity: counted in the exported files; seconds, peaks: of the whole run."""
 
     out: Path
     sparsity: float
     seconds: float
     blocks: list[BlockReport]
+    peak_host_mib: int = 0
+    peak_device_mib: int | None = None  # None where the device is the host
+    kind: str = "text"  # what the model reads: text, or vision
 
 
 def prune_folder(
@@ -44,13 +48,14 @@ def prune_folder(
     resume: bool = False,
     keep: bool = True,
     say: Say = log.warning,
+    expect: Callable[[Shares], None] = lambda shares: None,
 ) -> Pruned:
     """Prune config.model into the folder config.out, which appears whole or not at all.
 
     resume: go on from the last whole block of a run that died, with the result it would have had
     (on the CPU bit for bit); start from the beginning where there is none. keep: leave finished
     blocks in the work folder when the run is cut off. say: told in one line what a resumed run
-    found.
+    found. expect: told, before the first block, each phase's share of the run.
     Raises InputError or ConversionError for bad input, before anything is written where that can
     be known; Kept where a work folder is there that does not fit the request.
     """
@@ -63,6 +68,7 @@ def prune_folder(
     ):
         check_other_files(source.folder)
         run = ready(config, source, devices, progress, work.as_begun)
+        expect(run.shares)
         job, weights = run.job, run.weights
         source.check_finite()
         finished = work.open(run.fingerprint)
@@ -86,7 +92,9 @@ def prune_folder(
             weights.check()  # whatever is wrong may come of a source that has changed
         seconds = time.perf_counter() - started
         seconds += sum(sum(block.report.seconds.values()) for block in finished)
-        write_json(work.export / RECORD, record(run.facts, blocks, counted, seconds))
+        told = record(run.facts, blocks, counted, seconds)
+        write_json(work.export / RECORD, told)
         progress(last, PUBLISH.name, 0, 1, None)  # the last call that may raise
         work.publish()
-    return Pruned(work.out, counted.sparsity, seconds, blocks)
+    peaks = told["peak_host_mib"], told["peak_device_mib"]
+    return Pruned(work.out, counted.sparsity, seconds, blocks, *peaks, source.family.kind)

@@ -1,0 +1,144 @@
+"""What each command does: call the library, print its result. Heavy imports happen here."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+from icp_jax.cli import machine, standard
+from icp_jax.errors import InputError
+
+Say = Callable[[str], None]
+
+
+def run(command: Any, say: Say) -> None:
+    """Run a parsed command. say: told lines that are no result."""
+    from icp_jax.cli.commands import COMMANDS
+
+    machine.variables()
+    name = next(name for name, kind in COMMANDS.items() if isinstance(command, kind))
+    if name not in ("prune", "verify"):  # hosts meet before JAX starts; verify needs no JAX
+        machine.platforms()
+    if name == "prune":
+        _prune(command, say)
+    else:
+        RUN[name](command)
+
+
+def _demo(command: Any) -> None:
+    from icp_jax.cli import console, progress
+    from icp_jax.demo import demo
+
+    result = demo(command.out, command.sparsity, progress.shown(command.quiet))
+    _print(command.json, result, lambda: console.demo(result))
+
+
+def _prune(command: Any, say: Say) -> None:
+    from icp_jax.cli import console, progress
+    from icp_jax.cli.options import run_config
+    from icp_jax.runs.run import dry_run, follow, prune_folder
+    from icp_jax.streaming.hosts import launch
+
+    config, output, hosts = run_config(command), command.output, command.hosts
+    if output.dry_run:
+        if output.resume:
+            raise InputError(
+                "--dry-run writes nothing, so there is nothing to --resume: choose one"
+            )
+        machine.platforms()
+        found = dry_run(config)
+        _print(output.json, dataclasses.asdict(found), lambda: console.dry_run(found))
+        return
+    where = hosts.hosts_coordinator, hosts.hosts_count, hosts.hosts_index
+    done = None
+    try:
+        with launch(*where) as leads:
+            machine.platforms()
+            if not leads:
+                follow(config)
+                return
+            with progress.shown(output.quiet)("") as (tick, expect):
+                done = prune_folder(config, tick, resume=output.resume, say=say, expect=expect)
+        record = {"out": str(done.out), "sparsity": done.sparsity}
+        record["seconds"] = round(done.seconds, 3)
+        _print(output.json, record, lambda: console.pruned(done))
+    except KeyboardInterrupt as error:
+        if done is not None:
+            error.add_note(f"when it had finished; {done.out} is whole")
+        raise
+
+
+def _plan(command: Any) -> None:
+    from icp_jax.cli import console
+    from icp_jax.cli.options import run_config
+    from icp_jax.planning.plan import plan
+
+    planned = plan(run_config(command))
+    _print(command.output.json, planned.record(), lambda: console.planned(planned))
+
+
+def _eval(command: Any) -> None:
+    from icp_jax.api import evaluate
+    from icp_jax.cli import console, progress
+
+    with progress.shown(command.quiet)("") as (tick, _):
+        found = evaluate(
+            command.model,
+            command.data,
+            seq_len=command.seq_len,
+            prompt=command.prompt,
+            limit=command.limit,
+            seed=command.seed,
+            dtype=command.dtype,
+            progress=tick,
+        )
+    _print(command.json, found._asdict(), lambda: console.evaluated(found))
+
+
+def _segment(command: Any) -> None:
+    from icp_jax.cli import console
+    from icp_jax.vision.overlay import segment
+
+    record = segment(
+        command.model, command.image, command.out, command.point, command.box, command.dtype
+    )
+    _print(command.json, record, lambda: console.segmented(record))
+
+
+def _convert(command: Any) -> None:
+    from icp_jax.runs.convert import convert
+
+    kind = convert(command.src, command.dst)
+    record = {"out": command.dst, "format": kind}
+    _print(command.json, record, lambda: print(f"{command.dst}: {kind}"))
+
+
+def _verify(command: Any) -> None:
+    from icp_jax.cli import console
+    from icp_jax.data.hub import resolve
+    from icp_jax.runs.verify import check_facts, verify
+
+    folder = resolve(command.folder)
+    facts = verify(folder, resolve(command.source) if command.source else None)
+    _print(command.json, facts, lambda: console.verified(facts))
+    check_facts(facts)
+
+
+RUN: dict[str, Callable[[Any], None]] = {
+    "demo": _demo,
+    "plan": _plan,
+    "eval": _eval,
+    "segment": _segment,
+    "convert": _convert,
+    "verify": _verify,
+}
+
+
+def _print(as_json: bool, record: dict[str, Any], otherwise: Callable[[], None]) -> None:
+    with standard.written(InputError, record.get("out") or record.get("checkpoint")):
+        if as_json:
+            print(json.dumps(record))
+        else:
+            otherwise()

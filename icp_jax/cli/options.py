@@ -1,0 +1,187 @@
+"""The options of a pruning run: their names, their groups in the help, what each one sets."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from functools import cache
+from types import NoneType
+from typing import Annotated, Any, get_args, get_type_hints
+
+import docstring_parser
+import tyro
+
+from icp_jax import checks
+from icp_jax.config import RunConfig
+
+# Group of the help -> option -> setting of RunConfig. The first five are what people use most.
+GROUPS: dict[str, dict[str, str]] = {
+    "method": {"method": "prune.method"},
+    "sparsity": {"sparsity": "prune.sparsity", "pattern": "prune.pattern", "bits": "quant.bits"},
+    "data": {
+        "data": "calibration.data",
+        "samples": "calibration.samples",
+        "seq-len": "calibration.seq_len",
+    },
+    "memory": {
+        "device-memory": "memory.device",
+        "host-memory": "memory.host",
+    },
+    "output": {},
+    "streams": {
+        "memory.streams": "memory.streams",
+        "memory.stream-dtype": "memory.stream_dtype",
+        "memory.batch-tokens": "memory.batch_tokens",
+        "memory.remat": "memory.remat",
+    },
+    "pruning": {
+        "prune.alpha": "prune.alpha",
+        "prune.beta": "prune.beta",
+        "prune.rearrange": "prune.rearrange",
+        "prune.damping": "prune.damping",
+        "prune.block-size": "prune.block_size",
+    },
+    "compensation": {
+        "compensate.epochs": "compensate.epochs",
+        "compensate.lr": "compensate.lr",
+        "compensate.gamma": "compensate.gamma",
+        "seed": "seed",
+    },
+    "calibration": {"calibration.seed": "calibration.seed"},
+    "quantization": {
+        "quant.group": "quant.group",
+        "quant.symmetric": "quant.symmetric",
+        "quant.search": "quant.search",
+        "quant.packed": "quant.packed",
+    },
+    "machine": {"dtype": "dtype", "devices": "devices"},
+}
+METAVARS = {
+    "pattern": "N:M",
+    "data": "DATA",
+    "config": "CONFIG",
+    "device-memory": "SIZE",
+    "host-memory": "SIZE",
+    "prune.rearrange": "GIVES-TAKES",
+    "hosts.coordinator": "HOST:PORT",
+}
+OPTION = {setting: f"--{name}" for names in GROUPS.values() for name, setting in names.items()}
+OPTION |= {"model": "MODEL", "out": "OUT"}
+
+
+def _spelled_as_setting(setting: str) -> str:
+    return f"--{setting.replace('_', '-')}"
+
+
+# Spellings of the release before, which still work.
+RENAMED = {
+    old: new for setting, new in OPTION.items() if (old := _spelled_as_setting(setting)) != new
+}
+
+
+@cache
+def helps(kind: type) -> dict[str, str]:
+    """The docstring below each field of a dataclass."""
+    found = docstring_parser.parse_from_object(kind).params
+    return {p.arg_name: " ".join((p.description or "").split()) for p in found}
+
+
+@cache
+def kinds() -> dict[str, tuple[type, str]]:
+    """The dataclass that declares each setting of a run, and its field there."""
+    found: dict[str, tuple[type, str]] = {}
+    for setting in checks.flat(RunConfig()):
+        part, _, inner = setting.partition(".")
+        kind = get_type_hints(RunConfig)[part] if inner else RunConfig
+        found[setting] = (kind, inner or part)
+    return found
+
+
+# What an option is: its type, default and help.
+Option = tuple[Any, Any, str]
+
+
+def command(
+    name: str,
+    doc: str,
+    arguments: Mapping[str, tuple[str, str]],
+    more: Mapping[str, Mapping[str, Option]],
+) -> type:
+    """A command with the options of a run, as a dataclass for tyro.
+
+    arguments: the positional ones, with metavar and help. more: options that are no settings, by
+    group; groups that GROUPS does not have come last.
+    """
+    fields: list[Any] = []
+    for argument, (metavar, help) in arguments.items():
+        said = tyro.conf.arg(metavar=metavar, help=help)
+        fields.append((argument, tyro.conf.Positional[Annotated[str, said]]))
+    for title in dict.fromkeys([*GROUPS, *more]):
+        if made := _group(title, more.get(title, {})):
+            marked = tyro.conf.OmitArgPrefixes[made]  # type: ignore[valid-type]
+            fields.append((title, marked, dataclasses.field(default_factory=made)))
+    made = dataclasses.make_dataclass(name, fields, frozen=True)
+    made.__doc__ = doc
+    return made
+
+
+def _group(title: str, more: Mapping[str, Option]) -> type | None:
+    found = []
+    for option, setting in GROUPS.get(title, {}).items():
+        kind, field = kinds()[setting]
+        hint, default = get_type_hints(kind)[field], getattr(kind(), field)
+        found.append(_field(option, hint, default, helps(kind)[field]))
+    found += [_field(option, *what) for option, what in more.items()]
+    return dataclasses.make_dataclass(title, found, frozen=True) if found else None
+
+
+def _field(option: str, hint: Any, default: Any, help: str) -> tuple[str, Any, Any]:
+    hidden = "" if default in (None, "", False) else None  # the help says what unset means
+    metavar = METAVARS.get(option) or _metavar(hint)
+    said = tyro.conf.arg(name=option, help=help, metavar=metavar, help_behavior_hint=hidden)
+    known = dataclasses.field(default=default, metadata={"option": option})
+    return attribute(option), Annotated[hint, said], known
+
+
+def _metavar(hint: Any) -> str | None:
+    """Of an option that may be unset, the type alone."""
+    kinds = [kind for kind in get_args(hint) if kind is not NoneType]
+    if NoneType not in get_args(hint):
+        return None
+    return "{True,False}" if kinds == [bool] else kinds[0].__name__.upper()
+
+
+def attribute(option: str) -> str:
+    """An option's name as that of an attribute."""
+    return option.replace("-", "_").replace(".", "_")
+
+
+def run_config(command: Any) -> RunConfig:
+    """The run that a parsed command describes."""
+    run = RunConfig(model=command.model, out=getattr(command, "out", ""))
+    for title, options in GROUPS.items():
+        for option, setting in options.items():
+            run = checks.put(run, setting, getattr(getattr(command, title), attribute(option)))
+    return run
+
+
+def defaults(kind: type, run: RunConfig) -> dict[str, Any]:
+    """The fields of a command's dataclass as a config has them."""
+    settings = checks.flat(run)
+    found = {name: settings[name] for name in ("model", "out") if settings[name]}
+    for field in dataclasses.fields(kind):
+        if field.name in GROUPS:
+            values = {attribute(o): settings[s] for o, s in GROUPS[field.name].items()}
+            found[field.name] = dataclasses.replace(field.default_factory(), **values)  # type: ignore[operator]
+    return found
+
+
+SETTING = re.compile(r"(?<![\w./'\"-])(?:prune|compensate|calibration|quant|memory)\.\w+(?![\w/])")
+
+
+def as_options(message: str) -> str:
+    """A message of the library with the settings in it named as the command line names them."""
+    if message.startswith("config "):  # about a Python file, which has the settings' own names
+        return message
+    return SETTING.sub(lambda found: OPTION.get(found[0], found[0]), message)
