@@ -105,9 +105,9 @@ def part(name: str, job, scratch: Path) -> dict:
 def prune(job, scratch: Path, variables: dict[str, str]) -> dict:
     """`icp-jax prune` and what its record says; what the card says, and the plan, beside it."""
     out = scratch / "pruned"
-    code = [sys.executable, "-m", "icp_jax.cli", "prune", "--model", job["model"], "--json"]
-    code += ["--calibration.data", job["tokens"], "--calibration.samples", str(job["samples"])]
-    code += ["--calibration.seq-len", str(job["length"]), "--out", str(out), *job["options"]]
+    code = [sys.executable, "-m", "icp_jax.cli", "prune", job["model"], "--json"]
+    code += ["--data", job["tokens"], "--samples", str(job["samples"])]
+    code += ["--seq-len", str(job["length"]), "--out", str(out), *job["options"]]
     started, in_use, said = time.perf_counter(), 0, []
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     run = subprocess.Popen(code, env=variables, text=True, **pipes)
@@ -161,7 +161,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--device-mib", type=int, default=8192, help="JAX's pool")
-    parser.add_argument("--options", default="--memory.device 7.8GB", help="of icp-jax prune")
+    parser.add_argument("--options", default="--device-memory 7.8GB", help="of icp-jax prune")
     parser.add_argument("--cache", default="", help="where compiled programs are kept")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", help="a name under results/; without it nothing is written")

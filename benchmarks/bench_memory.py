@@ -69,8 +69,8 @@ def prune(folder: Path, samples: int, length: int, *options: str, group: str = "
     """Peak MiB and seconds of a run in its own process, and in a cgroup where one is given."""
     ids = np.random.default_rng(1).integers(3, 512, 2 * samples * length).astype(np.int32)
     np.save(folder.parent / "ids.npy", ids)
-    sizes = ["--calibration.samples", str(samples), "--calibration.seq-len", str(length)]
-    args = ["--model", str(folder), "--calibration.data", str(folder.parent / "ids.npy"), *sizes]
+    sizes = ["--samples", str(samples), "--seq-len", str(length)]
+    args = ["--model", str(folder), "--data", str(folder.parent / "ids.npy"), *sizes]
     out = folder.parent / f"{folder.name}-pruned"
 
     code = [sys.executable, "-c", PRUNE, group, "prune", *args, *options]
@@ -131,7 +131,7 @@ def limited(scratch: Path, limit: int) -> dict:
     block = 4 * (4 * shape[0] ** 2 + 2 * shape[0] * shape[1])
     nbytes = checkpoint(folder, *shape, -(-4 * limit // block), "float32")
     with cgroup(limit) as group:
-        found = prune(folder, 4, 64, "--memory.host", str(limit), group=str(group))
+        found = prune(folder, 4, 64, "--host-memory", str(limit), group=str(group))
         found["cgroup_peak_mib"] = charged(group)
     print(
         f"checkpoint {nbytes / 2**20:.0f} MiB, limit {limit / 2**20:.0f} MiB: charged at most "

@@ -70,9 +70,9 @@ def commands(model: str, tokens: str, folder: Path, env: dict[str, str]) -> list
     found = []
     for k, (sparsity, rate) in enumerate(POINTS):
         out = folder / f"out{k}"
-        asked = ["prune", "--model", model, "--out", str(out), "--prune.sparsity", str(sparsity)]
-        asked += ["--calibration.data", tokens, "--calibration.samples", str(SAMPLES)]
-        asked += ["--calibration.seq-len", str(WINDOW), "--compensate.lr", str(rate)]
+        asked = ["prune", model, str(out), "--sparsity", str(sparsity)]
+        asked += ["--data", tokens, "--samples", str(SAMPLES)]
+        asked += ["--seq-len", str(WINDOW), "--compensate.lr", str(rate)]
         asked += ["--compensate.gamma", str(GAMMA), "--compensate.epochs", str(EPOCHS)]
         run([sys.executable, "-m", "icp_jax.cli", *asked], env)
         record = json.loads((out / "icp_run.json").read_text())

@@ -24,8 +24,8 @@ def parity(job, scratch: Path, environment: dict[str, str]) -> dict:
     ):
         out = scratch / name.replace(" ", "-")
         base = [sys.executable, "-m", "icp_jax.cli"]
-        code = [*base, "prune", "--model", str(BUNDLED), "--out", str(out), "--dtype", dtype]
-        code += ["--calibration.data", str(BUNDLED / "calibration.txt"), "--json"]
+        code = [*base, "prune", str(BUNDLED), str(out), "--dtype", dtype]
+        code += ["--data", str(BUNDLED / "calibration.txt"), "--json"]
         variables = environment | ({"JAX_PLATFORMS": platform} if platform else {})
         subprocess.run(code, env=variables, check=True, stdout=subprocess.DEVNULL)
         code = [*base, "eval", str(out), "--data", str(BUNDLED / "heldout.txt"), "--json"]

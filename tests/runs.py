@@ -4,9 +4,20 @@ import json
 
 BLOCKS = 4
 
-ARGUMENTS = ["prune", "--model", "model", "--out", "work/out", "--prune.sparsity", "0.5"]
-ARGUMENTS += ["--calibration.data", "text.txt", "--calibration.samples", "6"]
+ARGUMENTS = ["prune", "model", "work/out", "--sparsity", "0.5"]
+ARGUMENTS += ["--data", "text.txt", "--samples", "6"]
 ARGUMENTS += ["--compensate.epochs", "2", "--compensate.lr", "1e-3"]
+
+
+def placed(args):
+    """`prune MODEL OUT ...` in which a later `--model X` or `--out X` replaces what stood there."""
+    args = list(args)
+    for at, name in ((1, "--model"), (2, "--out")):
+        while args[0] == "prune" and name in args:
+            k = args.index(name)
+            args[at] = args[k + 1]
+            del args[k : k + 2]
+    return args
 
 
 def contents(folder):

@@ -38,9 +38,9 @@ def place(tmp_path, opt_folder, bundled):
 
 
 NONE = lambda place: None  # noqa: E731
-DATA = "--calibration.data"
-# what is spoilt, the arguments after `prune --model M --out O --calibration.data text.txt`, what
-# the line says. A later --model, --out or --calibration.data replaces the earlier one.
+DATA = "--data"
+# what is spoilt, the arguments after `prune model work/out --data text.txt`, what
+# the line says. A later --model, --out or --data replaces the earlier one.
 CASES = {
     "unknown architecture": (
         lambda p: edit_config(p, model_type="bert"), [], "'bert' is not supported; supported: .*opt"),
@@ -89,38 +89,38 @@ CASES = {
         [], "no tokenizer that can be loaded"),
     "dataset out of reach": (NONE, [DATA, "wikitext2"], "dataset wikitext2 could not be loaded"),
     "window beyond the context": (
-        NONE, ["--calibration.seq-len", "64"], "from 2 to the model's context 32, got 64"),
-    "no samples": (NONE, ["--calibration.samples", "0"], "samples must be at least 1"),
-    "sparsity of one": (NONE, ["--prune.sparsity", "1"], r"sparsity must be in \[0, 1\), got 1"),
-    "sparsity below zero": (NONE, ["--prune.sparsity", "-0.1"], r"sparsity must be in \[0, 1\)"),
-    "sparsity is NaN": (NONE, ["--prune.sparsity", "nan"], r"sparsity must be in \[0, 1\)"),
+        NONE, ["--seq-len", "64"], "from 2 to the model's context 32, got 64"),
+    "no samples": (NONE, ["--samples", "0"], "samples must be at least 1"),
+    "sparsity of one": (NONE, ["--sparsity", "1"], r"sparsity must be in \[0, 1\), got 1"),
+    "sparsity below zero": (NONE, ["--sparsity", "-0.1"], r"sparsity must be in \[0, 1\)"),
+    "sparsity is NaN": (NONE, ["--sparsity", "nan"], r"sparsity must be in \[0, 1\)"),
     "alpha and beta infeasible": (
-        NONE, ["--prune.sparsity", ".8", "--prune.beta", ".9"], r"largest feasible beta is 0\.\d{4}"),
+        NONE, ["--sparsity", ".8", "--prune.beta", ".9"], r"largest feasible beta is 0\.\d{4}"),
     "alpha infeasible": (
-        NONE, ["--prune.sparsity", ".9", "--prune.alpha", "0"], "alpha must be above"),
+        NONE, ["--sparsity", ".9", "--prune.alpha", "0"], "alpha must be above"),
     "bad rearrangement": (NONE, ["--prune.rearrange", "qkv"], "GIVES-TAKES; named ones: qkvof1-f2"),
-    "bad pattern": (NONE, ["--prune.pattern", "4:2"], "not n:m"),
+    "bad pattern": (NONE, ["--pattern", "4:2"], "not n:m"),
     "pattern that does not divide": (
-        NONE, ["--prune.pattern", "3:7", "--prune.sparsity", "None"], "no multiple of 7"),
+        NONE, ["--pattern", "3:7", "--sparsity", "None"], "no multiple of 7"),
     "pattern and alpha": (
-        NONE, ["--prune.pattern", "2:4", "--prune.alpha", "1"], "apply to unstructured"),
-    "pattern and sparsity": (NONE, ["--prune.pattern", "2:4"], "prune.sparsity applies to unstruct"),
+        NONE, ["--pattern", "2:4", "--prune.alpha", "1"], "apply to unstructured"),
+    "pattern and sparsity": (NONE, ["--pattern", "2:4"], "prune.sparsity applies to unstruct"),
     "roles listed twice": (NONE, ["--prune.rearrange", "qkq-f2"], "lists q twice; named ones"),
     "rearrangement without beta": (
-        NONE, ["--prune.method", "wanda", "--prune.rearrange", "qkv-o"], "needs prune.beta"),
+        NONE, ["--method", "wanda", "--prune.rearrange", "qkv-o"], "needs prune.beta"),
     "block size without a solver": (
-        NONE, ["--prune.method", "magnitude", "--prune.block-size", "64"], "block_size applies to icp"),
+        NONE, ["--method", "magnitude", "--prune.block-size", "64"], "block_size applies to icp"),
     "compensation of wanda": (
-        NONE, ["--prune.method", "wanda", "--compensate.lr", "1e-3"], "compensate.lr applies to icp"),
-    "packed without bits": (NONE, ["--quant.packed"], "need --quant.bits"),
+        NONE, ["--method", "wanda", "--compensate.lr", "1e-3"], "compensate.lr applies to icp"),
+    "packed without bits": (NONE, ["--quant.packed"], "need --bits"),
     "damping of zero": (NONE, ["--prune.damping", "0"], "damping must be a positive"),
     "learning rate is NaN": (NONE, ["--compensate.lr", "nan"], "lr must be a positive"),
-    "unknown option": (NONE, ["--prune.sparcity", ".5"], "did you mean --prune.sparsity"),
-    "option without its group": (NONE, ["--sparsity", ".5"], "did you mean --prune.sparsity"),
+    "unknown option": (NONE, ["--prune.sparcity", ".5"], "did you mean --sparsity"),
+    "option without its group": (NONE, ["--sparsity", ".5"], "did you mean --sparsity"),
     "option without a value": (NONE, ["--dtype"], "Missing value for argument '--dtype'"),
-    "value of another type": (NONE, ["--prune.sparsity", "half"], "could not convert .*'half'"),
-    "a bool is no number": (NONE, ["--quant.bits", "True"], "--quant.bits: invalid literal for int"),
-    "unknown method": (NONE, ["--prune.method", "obs"], "invalid choice 'obs'"),
+    "value of another type": (NONE, ["--sparsity", "half"], "could not convert .*'half'"),
+    "a bool is no number": (NONE, ["--bits", "True"], "--bits: invalid literal for int"),
+    "unknown method": (NONE, ["--method", "obs"], "invalid choice 'obs'"),
     "stray argument": (NONE, ["extra"], "Unrecognized options: extra"),
     "unknown config": (NONE, ["--config", "opt_1m"], "no config 'opt_1m': .*opt_125m"),
     "config that fails": (
@@ -182,13 +182,13 @@ def run(place, capsys, monkeypatch, args, message):
 def test_prune(place, capsys, monkeypatch, case):
     spoil, extra, message = CASES[case]
     spoil(place)
-    args = ["prune", "--model", "model", "--out", "work/out", DATA, "text.txt"]
-    args += ["--calibration.samples", "4", "--prune.sparsity", "0.5"]
+    args = ["prune", "model", "work/out", DATA, "text.txt"]
+    args += ["--samples", "4", "--sparsity", "0.5"]
     run(place, capsys, monkeypatch, [*args, *extra], message)
 
 
 OTHERS = {
-    "unknown command": (["prun", "--model", "model"], "unknown command 'prun'; did you mean prune"),
+    "unknown command": (["prun", "model"], "unknown command 'prun'; did you mean prune"),
     "eval of a short text": (
         ["eval", "model", "--data", "short.txt"], "evaluation data short.txt has .* one window of 32"),
     "eval without data": (["eval", "model"], "data"),
@@ -199,8 +199,8 @@ OTHERS = {
     "eval: a seed for text": (
         ["eval", "model", "--data", "text.txt", "--seed", "0"], "seed is for SAM"),
     "plan: memory given twice": (
-        ["plan", "--model", "model", "--device-memory", "1GiB", "--memory.device", "2GiB"],
-        "device memory is given twice"),
+        ["plan", "model", "--device-memory", "1GiB", "--memory.device", "2Gbit"],
+        "--device-memory must be a size"),
     "eval beyond the context": (
         ["eval", "model", "--data", "text.txt", "--seq-len", "99"], "context 32, got 99"),
     "convert onto something": (["convert", "model", "work"], "work exists already"),
@@ -224,8 +224,8 @@ def test_a_disk_that_fills_before_a_block_is_finished(place, capsys, monkeypatch
         raise OSError(code, "no room")
 
     monkeypatch.setattr("icp_jax.runs.checkpoints.save_tree", save)
-    args = ["prune", "--model", "model", "--out", "work/out", DATA, "text.txt"]
-    args += ["--calibration.samples", "4", "--prune.sparsity", "0.5"]
+    args = ["prune", "model", "work/out", DATA, "text.txt"]
+    args += ["--samples", "4", "--sparsity", "0.5"]
     run(place, capsys, monkeypatch, args, "disk is full; nothing was kept")
 
 
@@ -235,8 +235,8 @@ def test_a_true_limit_on_file_size(place):
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, 4_000)); "
         "from icp_jax.cli import main; sys.exit(main())"
     )
-    args = ["prune", "--model", "model", "--out", "work/out", DATA, "text.txt"]
-    args += ["--calibration.samples", "4", "--prune.sparsity", "0.5"]
+    args = ["prune", "model", "work/out", DATA, "text.txt"]
+    args += ["--samples", "4", "--sparsity", "0.5"]
     done = subprocess.run(
         [sys.executable, "-c", code, *args], cwd=place, capture_output=True, text=True, check=False
     )

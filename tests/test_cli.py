@@ -44,7 +44,7 @@ def test_every_option_says_what_it_does(capsys):
     with pytest.raises(SystemExit):
         main(["prune", "--help"])
     out = capsys.readouterr().out
-    for option in ("--prune.sparsity", "--compensate.epochs", "--calibration.seq-len", "--dry-run"):
+    for option in ("--sparsity", "--compensate.epochs", "--seq-len", "--dry-run"):
         assert option in out
 
 
@@ -69,7 +69,7 @@ def test_help_imports_no_heavy_package():
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interruption_leaves_nothing(tmp_path, bundled, number):
-    args = ["prune", "--config", "opt_pydoc", "--out", "out", "--compensate.epochs", "500"]
+    args = ["prune", "out", "--config", "opt_pydoc", "--compensate.epochs", "500"]
     done = subprocess.Popen(
         [sys.executable, "-m", "icp_jax.cli", *args],
         cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -88,12 +88,12 @@ def test_a_second_run_compiles_nothing(tmp_path, opt_folder):
     np.save(tmp_path / "tokens.npy", np.arange(200, dtype=np.int32) % 2000)
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     environment |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "JAX_LOG_COMPILES": "1"}
-    args = ["--model", str(opt_folder), "--calibration.data", "tokens.npy"]
-    args += ["--calibration.samples", "4", "--calibration.seq-len", "16"]
+    args = [str(opt_folder), "--data", "tokens.npy"]
+    args += ["--samples", "4", "--seq-len", "16"]
     compiled, hits = [], []
     for out in ("first", "second"):
         done = subprocess.run(
-            [sys.executable, "-m", "icp_jax.cli", "prune", *args, "--out", out],
+            [sys.executable, "-m", "icp_jax.cli", "prune", args[0], out, *args[1:]],
             cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
         )  # fmt: skip
         compiled.append({path.name for path in (tmp_path / "cache").rglob("jit_*-cache")})
@@ -141,23 +141,21 @@ def test_what_replaces_alpha_and_beta_of_a_config(tmp_path, opt_folder, capsys):
     )
     own = dry(capsys, "--config", str(path))
     assert max(own) - min(own) > 0.1
-    assert dry(capsys, "--config", str(path), "--prune.method", "icp") == own
+    assert dry(capsys, "--config", str(path), "--method", "icp") == own
     for method in ("sparsegpt", "wanda"):
-        assert dry(capsys, "--config", str(path), f"--prune.method={method}") == (
-            dry(capsys, "--model", str(opt_folder), "--prune.method", method)
+        assert dry(capsys, "--config", str(path), f"--method={method}") == (
+            dry(capsys, str(opt_folder), "--method", method)
         )
-    assert set(dry(capsys, "--config", str(path), "--prune.pattern", "1:4")) == {0.75}
+    assert set(dry(capsys, "--config", str(path), "--pattern", "1:4")) == {0.75}
     for none in ("unstructured", "None"):
-        assert dry(capsys, "--config", str(path), "--prune.pattern", none) == own
+        assert dry(capsys, "--config", str(path), "--pattern", none) == own
     settings = ["--prune.damping", "0.1"], ["--compensate.lr", "1e-3"], ["--seed", "1"]
     for given in settings:  # what the command line says itself is refused
-        assert main(["prune", "--config", str(path), "--prune.method", "wanda", *given]) == 2
+        assert main(["prune", "--config", str(path), "--method", "wanda", *given]) == 2
         assert f"{given[0][2:]} applies to icp" in capsys.readouterr().err
-    last = ["--prune.method", "wanda", "--prune.method", "icp"]
+    last = ["--method", "wanda", "--method", "icp"]
     assert dry(capsys, "--config", str(path), *last) == own
-    assert (
-        main(["prune", "--config", str(path), "--prune.pattern", "2:4", "--prune.beta", "0"]) == 2
-    )
+    assert main(["prune", "--config", str(path), "--pattern", "2:4", "--prune.beta", "0"]) == 2
 
 
 def test_unstructured_may_be_said(opt_folder, capsys):

@@ -107,8 +107,8 @@ MEANINGLESS = [
         {"prune__pattern": "2:4", "prune__alpha": 1.0, "prune__beta": 0.0},
         "alpha and prune.beta app",
     ),
-    ({"quant__search": True}, "quant settings need --quant.bits"),
-    ({"quant__group": 64}, "quant settings need --quant.bits"),
+    ({"quant__search": True}, "quant settings need --bits"),
+    ({"quant__group": 64}, "quant settings need --bits"),
     ({"prune__method": "wanda", "prune__damping": 0.01}, "prune.damping applies to icp and sparse"),
     ({"prune__method": "magnitude", "prune__block_size": 128}, "prune.block_size applies to icp"),
     ({"prune__method": "sparsegpt", "compensate__lr": 1e-4}, "compensate.lr applies to icp only"),
@@ -186,13 +186,13 @@ def test_a_pattern_has_no_sparsity_of_its_own():
 def test_python_and_command_line_refuse_alike(opt_folder, tokens, capsys):
     model = icp_jax.load(opt_folder)
     cases = {
-        "prune.sparsity": (["--prune.sparsity", "1"], {"sparsity": 1}),
+        "prune.sparsity": (["--sparsity", "1"], {"sparsity": 1}),
         "prune.damping": (
-            ["--prune.method", "wanda", "--prune.damping", ".1"],
+            ["--method", "wanda", "--prune.damping", ".1"],
             {"method": "wanda", "damping": 0.1},
         ),
         "prune.rearrange needs prune.beta": (
-            ["--prune.method", "sparsegpt", "--prune.rearrange", "qkv-o"],
+            ["--method", "sparsegpt", "--prune.rearrange", "qkv-o"],
             {"method": "sparsegpt", "rearrange": "qkv-o"},
         ),
         "lists q twice": (["--prune.rearrange", "qq-f2"], {"rearrange": "qq-f2"}),
@@ -200,7 +200,7 @@ def test_python_and_command_line_refuse_alike(opt_folder, tokens, capsys):
     for said, (options, settings) in cases.items():
         with pytest.raises(InputError, match=said) as caught:
             icp_jax.prune(model, tokens, **settings)
-        assert main(["prune", "--model", str(opt_folder), "--dry-run", *options]) == 2
+        assert main(["prune", str(opt_folder), "--dry-run", *options]) == 2
         assert capsys.readouterr().err == f"icp-jax: {caught.value}\n"
 
 

@@ -115,8 +115,8 @@ def test_patterns_in_the_file(tmp_path, text, opt_folder):
 
 def test_json_output_is_one_object(tmp_path, text, opt_folder, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    calibration = ["--calibration.data", str(text), "--calibration.samples", "4"]
-    prune = ["prune", "--model", str(opt_folder), "--out", "out", "--prune.sparsity", ".5"]
+    calibration = ["--data", str(text), "--samples", "4"]
+    prune = ["prune", str(opt_folder), "out", "--sparsity", ".5"]
     assert main([*prune, *calibration, "--dry-run", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert not (tmp_path / "out").exists()
@@ -144,10 +144,7 @@ def test_orbax_round_trip_is_bit_exact(tmp_path, shard_bytes, dtype, capsys):
 
 
 def test_config_files_are_overridden_by_the_command_line(tmp_path, capsys):
-    assert (
-        main(["prune", "--config", "opt_pydoc", "--prune.sparsity", "0.6", "--dry-run", "--json"])
-        == 0
-    )
+    assert main(["prune", "--config", "opt_pydoc", "--sparsity", "0.6", "--dry-run", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["zeros"] / plan["size"] == pytest.approx(0.6, abs=1e-6)
     assert plan["method"] == "icp" and plan["samples"] == 128

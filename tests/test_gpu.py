@@ -85,10 +85,10 @@ def cpu(place):
 
     @functools.cache
     def result(what):
-        given = ["--model", "model", "--calibration.data", "text.txt"]
-        given += ["--calibration.samples", "16", "--compensate.lr", "1e-3", "--out", what]
-        more = ["--prune.pattern", "2:4", "--quant.bits", "4"]
-        given += more if what != "unstructured" else ["--prune.sparsity", "0.5"]
+        given = ["--model", "model", "--data", "text.txt"]
+        given += ["--samples", "16", "--compensate.lr", "1e-3", "--out", what]
+        more = ["--pattern", "2:4", "--bits", "4"]
+        given += more if what != "unstructured" else ["--sparsity", "0.5"]
         code = [sys.executable, "-m", "icp_jax.cli", "prune", *given, "--json"]
         environment = os.environ | {"JAX_PLATFORMS": "cpu"}
         subprocess.run(code, cwd=place, env=environment, check=True, stdout=subprocess.DEVNULL)

@@ -27,7 +27,7 @@ BROKEN = {
 ASKING = {
     "eval": ["eval", "some/model", "--data", "ids.npy"],
     "verify": ["verify", "model"],
-    "plan": ["plan", "--model", "some/model"],
+    "plan": ["plan", "some/model"],
     "data set": ["eval", "MODEL", "--data", "wikitext2"],
 }
 

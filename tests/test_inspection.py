@@ -88,9 +88,9 @@ def test_a_source_of_another_shape_is_reported(tmp_path, pruned):
 def test_the_pattern_of_the_record_is_looked_for(tmp_path, bundled):
     folder = write_opt(tmp_path / "model", hidden_size=40, ffn_dim=80, word_embed_proj_dim=40)
     (tmp_path / "text.txt").write_text((bundled / "calibration.txt").read_text()[:6000])
-    args = ["--prune.pattern", "3:5", "--prune.method", "wanda", "--calibration.samples", "4"]
-    args += ["--calibration.data", str(tmp_path / "text.txt"), "--out", str(tmp_path / "out")]
-    assert main(["prune", "--model", str(folder), *args]) == 0
+    args = ["--pattern", "3:5", "--method", "wanda", "--samples", "4"]
+    args += ["--data", str(tmp_path / "text.txt"), "--out", str(tmp_path / "out")]
+    assert main(["prune", str(folder), *args]) == 0
     layers = icp_jax.verify(tmp_path / "out")["layers"]
     assert layers and all("3:5" in layer["patterns"] for layer in layers)
 

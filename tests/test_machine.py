@@ -22,7 +22,7 @@ LOCALES = {
     "capitals": {"PYTHONIOENCODING": "UTF-8"},
     "latin": {"PYTHONIOENCODING": "latin-1"},
 }
-PRUNE = ["--calibration.seq-len", "16", "--calibration.samples", "2", "--prune.method", "wanda"]
+PRUNE = ["--seq-len", "16", "--samples", "2", "--method", "wanda"]
 
 
 def start(shell_end, *args, cwd=None, **environment):
@@ -61,9 +61,9 @@ def place(tmp_path_factory):
 
 COMMANDS = {
     "eval": ["eval", "model", "--data", "x.npy", "--seq-len", 16],
-    "prune": ["prune", "--model", "model", "--out", "o", "--calibration.data", "x.npy", *PRUNE],
-    "dry run": ["prune", "--model", "model", "--dry-run", *PRUNE],
-    "plan": ["plan", "--model", "model"],
+    "prune": ["prune", "model", "o", "--data", "x.npy", *PRUNE],
+    "dry run": ["prune", "model", "--dry-run", *PRUNE],
+    "plan": ["plan", "model"],
     "convert": ["convert", "model", "o"],
     "demo": ["demo", "--out", "o"],
     "segment": ["segment", "model", "x.png", "--out", "o", "--point", "1,1"],
@@ -121,8 +121,8 @@ def test_help_and_errors_in_any_locale(locale):
     for args in (["--help"], ["prune", "--help"]):
         done = start("", *args, **LOCALES[locale])
         assert done.returncode == 0 and "--help" in done.stdout and not done.stderr
-    done = start("", "prune", "--prune.sparsity", "70%", **LOCALES[locale])
-    one_line(done, "icp-jax: Error parsing --prune.sparsity: could not convert", "'70%'\n")
+    done = start("", "prune", "--sparsity", "70%", **LOCALES[locale])
+    one_line(done, "icp-jax: Error parsing --sparsity: could not convert", "'70%'\n")
     one_line(start("", "verify", **LOCALES[locale]), "icp-jax: Missing from icp-jax verify: DIR")
 
 
@@ -137,7 +137,7 @@ def test_what_an_encoding_lacks_is_escaped(place):
 def test_an_umlaut_in_the_path_in_a_plain_locale(place):
     out = place / "über"
     done = start(
-        "", "prune", "--model", place / "model", "--out", out, "--calibration.data",
+        "", "prune", place / "model", out, "--data",
         place / "x.npy", *PRUNE, **PLAIN,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -160,7 +160,7 @@ def test_standard_output_that_takes_nothing(args, end, reason):
 
 @pytest.mark.parametrize("json", [[], ["--json"]])
 def test_a_result_that_cannot_be_printed_is_kept(place, tmp_path, json):
-    args = ["prune", "--model", "model", "--out", tmp_path / "o", *COMMANDS["prune"][5:], *json]
+    args = ["prune", "model", tmp_path / "o", *COMMANDS["prune"][5:], *json]
     done = start(">/dev/full", *args, cwd=place)
     assert done.returncode == 2 and (tmp_path / "o" / "model.safetensors").is_file()
     last = done.stderr.splitlines()[-1]
@@ -176,7 +176,7 @@ def test_a_reader_that_has_gone_ends_it_quietly(place, args):
 
 def test_a_reader_of_both_that_has_gone_loses_no_run(place, tmp_path):
     """`2>&1 | head -1`"""
-    args = ["prune", "--model", "model", "--out", tmp_path / "o", *COMMANDS["prune"][5:]]
+    args = ["prune", "model", tmp_path / "o", *COMMANDS["prune"][5:]]
     assert to_nobody(*args, cwd=place, stderr=subprocess.STDOUT).wait(timeout=120) == 1
     assert start("", "verify", tmp_path / "o", "--source", "model", cwd=place).returncode == 0
 
@@ -184,7 +184,7 @@ def test_a_reader_of_both_that_has_gone_loses_no_run(place, tmp_path):
 @pytest.mark.parametrize("end", ["2>/dev/full", "2>&- 0<&-"])
 def test_standard_error_that_takes_nothing_ends_no_run(place, tmp_path, end):
     assert start(end, "bogus").returncode == 2
-    args = ["prune", "--model", "model", "--out", tmp_path / "o", *COMMANDS["prune"][5:], "--json"]
+    args = ["prune", "model", tmp_path / "o", *COMMANDS["prune"][5:], "--json"]
     done = start(end, *args, cwd=place)
     assert done.returncode == 0 and done.stdout.startswith('{"out": ')
     checked = start("", "verify", tmp_path / "o", "--source", "model", cwd=place)
@@ -211,7 +211,7 @@ def test_a_current_folder_that_is_gone(place, tmp_path, monkeypatch, capsys):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    args = ["--model", place / "model", "--out", "o", "--calibration.data", place / "x.npy", *PRUNE]
+    args = [place / "model", "o", "--data", place / "x.npy", *PRUNE]
     assert main(["prune", *map(str, args)]) == 2
     assert (
         capsys.readouterr().err.splitlines()[-1].startswith("icp-jax: the current folder is gone")

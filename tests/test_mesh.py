@@ -83,17 +83,22 @@ def free_port() -> int:
         return taken.getsockname()[1]
 
 
-def processes(place, out, second=()):
+def processes(place, out, second=(), models=("opt", "opt")):
     """Two of them prune with four devices each: their exit statuses, outputs and errors.
 
-    second: more arguments of the second one.
+    second: more arguments of the second one; models: what each is given to prune.
     """
     hosts = ["--hosts.coordinator", f"127.0.0.1:{free_port()}", "--hosts.count", "2"]
-    command = [sys.executable, "-m", "icp_jax.cli", *ARGS, "--out", out, *hosts, "--hosts.index"]
+    code = [sys.executable, "-m", "icp_jax.cli"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     started = [
-        subprocess.Popen([*command, str(k), *more], cwd=place, env=virtual(4), **pipes)
-        for k, more in enumerate(((), second))
+        subprocess.Popen(
+            [*code, *prune(out, model), *hosts, "--hosts.index", str(k), *more],
+            cwd=place,
+            env=virtual(4),
+            **pipes,
+        )
+        for k, (model, more) in enumerate(zip(models, ((), second), strict=True))
     ]
     try:
         said = [process.communicate(timeout=300) for process in started]
@@ -111,8 +116,12 @@ def place(tmp_path):
     return tmp_path
 
 
-ARGS = ["prune", "--model", "opt", "--prune.sparsity", "0.5", "--compensate.lr", "1e-3", "--json"]
-ARGS += [f"--calibration.{k}" for k in ("data=tokens.npy", "samples=13", "seq-len=24")]
+ARGS = ["--sparsity", "0.5", "--compensate.lr", "1e-3", "--json"]
+ARGS += ["--data=tokens.npy", "--samples=13", "--seq-len=24"]
+
+
+def prune(out, model="opt"):
+    return ["prune", model, out, *ARGS]
 
 
 def test_two_processes_give_what_one_gives(place, monkeypatch, capsys):
@@ -120,7 +129,7 @@ def test_two_processes_give_what_one_gives(place, monkeypatch, capsys):
     assert statuses == [0, 0], said
     assert json.loads(said[0][0])["sparsity"] == 0.5 and said[1][0] == ""
     monkeypatch.chdir(place)
-    assert main([*ARGS, "--out", "one"]) == 0
+    assert main(prune("one")) == 0
     assert capsys.readouterr().out
     assert sorted(p.name for p in place.iterdir()) == ["one", "opt", "tokens.npy", "two"]
     records = [json.loads((place / out / RECORD).read_text()) for out in ("one", "two")]
@@ -138,7 +147,7 @@ def test_a_process_that_cannot_go_on_ends_them_all(place):
     statuses, said = processes(place, "out")
     assert statuses[0] == 2 and statuses[1] != 0
     assert said[0][1].splitlines() == [
-        "icp-jax: out exists already: choose another --out, or move it away"
+        "icp-jax: out exists already: choose another output folder, or move it away"
     ]
     assert list((place / "out").iterdir()) == []
 
@@ -146,8 +155,10 @@ def test_a_process_that_cannot_go_on_ends_them_all(place):
 @pytest.mark.parametrize("what", ["settings", "weights"])
 def test_processes_that_differ_do_not_start(place, what):
     write_opt(place / "other", np.float32, num_hidden_layers=2, seed=1)
-    other = {"settings": ("--prune.damping", "0.02"), "weights": ("--model", "other")}[what]
-    statuses, said = processes(place, "out", other)
+    if what == "settings":
+        statuses, said = processes(place, "out", ("--prune.damping", "0.02"))
+    else:
+        statuses, said = processes(place, "out", models=("opt", "other"))
     assert statuses == [2, 2]
     for _, errors in said:
         assert "icp-jax: the hosts have different settings, weights or versions" in errors

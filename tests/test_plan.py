@@ -40,7 +40,7 @@ SHAPES = {  # blocks of OPT, samples, tokens, further options
         dict(hidden_size=256, ffn_dim=512, num_hidden_layers=2),
         256,
         512,
-        ["--prune.method", "sparsegpt"],
+        ["--method", "sparsegpt"],
     ),
     "large vocabulary": (
         dict(hidden_size=256, ffn_dim=1024, num_hidden_layers=2, vocab_size=120_000),
@@ -63,13 +63,13 @@ def test_planned_and_measured_peaks_agree(tmp_path, shape):
     model(tmp_path / "model", changes, length)
     ids = np.random.default_rng(0).integers(3, 2000, 2 * samples * length)
     np.save(tmp_path / "ids.npy", ids.astype(np.int32))
-    args = ["--model", "model", "--calibration.data", "ids.npy", *more, "--json"]
-    args += ["--calibration.samples", str(samples), "--calibration.seq-len", str(length)]
+    args = ["--data", "ids.npy", *more, "--json"]
+    args += ["--samples", str(samples), "--seq-len", str(length)]
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     environment["XDG_CACHE_HOME"] = str(tmp_path / "cache")
 
-    def run(command, *options):
-        code = [sys.executable, "-m", "icp_jax.cli", command, *args, *options]
+    def run(*command):
+        code = [sys.executable, "-m", "icp_jax.cli", *command, *args]
         done = subprocess.run(
             code, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
         )
@@ -79,9 +79,9 @@ def test_planned_and_measured_peaks_agree(tmp_path, shape):
         found = [p.name for p in (tmp_path / "cache").rglob("jit_*-cache")]
         return collections.Counter(name.rsplit("-", 2)[0] for name in found)
 
-    planned = run("plan")
+    planned = run("plan", "model")
     compiled = programs()
-    run("prune", "--out", "out")
+    run("prune", "model", "out")
     for program in ("forward", "forward_beside", "collect", "factor", "_walk", "energy"):
         assert programs()[f"jit_{program}"] == compiled[f"jit_{program}"] > 0, program
     assert programs()["jit__steps"] == compiled["jit__steps"]
@@ -96,16 +96,16 @@ def test_images_are_counted_in_host_memory(tmp_path):
         config[part] |= {"image_size": 512, "patch_size": 64}
     folder = small_sam.write_sam(tmp_path / "model", config=config)
     small_sam.write_images(tmp_path / "images", 96)
-    args = ["--model", str(folder), "--calibration.data", str(tmp_path / "images")]
-    args += ["--calibration.samples", "96", "--prune.method", "wanda", "--json"]
+    args = ["--data", str(tmp_path / "images")]
+    args += ["--samples", "96", "--method", "wanda", "--json"]
 
     def run(*command):
         code = [sys.executable, "-m", "icp_jax.cli", *command, *args]
         done = subprocess.run(code, cwd=tmp_path, capture_output=True, text=True, check=True)
         return json.loads(done.stdout)
 
-    planned = run("plan")
-    run("prune", "--out", "out")
+    planned = run("plan", str(folder))
+    run("prune", str(folder), "out")
     measured = json.loads((tmp_path / "out" / "icp_run.json").read_text())["peak_host_mib"]
     assert planned["peak"]["host"] / 2**20 == pytest.approx(measured, rel=0.15)
 
@@ -116,8 +116,8 @@ def few(tmp_path, monkeypatch):
     changes = dict(hidden_size=64, ffn_dim=256, num_hidden_layers=2)
     folder = model(tmp_path / "model", changes, 64)
     np.save("ids.npy", np.random.default_rng(0).integers(3, 2000, 40_000).astype(np.int32))
-    sizes = ["--calibration.samples", "256", "--calibration.seq-len", "64"]
-    return ["--model", str(folder), "--calibration.data", "ids.npy", "--prune.beta", "0", *sizes]
+    sizes = ["--samples", "256", "--seq-len", "64"]
+    return [str(folder), "--data", "ids.npy", "--prune.beta", "0", *sizes]
 
 
 def plan(capsys, *args):
@@ -126,7 +126,7 @@ def plan(capsys, *args):
 
 
 def test_a_small_host_gets_its_streams_on_disk(few, capsys):
-    few = [*few, "--calibration.samples", "20000"]  # only planned
+    few = [*few, "--samples", "20000"]  # only planned
     roomy = plan(capsys, *few)
     assert roomy["memory"]["streams"] == "host" and roomy["memory"]["batch_tokens"] is None
     tight = roomy["peak"]["host"] - roomy["stream_bytes"] // 2
@@ -137,8 +137,8 @@ def test_a_small_host_gets_its_streams_on_disk(few, capsys):
 
 def test_compensation_that_does_not_fit_is_rematerialised(tmp_path, capsys):
     changes = dict(hidden_size=64, ffn_dim=64, num_attention_heads=8, num_hidden_layers=2)
-    args = ["--model", str(model(tmp_path / "model", changes, 1024))]
-    args += ["--calibration.samples", "4", "--prune.beta", "0"]
+    args = [str(model(tmp_path / "model", changes, 1024))]
+    args += ["--samples", "4", "--prune.beta", "0"]
     roomy = plan(capsys, *args)
     assert roomy["memory"]["remat"] is None
     tight = plan(capsys, *args, "--memory.remat", "True")
@@ -161,19 +161,19 @@ def test_nothing_fits(few, capsys):
 
 
 def test_prune_uses_the_same_plan(few, capsys, tmp_path):
-    assert main(["prune", *few, "--out", "none", "--memory.host", "1MiB"]) == 2
+    assert main(["prune", few[0], "none", *few[1:], "--host-memory", "1MiB"]) == 2
     assert "host memory for" in capsys.readouterr().err and not (tmp_path / "none").exists()
     tight = 2 * plan(capsys, *few)["peak"]["host"]
-    options = ["--compensate.epochs", "0", "--memory.host", str(tight), "--json"]
-    assert main(["prune", *few, "--out", "out", *options]) == 0
+    options = ["--compensate.epochs", "0", "--host-memory", str(tight), "--json"]
+    assert main(["prune", few[0], "out", *few[1:], *options]) == 0
     record = json.loads((tmp_path / "out" / "icp_run.json").read_text())
     assert record["config"]["memory"]["streams"] == "host"
 
 
 def test_an_accelerator_is_given_what_is_free(few, monkeypatch):
     """Both memories: streams that the host has no room for go to disk there too."""
-    source = FolderSource(few[1])
-    config = resolved(RunConfig(model=few[1], calibration=CalibrationConfig("ids.npy")), source)
+    source = FolderSource(few[0])
+    config = resolved(RunConfig(model=few[0], calibration=CalibrationConfig("ids.npy")), source)
     seen = {}
 
     def fit(work, **limits):
@@ -194,9 +194,9 @@ def test_an_accelerator_is_given_what_is_free(few, monkeypatch):
 
 
 def test_the_first_of_several_accelerators_holds_whole_batches(few, monkeypatch):
-    source = FolderSource(few[1])
+    source = FolderSource(few[0])
     pruning = PruneConfig("magnitude", sparsity=0.5)
-    asked = RunConfig(model=few[1], prune=pruning, calibration=CalibrationConfig("ids.npy", 16, 64))
+    asked = RunConfig(model=few[0], prune=pruning, calibration=CalibrationConfig("ids.npy", 16, 64))
     config, memory = resolved(asked, source), MemoryConfig("host", batch_tokens=64, remat=False)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     one, eight = (
@@ -217,8 +217,8 @@ def test_the_first_of_several_accelerators_holds_whole_batches(few, monkeypatch)
 def test_streams_too_large_for_the_device_are_not_planned_there(few, monkeypatch):
     """Every try compiles for minutes on an accelerator."""
     calibration, tried = CalibrationConfig("ids.npy", samples=256, seq_len=64), []
-    source = FolderSource(few[1])
-    config = resolved(RunConfig(model=few[1], calibration=calibration), source)
+    source = FolderSource(few[0])
+    config = resolved(RunConfig(model=few[0], calibration=calibration), source)
     both = 2 * 256 * 64 * 64 * 4
 
     def need(work, memory):
@@ -237,7 +237,7 @@ def test_streams_too_large_for_the_device_are_not_planned_there(few, monkeypatch
 
 
 def test_planned_and_measured_disk_agree(few, capsys, tmp_path):
-    few = [*few, "--calibration.samples", "8"]
+    few = [*few, "--samples", "8"]
     planned = plan(capsys, *few, "--memory.streams", "disk")
     found = []
 
@@ -248,7 +248,7 @@ def test_planned_and_measured_disk_agree(few, capsys, tmp_path):
 
     calibration = CalibrationConfig("ids.npy", samples=8, seq_len=64)
     prune = PruneConfig(beta=0.0)
-    prune_folder(RunConfig(few[1], "out", prune, calibration=calibration), progress)
+    prune_folder(RunConfig(few[0], "out", prune, calibration=calibration), progress)
     (without_streams,) = found
     left = planned["peak"]["disk"] - planned["stream_bytes"]
     assert left == pytest.approx(without_streams, rel=0.15)
@@ -263,9 +263,9 @@ def test_quantization_is_planned(few, capsys, monkeypatch, method, rounds):
         return real(self, function, *args, **options)
 
     monkeypatch.setattr(Programs, "beside", beside)
-    plan(capsys, *few, "--prune.method", method)
+    plan(capsys, *few, "--method", method)
     assert not asked & {"make_grid", "round_kernel"}
-    plan(capsys, *few, "--prune.method", method, "--quant.bits", "4", "--quant.search")
+    plan(capsys, *few, "--method", method, "--bits", "4", "--quant.search")
     assert asked >= {"make_grid"} and ("round_kernel" in asked) == rounds
 
 
@@ -286,7 +286,7 @@ def test_a_config_is_enough(few, capsys, tmp_path):
     (tmp_path / "bare").mkdir()
     (tmp_path / "model" / "config.json").rename(tmp_path / "bare" / "config.json")
     for name in ("bare", "bare/config.json"):
-        found = plan(capsys, "--model", str(tmp_path / name), *few[2:])
+        found = plan(capsys, str(tmp_path / name), *few[1:])
         # no weights to say in what dtype they are stored: the config does, or float32
         assert [p["device"] for p in found["phases"]] == [p["device"] for p in full["phases"]]
         assert found["peak"]["disk"] == pytest.approx(full["peak"]["disk"], rel=0.01)
@@ -302,5 +302,5 @@ def test_sizes(text, count):
 
 @pytest.mark.parametrize("text", ["8 apples", "-1GiB", "0", "GiB"])
 def test_no_size(text, capsys):
-    assert main(["plan", "--model", "m", "--memory.device", text]) == 2
+    assert main(["plan", "m", "--device-memory", text]) == 2
     assert "must be a size such as 8GiB" in capsys.readouterr().err

@@ -26,24 +26,24 @@ def test_a_config_alone_is_enough_for_every_family(tmp_path, capsys, family, bes
     (tmp_path / "config.json").write_text(json.dumps(FAMILIES[family]))
     for name in beside:
         (tmp_path / name).write_text("{}")
-    options = ["--model", str(tmp_path), "--calibration.samples", "4"]
-    assert main(["prune", *options, "--prune.sparsity", "0.5", "--dry-run", "--json"]) == 0
+    options = [str(tmp_path), "--samples", "4"]
+    assert main(["prune", *options, "--sparsity", "0.5", "--dry-run", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["zeros"] / found["size"] == pytest.approx(0.5, abs=1e-3)
     if not beside:
-        assert plan(capsys, *options, "--prune.method", "magnitude")["peak"]["host"] > 0
+        assert plan(capsys, *options, "--method", "magnitude")["peak"]["host"] > 0
 
 
 def test_an_index_without_its_shards_is_no_config_alone(tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     record = {"metadata": {}, "weight_map": {"model.norm.weight": "a.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(record))
-    assert main(["plan", "--model", str(tmp_path)]) == 2
+    assert main(["plan", str(tmp_path)]) == 2
     assert "a.safetensors" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("data", ["wikitext2", "ptb"])
 def test_text_for_a_model_of_images_is_refused_before_it_is_planned(tmp_path, capsys, data):
     (tmp_path / "config.json").write_text(json.dumps(small_sam.CONFIG))
-    assert main(["plan", "--model", str(tmp_path), "--calibration.data", data]) == 2
+    assert main(["plan", str(tmp_path), "--data", data]) == 2
     assert f"reads images, not {data}" in capsys.readouterr().err

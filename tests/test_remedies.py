@@ -228,8 +228,8 @@ def place(tmp_path, bundled, monkeypatch):
     return tmp_path
 
 
-ARGUMENTS = ["prune", "--model", "model", "--out", "out", "--prune.sparsity", "0.5"]
-ARGUMENTS += ["--calibration.data", "text.txt", "--calibration.samples", "6"]
+ARGUMENTS = ["prune", "model", "out", "--sparsity", "0.5"]
+ARGUMENTS += ["--data", "text.txt", "--samples", "6"]
 
 
 def test_one_block_restored_is_in_the_record_and_the_table(place, capsys):
@@ -262,8 +262,8 @@ def test_a_singular_layer_is_in_the_record_and_the_table(place, capsys):
     """One Hessian of eight: no reason to end the run."""
     write_opt(place / "model", num_hidden_layers=2)
     spoil_tap(place / "model", 1, 100.0)
-    options = ["--prune.damping", "1e-5", "--prune.method", "sparsegpt"]
-    assert main([*ARGUMENTS, *options, "--calibration.samples", "30"]) == 0
+    options = ["--prune.damping", "1e-5", "--method", "sparsegpt"]
+    assert main([*ARGUMENTS, *options, "--samples", "30"]) == 0
     record = json.loads((place / "out" / "icp_run.json").read_text())
     climbed = {
         (block["block"], layer["name"]): layer["rungs"]
@@ -280,7 +280,7 @@ def test_singular_layers_everywhere_end_the_run(place, capsys):
     write_opt(place / "model", num_hidden_layers=3)
     for block in range(3):
         spoil_tap(place / "model", block, 100.0)
-    assert main([*ARGUMENTS, "--prune.damping", str(TINY), "--prune.method", "sparsegpt"]) == 2
+    assert main([*ARGUMENTS, "--prune.damping", str(TINY), "--method", "sparsegpt"]) == 2
     (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("icp-jax")]
     assert "more than a tenth of the layers needed a remedy: block 0: the Hessian of q_proj" in line
     assert sorted(p.name for p in place.iterdir()) == ["model", "text.txt"]

@@ -63,10 +63,10 @@ def test_longer_rows_are_all_used_before_one_is_used_twice(tmp_path):
 @pytest.mark.parametrize("samples", [None, 4, 6])
 def test_the_command_and_the_library_take_the_same(tmp_path, opt_folder, samples):
     path = as_npy(tmp_path, ROWS[:6])
-    chosen = [] if samples is None else ["--calibration.samples", str(samples)]
-    args = ["prune", "--model", str(opt_folder), "--out", str(tmp_path / "out"), *chosen]
-    args += ["--calibration.data", str(path), "--calibration.seq-len", "8"]
-    assert main([*args, "--prune.method", "magnitude"]) == 0
+    chosen = [] if samples is None else ["--samples", str(samples)]
+    args = ["prune", str(opt_folder), str(tmp_path / "out"), *chosen]
+    args += ["--data", str(path), "--seq-len", "8"]
+    assert main([*args, "--method", "magnitude"]) == 0
     record = json.loads((tmp_path / "out" / "icp_run.json").read_text())
     model = icp_jax.load(opt_folder)
     tokens = icp_jax.calibrate(model, path, samples=samples, seq_len=8)

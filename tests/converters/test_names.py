@@ -120,10 +120,10 @@ def test_a_shard_in_a_subfolder_goes_all_the_way(tmp_path, opt_folder, bundled):
     for path in bundled.glob("tokenizer*"):
         shutil.copy(path, source)
     (tmp_path / "text.txt").write_text((bundled / "calibration.txt").read_text()[:6000])
-    args = ["--calibration.data", str(tmp_path / "text.txt"), "--calibration.samples", "4"]
+    args = ["--data", str(tmp_path / "text.txt"), "--samples", "4"]
     for model, out in ((source, "a"), (opt_folder, "b")):
-        run = ["prune", "--model", str(model), "--out", str(tmp_path / out), *args]
-        assert main([*run, "--prune.sparsity", "0.5", "--prune.method", "wanda"]) == 0
+        run = ["prune", str(model), str(tmp_path / out), *args]
+        assert main([*run, "--sparsity", "0.5", "--method", "wanda"]) == 0
     got = tmp_path / "a" / "weights" / "a.safetensors"
     assert got.read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
     record = json.loads((tmp_path / "a" / "icp_run.json").read_text())

@@ -56,35 +56,35 @@ def remove(*names):
 COCO = "coco/annotations/instances_val2017.json"
 DEEP = Image.fromarray(np.full((48, 60), 40000, np.uint16))
 NONE = lambda place: None  # noqa: E731
-PRUNE = ["prune", "--model", "model", "--out", "work/out", "--calibration.data", "sa1b:sa1b",
-         "--calibration.samples", "3", "--prune.sparsity", ".5"]  # fmt: skip
+PRUNE = ["prune", "model", "work/out", "--data", "sa1b:sa1b",
+         "--samples", "3", "--sparsity", ".5"]  # fmt: skip
 EVAL = ["eval", "model", "--data"]
 SEGMENT = ["segment", "model", "sa1b/0.png", "--out", "work/out.png"]
 CASES = {
     "prune: not an image": (write("sa1b/1.png", "text"), PRUNE, r"has 2 images, 3 .*1\.png is not an image"),
     "prune: a 16-bit image": (save("sa1b/1.png", DEEP), PRUNE, r"1\.png.*more than 8 bits"),
     "prune: too few images": (
-        NONE, [*PRUNE, "--calibration.samples", "9"], "has 3 images, 9 are asked"),
+        NONE, [*PRUNE, "--samples", "9"], "has 3 images, 9 are asked"),
     "prune: sizes of another model": (
         write("model/preprocessor_config.json", '{"size": {"longest_edge": 1024}}'), PRUNE,
         r"preprocessor_config\.json: size must be a longest_edge from 1 to the model's 64, got"),
     "prune: no such folder": (
-        NONE, [*PRUNE, "--calibration.data", "coco:nowhere"], "no image folder 'nowhere'"),
+        NONE, [*PRUNE, "--data", "coco:nowhere"], "no image folder 'nowhere'"),
     "prune: hidden files are no images": (
         lambda p: (p / "sa1b/1.png").rename(p / "sa1b/._1.png"), PRUNE,
         "has 2 images, 3 are asked.*2 left out, hidden or no images: ._1.png, 1.json$"),
     "prune: a folder without images": (
-        NONE, [*PRUNE, "--calibration.data", "model"], "model holds no images"),
+        NONE, [*PRUNE, "--data", "model"], "model holds no images"),
     "prune: text for images": (
-        NONE, [*PRUNE, "--calibration.data", "wikitext2"], "reads images, not wikitext2"),
+        NONE, [*PRUNE, "--data", "wikitext2"], "reads images, not wikitext2"),
     "prune: the data set of text that is the default": (
-        NONE, [*PRUNE, "--calibration.data", "c4"], "reads images, not c4"),
+        NONE, [*PRUNE, "--data", "c4"], "reads images, not c4"),
     "prune: a window of tokens": (
-        NONE, [*PRUNE, "--calibration.seq-len", "8"], "seq_len is for text"),
+        NONE, [*PRUNE, "--seq-len", "8"], "seq_len is for text"),
     "prune: packed": (
-        NONE, [*PRUNE, "--quant.bits", "4", "--quant.packed"], "packed is for language models"),
+        NONE, [*PRUNE, "--bits", "4", "--quant.packed"], "packed is for language models"),
     "prune: no COCO": (
-        NONE, [*PRUNE, "--calibration.data", "coco:sa1b"], "is no COCO directory"),
+        NONE, [*PRUNE, "--data", "coco:sa1b"], "is no COCO directory"),
     "eval: not an image": (write("sa1b/1.png", "text"), [*EVAL, "sa1b:sa1b"], "is not an image"),
     "eval: a 16-bit image": (save("coco/val2017/1.png", DEEP), [*EVAL, "coco:coco"], "1.png.*8 bits"),
     "eval: a missing image": (remove("coco/val2017/1.png"), [*EVAL, "coco:coco"], "1.png cannot be"),

@@ -142,11 +142,11 @@ def test_calibration_evaluation_and_segment_follow_it(tmp_path, capsys):
     how = ImageSettings(SIDE, mean=(0.5, 0.4, 0.3), std=(0.5, 0.25, 0.2))
     for k, found in enumerate(pixels):
         np.testing.assert_array_equal(found, preprocess(images / f"{k}.png", how)[0])
-    args = ["--calibration.data", str(images), "--calibration.samples", "4"]
-    args += ["--prune.method", "magnitude", "--json"]
+    args = ["--data", str(images), "--samples", "4"]
+    args += ["--method", "magnitude", "--json"]
     digests = []
     for name, folder in (("a", own), ("b", small_sam.write_sam(tmp_path / "plain"))):
-        assert main(["prune", "--model", str(folder), "--out", str(tmp_path / name), *args]) == 0
+        assert main(["prune", str(folder), str(tmp_path / name), *args]) == 0
         record = json.loads((tmp_path / name / "icp_run.json").read_text())
         digests.append(record["inputs"]["calibration_images"])
     assert digests[0] == icp_jax.data.inputs.record(FolderSource(own), pixels)["calibration_images"]
