@@ -48,7 +48,7 @@ def export(work: Work, source: FolderSource, job: Job, packed: bool, progress: P
 def record(
     facts: dict[str, Any], blocks: Sequence[BlockReport], counted: Counted, seconds: float
 ) -> dict[str, Any]:
-    """What the result file says of a run. facts: of before the first block; seconds: all it took."""
+    """What the result file says of a run. facts: from the door; seconds: the whole run."""
     peak = storage.device_peak()
     return {
         "config": facts["config"],
