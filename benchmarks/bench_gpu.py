@@ -105,9 +105,9 @@ def part(name: str, job, scratch: Path) -> dict:
 def prune(job, scratch: Path, variables: dict[str, str]) -> dict:
     """`icp-jax prune` and what its record says; what the card says, and the plan, beside it."""
     out = scratch / "pruned"
-    code = [sys.executable, "-m", "icp_jax.cli", "prune", job["model"], "--json"]
+    code = [sys.executable, "-m", "icp_jax.cli", "prune", job["model"], str(out), "--json"]
     code += ["--data", job["tokens"], "--samples", str(job["samples"])]
-    code += ["--seq-len", str(job["length"]), "--out", str(out), *job["options"]]
+    code += ["--seq-len", str(job["length"]), *job["options"]]
     started, in_use, said = time.perf_counter(), 0, []
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     run = subprocess.Popen(code, env=variables, text=True, **pipes)

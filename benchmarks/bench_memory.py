@@ -69,13 +69,12 @@ def prune(folder: Path, samples: int, length: int, *options: str, group: str = "
     """Peak MiB and seconds of a run in its own process, and in a cgroup where one is given."""
     ids = np.random.default_rng(1).integers(3, 512, 2 * samples * length).astype(np.int32)
     np.save(folder.parent / "ids.npy", ids)
-    sizes = ["--samples", str(samples), "--seq-len", str(length)]
-    args = ["--model", str(folder), "--data", str(folder.parent / "ids.npy"), *sizes]
     out = folder.parent / f"{folder.name}-pruned"
-
+    sizes = ["--samples", str(samples), "--seq-len", str(length)]
+    args = [str(folder), str(out), "--data", str(folder.parent / "ids.npy"), *sizes]
     code = [sys.executable, "-c", PRUNE, group, "prune", *args, *options]
     started = time.perf_counter()
-    done = subprocess.run([*code, "--out", str(out), "--json"], capture_output=True, text=True)
+    done = subprocess.run([*code, "--json"], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(args)}: {done.stderr[-2000:]}")
     record = json.loads((out / "icp_run.json").read_text())

@@ -1,7 +1,7 @@
 """Llama-2-7B at 70 %, the paper's settings.
 
     icp-jax plan --config llama2_7b --device-memory 24GiB --host-memory 32GiB
-    icp-jax prune --config llama2_7b --out llama-2-7b-70
+    icp-jax prune llama-2-7b-70 --config llama2_7b
 
 The paper reports 46.94 as the mean of seven zero-shot tasks (56.96 at 50 %), with 128 C4 samples of
 2048 tokens. Its script ignores alpha for this family; this config has it in effect. Not yet run

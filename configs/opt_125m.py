@@ -1,6 +1,6 @@
 """OPT-125M at 70 %, the paper's settings.
 
-    icp-jax prune --config opt_125m --out opt-125m-70
+    icp-jax prune opt-125m-70 --config opt_125m
     icp-jax eval opt-125m-70 --data wikitext2
 
 The paper reports WikiText-2 perplexity 65.20 (dense 27.65), with 128 C4 samples of 2048 tokens.

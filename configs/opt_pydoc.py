@@ -1,6 +1,6 @@
 """The bundled model at 70 %, as `icp-jax demo` prunes it. Needs no download.
 
-    icp-jax prune --config opt_pydoc --out opt-pydoc-70
+    icp-jax prune opt-pydoc-70 --config opt_pydoc
     icp-jax eval opt-pydoc-70 --data icp_jax/assets/opt-pydoc/heldout.txt
 
 What to expect: see the table of the README, and benchmarks/results/claim.json for other

@@ -1,7 +1,6 @@
 """SAM ViT-B at 70 %, the paper's settings.
 
-    icp-jax prune --config sam_b --model sam_vit_b_01ec64.pth \\
-        --data sa1b:DIR --out sam-b-70
+    icp-jax prune sam_vit_b_01ec64.pth sam-b-70 --config sam_b --data sa1b:DIR
     icp-jax eval sam-b-70 --data coco:DIR --prompt point
 
 128 images of 1024² from SA-1B; the model as Meta's `.pth` file, or facebook/sam-vit-base from the

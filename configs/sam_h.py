@@ -1,7 +1,6 @@
 """SAM ViT-H at 70 %, with the settings that the paper gives for ViT-B.
 
-    icp-jax prune --config sam_h --model sam_vit_h_4b8939.pth \\
-        --data sa1b:DIR --out sam-h-70
+    icp-jax prune sam_vit_h_4b8939.pth sam-h-70 --config sam_h --data sa1b:DIR
     icp-jax eval sam-h-70 --data sa1b:HELD_OUT_DIR --prompt point
 
 The paper reports single-point IoU on SA-1B of 74.42, 72.85 and 57.60 at 50, 70 and 90 % (at 70 %:

@@ -1,7 +1,6 @@
 """SAM ViT-L at 70 %, with the settings that the paper gives for ViT-B.
 
-    icp-jax prune --config sam_l --model sam_vit_l_0b3195.pth \\
-        --data sa1b:DIR --out sam-l-70
+    icp-jax prune sam_vit_l_0b3195.pth sam-l-70 --config sam_l --data sa1b:DIR
     icp-jax eval sam-l-70 --data coco:DIR --prompt point
 
 128 images of 1024² from SA-1B; the model as Meta's `.pth` file, or facebook/sam-vit-large from the

@@ -180,7 +180,7 @@ def sensible(run: RunConfig) -> None:
     parse_bytes("memory.device", run.memory.device)
     parse_bytes("memory.host", run.memory.host)
     if run.quant.bits is None and run.quant != type(run.quant)():
-        raise InputError("quant settings need --quant.bits")
+        raise InputError("quant settings need quant.bits")
     unused = idle(run)
     if unused and unused[0] in USED_BY:
         methods = USED_BY[unused[0]]

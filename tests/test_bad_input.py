@@ -23,6 +23,7 @@ from damage import (
     weights,
     write,
 )
+from runs import placed
 
 from icp_jax.cli import main
 
@@ -104,19 +105,19 @@ CASES = {
         NONE, ["--pattern", "3:7", "--sparsity", "None"], "no multiple of 7"),
     "pattern and alpha": (
         NONE, ["--pattern", "2:4", "--prune.alpha", "1"], "apply to unstructured"),
-    "pattern and sparsity": (NONE, ["--pattern", "2:4"], "prune.sparsity applies to unstruct"),
+    "pattern and sparsity": (NONE, ["--pattern", "2:4"], "--sparsity applies to unstruct"),
     "roles listed twice": (NONE, ["--prune.rearrange", "qkq-f2"], "lists q twice; named ones"),
     "rearrangement without beta": (
-        NONE, ["--method", "wanda", "--prune.rearrange", "qkv-o"], "needs prune.beta"),
+        NONE, ["--method", "wanda", "--prune.rearrange", "qkv-o"], "needs --prune.beta"),
     "block size without a solver": (
-        NONE, ["--method", "magnitude", "--prune.block-size", "64"], "block_size applies to icp"),
+        NONE, ["--method", "magnitude", "--prune.block-size", "64"], "--prune.block-size applies to icp"),
     "compensation of wanda": (
-        NONE, ["--method", "wanda", "--compensate.lr", "1e-3"], "compensate.lr applies to icp"),
+        NONE, ["--method", "wanda", "--compensate.lr", "1e-3"], "--compensate.lr applies to icp"),
     "packed without bits": (NONE, ["--quant.packed"], "need --bits"),
     "damping of zero": (NONE, ["--prune.damping", "0"], "damping must be a positive"),
     "learning rate is NaN": (NONE, ["--compensate.lr", "nan"], "lr must be a positive"),
     "unknown option": (NONE, ["--prune.sparcity", ".5"], "did you mean --sparsity"),
-    "option without its group": (NONE, ["--sparsity", ".5"], "did you mean --sparsity"),
+    "option without its group": (NONE, ["--alpha", ".5"], "did you mean --prune.alpha"),
     "option without a value": (NONE, ["--dtype"], "Missing value for argument '--dtype'"),
     "value of another type": (NONE, ["--sparsity", "half"], "could not convert .*'half'"),
     "a bool is no number": (NONE, ["--bits", "True"], "--bits: invalid literal for int"),
@@ -167,7 +168,7 @@ def tree_hash(folder):
 def run(place, capsys, monkeypatch, args, message):
     monkeypatch.chdir(place)
     source, before = tree_hash(place / "model"), sorted((place / "work").rglob("*"))
-    status = main(args)
+    status = main(placed(args))
     out, err = capsys.readouterr()
     lines = [line for line in err.splitlines() if not line.startswith("block ")]
     assert status == 2 and len(lines) == 1, err
@@ -198,7 +199,7 @@ OTHERS = {
         ["eval", "model", "--data", "text.txt", "--limit", "3"], "limit is for SAM"),
     "eval: a seed for text": (
         ["eval", "model", "--data", "text.txt", "--seed", "0"], "seed is for SAM"),
-    "plan: memory given twice": (
+    "plan: a size of no unit": (
         ["plan", "model", "--device-memory", "1GiB", "--memory.device", "2Gbit"],
         "--device-memory must be a size"),
     "eval beyond the context": (

@@ -12,6 +12,7 @@ import pytest
 
 import icp_jax
 from icp_jax.cli import main
+from icp_jax.cli.options import as_options
 from icp_jax.config import (
     DEFAULTS,
     CalibrationConfig,
@@ -107,8 +108,8 @@ MEANINGLESS = [
         {"prune__pattern": "2:4", "prune__alpha": 1.0, "prune__beta": 0.0},
         "alpha and prune.beta app",
     ),
-    ({"quant__search": True}, "quant settings need --bits"),
-    ({"quant__group": 64}, "quant settings need --bits"),
+    ({"quant__search": True}, "quant settings need quant.bits"),
+    ({"quant__group": 64}, "quant settings need quant.bits"),
     ({"prune__method": "wanda", "prune__damping": 0.01}, "prune.damping applies to icp and sparse"),
     ({"prune__method": "magnitude", "prune__block_size": 128}, "prune.block_size applies to icp"),
     ({"prune__method": "sparsegpt", "compensate__lr": 1e-4}, "compensate.lr applies to icp only"),
@@ -201,7 +202,7 @@ def test_python_and_command_line_refuse_alike(opt_folder, tokens, capsys):
         with pytest.raises(InputError, match=said) as caught:
             icp_jax.prune(model, tokens, **settings)
         assert main(["prune", str(opt_folder), "--dry-run", *options]) == 2
-        assert capsys.readouterr().err == f"icp-jax: {caught.value}\n"
+        assert capsys.readouterr().err == f"icp-jax: {as_options(str(caught.value))}\n"
 
 
 def test_in_memory_there_is_nothing_to_pack(opt_folder, tokens):

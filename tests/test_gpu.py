@@ -85,8 +85,8 @@ def cpu(place):
 
     @functools.cache
     def result(what):
-        given = ["--model", "model", "--data", "text.txt"]
-        given += ["--samples", "16", "--compensate.lr", "1e-3", "--out", what]
+        given = ["model", what, "--data", "text.txt"]
+        given += ["--samples", "16", "--compensate.lr", "1e-3"]
         more = ["--pattern", "2:4", "--bits", "4"]
         given += more if what != "unstructured" else ["--sparsity", "0.5"]
         code = [sys.executable, "-m", "icp_jax.cli", "prune", *given, "--json"]

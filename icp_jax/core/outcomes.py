@@ -21,8 +21,8 @@ from icp_jax.models.spec import Family
 NOT_FINITE, ROSE, NO_GAIN = "loss not finite", "loss rose", "no gain"
 WORDS = {Fate.NOT_FINITE: NOT_FINITE, Fate.ROSE: ROSE, Fate.NO_GAIN: NO_GAIN}
 DIVERGED = (NOT_FINITE, ROSE)
-MORE_DATA = "more calibration samples or a larger --prune.damping may help"
-LESS_LR = "lower --compensate.lr, or set --compensate.epochs 0"
+MORE_DATA = "more calibration samples or a larger prune.damping may help"
+LESS_LR = "lower compensate.lr, or set compensate.epochs 0"
 
 
 @dataclass(frozen=True)

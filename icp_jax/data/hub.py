@@ -151,7 +151,7 @@ def quiet() -> Iterator[None]:
 def resolve(model: str) -> Path:
     """A local folder or `.pth` file as it is; a hub id downloaded through huggingface_hub."""
     if not model:
-        raise InputError("no model given: --model takes a Hugging Face folder or hub id")
+        raise InputError("no model given: name a Hugging Face folder or hub id")
     path = Path(model).expanduser()
     if path.is_dir() or lone_torch_file(path) is not None:
         return path

@@ -82,7 +82,7 @@ class Draw:
         if self.asked is not None and len(there) < self.asked:
             raise InputError(
                 f"calibration data {self.data} has {len(there)} rows of {self.length} tokens, "
-                f"{self.asked} are asked for: give more, or set --calibration.samples {len(there)}"
+                f"{self.asked} are asked for: give more, or set calibration.samples {len(there)}"
             )
         if len(there) < self.samples:
             log.warning("%s: all its %d windows are used", self.data, len(there))
@@ -102,7 +102,7 @@ class Draw:
         if len(ids) < self.length:
             raise InputError(
                 f"calibration data {self.data} has {len(ids)} tokens, shorter than one window of "
-                f"{self.length}: give more text or a smaller --calibration.seq-len"
+                f"{self.length}: give more text or a smaller calibration.seq_len"
             )
         return self._said(np.stack([self._cut(ids) for _ in range(self.samples)]), len(ids))
 

@@ -120,11 +120,10 @@ def fit(work: Workload, device: int | None = None, host: int | None = None) -> N
     least: tuple[int, str] | None = None
     for place in kinds if memory.streams == "auto" else (memory.streams,):
         tries, remat = _batches(work), memory.remat
-        if (
-            place == "device"
-            and device is not None
-            and (over := work.both(memory.stream_dtype) - device) > 0
-        ):
+        over = 0
+        if place == "device" and device is not None:
+            over = work.both(memory.stream_dtype) - device
+        if over > 0:
             least = over, f"{gib(over)} of device memory for the streams alone"
             continue  # whatever the batch: nothing to compile for it
         while tries:

@@ -54,7 +54,14 @@ def ready(
         raise InputError("quant.packed is for language models: leave it out")
     tokens = inputs.calibration(config.calibration, source, progress)
     asked = inputs.counted(full, tokens)
-    settled = _settled(source, asked, begun(asked))
+    start = begun(asked)
+    try:
+        settled = settle(source, start)
+    except InputError as error:
+        if start == asked:
+            raise
+        kept = "going on keeps the batch and rematerialisation that the run was begun with"
+        raise Kept(f"{error}; {kept}") from None
     weights = Weights(source)
     devices.check_same("settings, weights or versions", common(flat(asked), weights))
     samples = inputs.record(source, tokens)
@@ -69,14 +76,3 @@ def ready(
         fingerprint(flat(settled), weights, samples),
         {"config": dataclasses.asdict(settled), "inputs": {"weights": files, **samples}},
     )
-
-
-def _settled(source: FolderSource, asked: RunConfig, begun: RunConfig) -> RunConfig:
-    """`settle`, with what a run that is taken up again was begun with. Raises InputError."""
-    try:
-        return settle(source, begun)
-    except InputError as error:
-        if begun == asked:
-            raise
-        kept = "going on keeps the batch and rematerialisation that the run was begun with"
-        raise Kept(f"{error}; {kept}") from None

@@ -32,13 +32,13 @@ ADDED = len("." + ".12345678.partial")  # to an output's name, while it is being
 def check_free(out: str | Path) -> Path:
     """The output folder's path. Raises InputError where something is there already."""
     if not str(out):
-        raise InputError("no output folder given: --out takes a folder that does not exist yet")
+        raise InputError("no output folder given: name a folder that does not exist yet")
     out = Path(out).expanduser()
     sizes = [len(os.fsencode(part)) for part in out.absolute().parts]
     if max(sizes[-1] + ADDED, *sizes) > COMPONENT or sum(sizes) + len(sizes) + ADDED > WHOLE:
-        raise InputError(f"--out {shown(str(out))} is too long a name: choose a shorter one")
+        raise InputError(f"{shown(str(out))} is too long a name: choose a shorter one")
     if out.exists() or out.is_symlink():
-        raise InputError(f"{out} exists already: choose another --out, or move it away")
+        raise InputError(f"{out} exists already: choose another output folder, or move it away")
     if not out.absolute().parent.is_dir():
         raise InputError(f"the folder {out.absolute().parent} for the output does not exist")
     return out.absolute()
@@ -62,7 +62,7 @@ class Aside:
 
     def publish(self) -> None:
         if self.out.exists():
-            raise InputError(f"{self.out} has appeared meanwhile: choose another --out")
+            raise InputError(f"{self.out} has appeared meanwhile: choose another output folder")
         os.rename(self.path, self.out)
 
     def __exit__(self, *exc) -> None:

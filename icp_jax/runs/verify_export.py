@@ -85,7 +85,7 @@ def _check(
     if not all_finite(tensor):
         raise InputError(
             f"pruned tensor {name!r} leaves the range of {tensor.dtype}: "
-            "lower --compensate.lr or add calibration samples"
+            "lower compensate.lr or add calibration samples"
         )
     weights.reader.forget()
     source.reader.forget()

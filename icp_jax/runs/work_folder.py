@@ -67,7 +67,9 @@ class WorkFolder:
             except FileNotFoundError:
                 continue
             return lock
-        raise InputError(f"another run is at work on {self.out}: choose another --out, or wait")
+        raise InputError(
+            f"another run is writing {self.out}: choose another output folder, or wait"
+        )
 
     def _make(self) -> bool:
         """Whether the folder is there now. Raises InputError where it is not a run's."""
@@ -80,7 +82,7 @@ class WorkFolder:
                 if strange := self._strange():
                     raise InputError(
                         f"{self.path} is not the work folder of a run: it {strange}; "
-                        "move it away, or choose another --out"
+                        "move it away, or choose another output folder"
                     ) from None
                 return True
             return False

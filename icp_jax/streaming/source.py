@@ -42,7 +42,7 @@ def read_config(folder: Path, quantized: bool = False) -> dict[str, Any]:
     if config.get("quantization_config") is not None and not quantized:
         raise InputError(
             f"{folder} is already quantized: give the unquantized checkpoint (of our own exports, "
-            "the one written without --quant.packed)"
+            "the one written without quant.packed)"
         )
     return config
 

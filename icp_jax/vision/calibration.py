@@ -28,7 +28,7 @@ def calibration_pixels(
     def too_few(images: int, why: str) -> InputError:
         return InputError(
             f"calibration data {data} has {images} images, {count} are asked for: "
-            f"give more, or a smaller --calibration.samples{why and '; '}{why}"
+            f"give more, or a smaller calibration.samples{why and '; '}{why}"
         )
 
     kind, folder = kind_of(data)

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from runs import placed
 from vision import small_sam
 
 from icp_jax.cli import main
@@ -80,9 +81,9 @@ CASES = {
     "prune: the data set of text that is the default": (
         NONE, [*PRUNE, "--data", "c4"], "reads images, not c4"),
     "prune: a window of tokens": (
-        NONE, [*PRUNE, "--seq-len", "8"], "seq_len is for text"),
+        NONE, [*PRUNE, "--seq-len", "8"], "--seq-len is for text"),
     "prune: packed": (
-        NONE, [*PRUNE, "--bits", "4", "--quant.packed"], "packed is for language models"),
+        NONE, [*PRUNE, "--bits", "4", "--quant.packed"], "--quant.packed is for language models"),
     "prune: no COCO": (
         NONE, [*PRUNE, "--data", "coco:sa1b"], "is no COCO directory"),
     "eval: not an image": (write("sa1b/1.png", "text"), [*EVAL, "sa1b:sa1b"], "is not an image"),
@@ -134,7 +135,7 @@ CASES = {
 def run(place, capsys, monkeypatch, args, message):
     monkeypatch.chdir(place)
     before = sorted((place / "work").rglob("*"))
-    status = main(args)
+    status = main(placed(args))
     out, err = capsys.readouterr()
     lines = [line for line in err.splitlines() if line.startswith("icp-jax: ")]
     others = [
