@@ -200,7 +200,7 @@ OTHERS = {
     "eval: a seed for text": (
         ["eval", "model", "--data", "text.txt", "--seed", "0"], "seed is for SAM"),
     "plan: a size of no unit": (
-        ["plan", "model", "--device-memory", "1GiB", "--memory.device", "2Gbit"],
+        ["plan", "model", "--device-memory", "1GiB", "--device-memory", "2Gbit"],
         "--device-memory must be a size"),
     "eval beyond the context": (
         ["eval", "model", "--data", "text.txt", "--seq-len", "99"], "context 32, got 99"),

@@ -59,7 +59,7 @@ def test_two_runs_at_once(undisturbed, place, environment):
     codes = [process.returncode for process in both]
     assert sorted(codes) == [0, 2]
     line = said[codes.index(2)].splitlines()
-    assert len(line) == 1 and "another run is at work on" in line[0]
+    assert len(line) == 1 and "another run is writing" in line[0]
     same(place, undisturbed)
 
 

@@ -187,7 +187,7 @@ def test_the_second_run_is_told(place, capsys, monkeypatch):
         assert main(ARGUMENTS) == 2
         assert main([*ARGUMENTS, "--resume"]) == 2
     err = capsys.readouterr().err.splitlines()
-    assert len(err) == 2 and all("another run is at work on" in line for line in err)
+    assert len(err) == 2 and all("another run is writing" in line for line in err)
     assert main(ARGUMENTS) == 0  # a lock that nobody holds is in nobody's way
 
 
