@@ -1,0 +1,80 @@
+"""The code blocks of the README and the docs, and what stands in for what their commands name."""
+
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+from sybil import Sybil
+from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
+
+from icp_jax.cli import main
+from icp_jax.cli.parse import parse
+from icp_jax.data import hub, named
+from icp_jax.data.corpus import Corpus
+
+ROOT = Path(__file__).parent.parent
+GENERATED = ROOT / "docs" / "_generated"
+PAGES = [ROOT / "README.md"] + [
+    path for path in sorted((ROOT / "docs").rglob("*.md")) if GENERATED not in path.parents
+]
+FENCE = re.compile(r"^[ ]*```(.*)$", re.MULTILINE)
+SHELL = "sh"
+SHOWN = {"text", "bibtex"}  # what is no code
+SEVERAL = {"--devices", "--hosts.coordinator"}  # more machines than a test has: parsed, not run
+
+
+def examples(path):
+    """Sybil's examples of a page, in order; they share one namespace."""
+    parsers = [PythonCodeBlockParser(), CodeBlockParser(SHELL, run_commands)]
+    return list(Sybil(parsers, path=str(ROOT)).parse(path).examples())
+
+
+def languages(path):
+    """The language of every code block of a page."""
+    return FENCE.findall(path.read_text())[::2]
+
+
+def commands(text):
+    """The words of every command of a shell block. Comments are left out."""
+    for line in text.replace("\\\n", " ").splitlines():
+        if words := shlex.split(line, comments=True):
+            yield words
+
+
+def run_commands(example):
+    """Run a shell block in the current folder: `icp-jax` in this process, `make` as a dry run."""
+    for words in commands(example.parsed):
+        if words[0] == "srun":  # starts the command after it on every host
+            del words[0]
+        program, *rest = words
+        if program == "icp-jax" and SEVERAL & set(rest):
+            parse(rest)
+        elif program == "icp-jax":
+            assert main(rest) == 0, shlex.join(words)
+        elif program == "make":
+            subprocess.run(["make", "-n", *rest], cwd=ROOT, check=True, capture_output=True)
+        elif words[:2] == ["pip", "install"]:
+            installable(rest[1])
+        elif program == "python":
+            help = [sys.executable, str(ROOT / rest[0]), "--help"]
+            subprocess.run(help, check=True, capture_output=True)
+        else:
+            raise AssertionError(f"no test can run {shlex.join(words)}")
+
+
+def installable(what):
+    """`.` or `icp-jax`, with extras that pyproject.toml has."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    name, extras = re.fullmatch(r"([^\[]+)(?:\[(.*)\])?", what).groups()
+    assert name in (".", project["name"]), what
+    for extra in filter(None, (extras or "").split(",")):
+        assert extra in project["optional-dependencies"], what
+
+
+def without_network(monkeypatch, text):
+    """The named data sets are `text`."""
+    monkeypatch.setattr(hub, "ask", lambda *_: None)
+    monkeypatch.setattr(named, "_load", lambda name, evaluation: Corpus(name, [text]))
