@@ -8,7 +8,8 @@ import tomllib
 from pathlib import Path
 
 from sybil import Sybil
-from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
+from sybil.evaluators.python import PythonEvaluator
+from sybil.parsers.markdown import CodeBlockParser
 
 from icp_jax.cli import main
 from icp_jax.cli.parse import parse
@@ -16,25 +17,28 @@ from icp_jax.data import hub, named
 from icp_jax.data.corpus import Corpus
 
 ROOT = Path(__file__).parent.parent
-GENERATED = ROOT / "docs" / "_generated"
-PAGES = [ROOT / "README.md"] + [
-    path for path in sorted((ROOT / "docs").rglob("*.md")) if GENERATED not in path.parents
-]
+RESULTS = ROOT / "docs" / "_generated" / "results.md"
+BUILT = ROOT / "docs" / "_build"
+DOCS = [path for path in sorted((ROOT / "docs").rglob("*.md")) if BUILT not in path.parents]
+PAGES = [str(path.relative_to(ROOT)) for path in (ROOT / "README.md", *DOCS)]
 FENCE = re.compile(r"^[ ]*```(.*)$", re.MULTILINE)
+PYTHON = ("python", "{code-cell} ipython3", "{code-cell}")  # the last two: of MyST's notebooks
 SHELL = "sh"
 SHOWN = {"text", "bibtex"}  # what is no code
 SEVERAL = {"--devices", "--hosts.coordinator"}  # more machines than a test has: parsed, not run
 
 
-def examples(path):
+def examples(page):
     """Sybil's examples of a page, in order; they share one namespace."""
-    parsers = [PythonCodeBlockParser(), CodeBlockParser(SHELL, run_commands)]
-    return list(Sybil(parsers, path=str(ROOT)).parse(path).examples())
+    parsers = [CodeBlockParser(language, PythonEvaluator()) for language in PYTHON]
+    parsers.append(CodeBlockParser(SHELL, run_commands))
+    return list(Sybil(parsers, path=str(ROOT)).parse(ROOT / page).examples())
 
 
-def languages(path):
-    """The language of every code block of a page."""
-    return FENCE.findall(path.read_text())[::2]
+def languages(page):
+    """The language of every code block of a page, MyST's directives that hold no code left out."""
+    told = FENCE.findall((ROOT / page).read_text())[::2]
+    return {x for x in told if not x.startswith("{") or x.startswith("{code")}
 
 
 def commands(text):
