@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from converters.safetensors_files import Layout
+from converters.layout import Layout
 from icp_jax.backend.products import full_precision
 from icp_jax.models import Family, make_family
 
