@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from converters import table_for
+from converters.layout import plan_layout
 from converters.rules import Placed
-from converters.safetensors_files import Writer, plan_layout
+from converters.safetensors_files import Writer
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -43,7 +44,7 @@ def write_checkpoint(
 
 def provenance() -> dict[str, Any]:
     """Command, commit, machine and versions."""
-    from icp_jax.runs.run import versions
+    from icp_jax.runs.records import versions
 
     here = Path(__file__).parent
     asked = ["git", "rev-parse", "HEAD"]  # COMMIT: of a copy without the repository

@@ -44,8 +44,8 @@ def images(count: int) -> np.ndarray:
 def jax_model(config: dict):
     """The tree in memory, as `icp_jax.load` would give it."""
     from converters import table_for
+    from converters.layout import plan_layout
     from converters.rules import insert
-    from converters.safetensors_files import plan_layout
     from icp_jax.model import Model
 
     found, tree = weights(config), {}

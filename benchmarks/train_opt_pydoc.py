@@ -25,8 +25,9 @@ import optax
 from pydoc_text import split
 
 from converters import table_for
+from converters.layout import plan_layout
 from converters.rules import lookup
-from converters.safetensors_files import Writer, plan_layout
+from converters.safetensors_files import Writer
 from icp_jax import api
 from icp_jax.core.pruners import magnitude
 from icp_jax.models import make_family

@@ -28,8 +28,9 @@ import optax
 from sam_shapes import CONFIG, HELD_OUT, inner_point, scene
 
 from converters import table_for
+from converters.layout import plan_layout
 from converters.rules import insert, lookup
-from converters.safetensors_files import Writer, plan_layout
+from converters.safetensors_files import Writer
 from icp_jax.models.sam import SamConfig, encode_image, predict_masks
 from icp_jax.vision.image_settings import ImageSettings
 

@@ -14,9 +14,11 @@ from typing import Protocol
 
 import numpy as np
 
+from converters.index import read_index
+from converters.layout import Layout
 from converters.names import SAFETENSORS, TORCH, TORCH_SUFFIXES, create, inside, shards, shown
 from converters.rules import ConversionError, first_line
-from converters.safetensors_files import Layout, SafetensorsReader, Writer, read_index
+from converters.safetensors_files import SafetensorsReader, Writer
 
 
 class Reader(Protocol):

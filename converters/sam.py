@@ -10,27 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from converters.rules import ConversionError, Placed, Table
+from converters.rules import Placed, Table
+from converters.sam_layers import conv, linear, norm, plain, upscale
 from converters.sam_names import HUGGING_FACE, META, Spelling
-
-
-@dataclass(frozen=True)
-class Folded(Placed):
-    """A convolution: all axes of the torch weight but the first become one of the kernel."""
-
-    def to_tree(self, tensor: np.ndarray) -> np.ndarray:
-        return super().to_tree(tensor.reshape(self.shape[0], -1))
-
-    def to_torch(self, leaf: np.ndarray) -> np.ndarray:
-        flat = super().to_torch(leaf)
-        if flat.shape != (self.shape[0], int(np.prod(self.shape[1:]))):
-            raise ConversionError(
-                f"tensor {self.name!r}: a kernel {list(leaf.shape)} is none of {list(self.shape)}"
-            )
-        return flat.reshape(self.shape)
-
 
 VISION = {
     "hidden_size": 768,
@@ -69,110 +51,78 @@ def _part(config: Mapping[str, Any], key: str, defaults: Mapping[str, Any]) -> d
     return {**defaults, **given}
 
 
-def _plain(name: str, path: str, *shape: int) -> Placed:
-    return Placed(name, tuple(path.split("/")), shape, transpose=False)
-
-
-def _linear(name: str, path: str, out: int, inp: int, bias: bool = True) -> Iterator[Placed]:
-    yield Placed(f"{name}.weight", (*path.split("/"), "kernel"), (out, inp), transpose=True)
-    if bias:
-        yield _plain(f"{name}.bias", f"{path}/bias", out)
-
-
-def _conv(
-    name: str, path: str, out: int, inp: int, size: int, bias: bool = True
-) -> Iterator[Placed]:
-    """Kernel `[inp * size * size, out]`, rows ordered (channel, row, column)."""
-    shape = (out, inp, size, size)
-    yield Folded(f"{name}.weight", (*path.split("/"), "kernel"), shape, transpose=True)
-    if bias:
-        yield _plain(f"{name}.bias", f"{path}/bias", out)
-
-
-def _upscale(name: str, path: str, inp: int, out: int) -> Iterator[Placed]:
-    """A transposed convolution: torch has `[in, out, 2, 2]`, the kernel is `[in, out * 2 * 2]`."""
-    shape = (inp, out, 2, 2)
-    yield Folded(f"{name}.weight", (*path.split("/"), "kernel"), shape, transpose=False)
-    yield _plain(f"{name}.bias", f"{path}/bias", out)
-
-
-def _norm(name: str, path: str, width: int) -> Iterator[Placed]:
-    yield _plain(f"{name}.weight", f"{path}/scale", width)
-    yield _plain(f"{name}.bias", f"{path}/bias", width)
-
-
 def _encoder(c: Mapping[str, Any], s: Spelling, at: str) -> Iterator[Placed]:
     d, channels, grid = c["hidden_size"], c["output_channels"], c["image_size"] // c["patch_size"]
     mlp = int(d * c["mlp_ratio"]) if c["mlp_dim"] is None else c["mlp_dim"]
-    yield from _conv(f"{at}{s.patch}", "embed/patch", d, c["num_channels"], c["patch_size"])
+    yield from conv(f"{at}{s.patch}", "embed/patch", d, c["num_channels"], c["patch_size"])
     if c["use_abs_pos"]:
-        yield _plain(f"{at}pos_embed", "embed/positions/embedding", 1, grid, grid, d)
+        yield plain(f"{at}pos_embed", "embed/positions/embedding", 1, grid, grid, d)
     for i in range(c["num_hidden_layers"]):
         name, path = f"{at}{s.blocks}.{i}", f"blocks/{i}"
         side = 0 if i in c["global_attn_indexes"] else c["window_size"]
-        yield from _norm(f"{name}.{s.norm}1", f"{path}/layer_norm1", d)
+        yield from norm(f"{name}.{s.norm}1", f"{path}/layer_norm1", d)
         if c["use_rel_pos"]:
             table = (2 * (side or grid) - 1, d // c["num_attention_heads"])
-            yield _plain(f"{name}.attn.rel_pos_h", f"{path}/rel_pos_h/embedding", *table)
-            yield _plain(f"{name}.attn.rel_pos_w", f"{path}/rel_pos_w/embedding", *table)
-        yield from _linear(f"{name}.attn.qkv", f"{path}/qkv", 3 * d, d, c["qkv_bias"])
-        yield from _linear(f"{name}.attn.proj", f"{path}/proj", d, d)
-        yield from _norm(f"{name}.{s.norm}2", f"{path}/layer_norm2", d)
-        yield from _linear(f"{name}.mlp.lin1", f"{path}/lin1", mlp, d)
-        yield from _linear(f"{name}.mlp.lin2", f"{path}/lin2", d, mlp)
-    yield from _conv(f"{at}{s.neck[0]}", "head/conv1", channels, d, 1, bias=False)
-    yield from _norm(f"{at}{s.neck[1]}", "head/layer_norm1", channels)
-    yield from _conv(f"{at}{s.neck[2]}", "head/conv2", channels, channels, 3, bias=False)
-    yield from _norm(f"{at}{s.neck[3]}", "head/layer_norm2", channels)
+            yield plain(f"{name}.attn.rel_pos_h", f"{path}/rel_pos_h/embedding", *table)
+            yield plain(f"{name}.attn.rel_pos_w", f"{path}/rel_pos_w/embedding", *table)
+        yield from linear(f"{name}.attn.qkv", f"{path}/qkv", 3 * d, d, c["qkv_bias"])
+        yield from linear(f"{name}.attn.proj", f"{path}/proj", d, d)
+        yield from norm(f"{name}.{s.norm}2", f"{path}/layer_norm2", d)
+        yield from linear(f"{name}.mlp.lin1", f"{path}/lin1", mlp, d)
+        yield from linear(f"{name}.mlp.lin2", f"{path}/lin2", d, mlp)
+    yield from conv(f"{at}{s.neck[0]}", "head/conv1", channels, d, 1, bias=False)
+    yield from norm(f"{at}{s.neck[1]}", "head/layer_norm1", channels)
+    yield from conv(f"{at}{s.neck[2]}", "head/conv2", channels, channels, 3, bias=False)
+    yield from norm(f"{at}{s.neck[3]}", "head/layer_norm2", channels)
 
 
 def _prompt(c: Mapping[str, Any], s: Spelling, at: str) -> Iterator[Placed]:
     d, wide = c["hidden_size"], c["mask_input_channels"]
     narrow = wide // 4
     for k in range(c["num_point_embeddings"]):
-        yield _plain(f"{at}{s.points}.{k}.weight", f"prompt/point_{k}/embedding", 1, d)
-    yield _plain(f"{at}not_a_point_embed.weight", "prompt/not_a_point/embedding", 1, d)
-    yield _plain(f"{at}no_mask_embed.weight", "prompt/no_mask/embedding", 1, d)
-    yield from _conv(f"{at}{s.mask[0]}", "prompt/mask/conv1", narrow, 1, 2)
-    yield from _norm(f"{at}{s.mask[1]}", "prompt/mask/layer_norm1", narrow)
-    yield from _conv(f"{at}{s.mask[2]}", "prompt/mask/conv2", wide, narrow, 2)
-    yield from _norm(f"{at}{s.mask[3]}", "prompt/mask/layer_norm2", wide)
-    yield from _conv(f"{at}{s.mask[4]}", "prompt/mask/conv3", d, wide, 1)
+        yield plain(f"{at}{s.points}.{k}.weight", f"prompt/point_{k}/embedding", 1, d)
+    yield plain(f"{at}not_a_point_embed.weight", "prompt/not_a_point/embedding", 1, d)
+    yield plain(f"{at}no_mask_embed.weight", "prompt/no_mask/embedding", 1, d)
+    yield from conv(f"{at}{s.mask[0]}", "prompt/mask/conv1", narrow, 1, 2)
+    yield from norm(f"{at}{s.mask[1]}", "prompt/mask/layer_norm1", narrow)
+    yield from conv(f"{at}{s.mask[2]}", "prompt/mask/conv2", wide, narrow, 2)
+    yield from norm(f"{at}{s.mask[3]}", "prompt/mask/layer_norm2", wide)
+    yield from conv(f"{at}{s.mask[4]}", "prompt/mask/conv3", d, wide, 1)
 
 
 def _attention(name: str, path: str, width: int, inner: int) -> Iterator[Placed]:
     for part in ("q_proj", "k_proj", "v_proj"):
-        yield from _linear(f"{name}.{part}", f"{path}/{part}", inner, width)
-    yield from _linear(f"{name}.out_proj", f"{path}/out_proj", width, inner)
+        yield from linear(f"{name}.{part}", f"{path}/{part}", inner, width)
+    yield from linear(f"{name}.out_proj", f"{path}/out_proj", width, inner)
 
 
 def _decoder(c: Mapping[str, Any], s: Spelling, at: str) -> Iterator[Placed]:
     d, masks = c["hidden_size"], c["num_multimask_outputs"] + 1
     inner = d // c["attention_downsample_rate"]
-    yield _plain(f"{at}iou_token.weight", "decoder/iou_token/embedding", 1, d)
-    yield _plain(f"{at}mask_tokens.weight", "decoder/masks/embedding", masks, d)
+    yield plain(f"{at}iou_token.weight", "decoder/iou_token/embedding", 1, d)
+    yield plain(f"{at}mask_tokens.weight", "decoder/masks/embedding", masks, d)
     for k in range(c["num_hidden_layers"]):
         name, path = f"{at}transformer.layers.{k}", f"decoder/layers_{k}"
         yield from _attention(f"{name}.self_attn", f"{path}/self_attn", d, d)
         for part in ("cross_attn_token_to_image", "cross_attn_image_to_token"):
             yield from _attention(f"{name}.{part}", f"{path}/{part}", d, inner)
         for j in (1, 2, 3, 4):
-            yield from _norm(f"{name}.{s.norm}{j}", f"{path}/layer_norm{j}", d)
-        yield from _linear(f"{name}.mlp.lin1", f"{path}/lin1", c["mlp_dim"], d)
-        yield from _linear(f"{name}.mlp.lin2", f"{path}/lin2", d, c["mlp_dim"])
+            yield from norm(f"{name}.{s.norm}{j}", f"{path}/layer_norm{j}", d)
+        yield from linear(f"{name}.mlp.lin1", f"{path}/lin1", c["mlp_dim"], d)
+        yield from linear(f"{name}.mlp.lin2", f"{path}/lin2", d, c["mlp_dim"])
     final = "final_attn_token_to_image"
     yield from _attention(f"{at}transformer.{final}", f"decoder/{final}", d, inner)
-    yield from _norm(f"{at}transformer.{s.norm}_final_attn", "decoder/layer_norm_final_attn", d)
-    yield from _upscale(f"{at}{s.upscale[0]}", "decoder/upscale_conv1", d, d // 4)
-    yield from _norm(f"{at}{s.upscale[1]}", "decoder/upscale_layer_norm", d // 4)
-    yield from _upscale(f"{at}{s.upscale[2]}", "decoder/upscale_conv2", d // 4, d // 8)
+    yield from norm(f"{at}transformer.{s.norm}_final_attn", "decoder/layer_norm_final_attn", d)
+    yield from upscale(f"{at}{s.upscale[0]}", "decoder/upscale_conv1", d, d // 4)
+    yield from norm(f"{at}{s.upscale[1]}", "decoder/upscale_layer_norm", d // 4)
+    yield from upscale(f"{at}{s.upscale[2]}", "decoder/upscale_conv2", d // 4, d // 8)
     heads = [(f"output_hypernetworks_mlps.{k}", f"hyper_{k}", 3, d, d // 8) for k in range(masks)]
     depth, hidden = c["iou_head_depth"], c["iou_head_hidden_dim"]
     heads.append(("iou_prediction_head", "iou_head", depth, hidden, masks))
     for name, path, depth, hidden, out in heads:
         widths = (d, *[hidden] * (depth - 1), out)
         for j, part in enumerate(s.perceptron(depth)):
-            yield from _linear(
+            yield from linear(
                 f"{at}{name}.{part}", f"decoder/{path}/linear_{j}", widths[j + 1], widths[j]
             )
 
@@ -185,9 +135,9 @@ def _tensors(config: Mapping[str, Any], s: Spelling, prefix: str) -> Iterator[Pl
     decoder = _part(config, "mask_decoder_config", DECODER)
     yield from _decoder(decoder, s, f"{prefix}mask_decoder.")
     for name, leaf in s.frequencies:
-        yield _plain(f"{prefix}{name}", f"positions/{leaf}/embedding", 2, vision["num_pos_feats"])
+        yield plain(f"{prefix}{name}", f"positions/{leaf}/embedding", 2, vision["num_pos_feats"])
     for name in s.optional:
-        yield _plain(f"{prefix}{name}", f"pixels/{name}", vision["num_channels"], 1, 1)
+        yield plain(f"{prefix}{name}", f"pixels/{name}", vision["num_channels"], 1, 1)
 
 
 @dataclass(frozen=True)

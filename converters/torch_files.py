@@ -5,8 +5,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import mmap
-import pickle
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,17 +12,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from converters.names import TORCH, create, foreign, shards, shown
+from converters.layout import Entry, Layout, check_tensor, plan_layout
+from converters.names import TORCH, create, shards
 from converters.rules import ConversionError, first_line
-from converters.safetensors_files import (
-    DTYPE_NAMES,
-    Entry,
-    Layout,
-    check_tensor,
-    plan_layout,
-)
-
-SAM2 = "image_encoder.trunk."  # how the names of SAM 2's encoder begin
+from converters.torch_load import dtype_of, load, state_dict
 
 
 class TorchReader:
@@ -46,11 +37,11 @@ class TorchReader:
         self._mapped: set[str] = set()
         planned: dict[str, tuple[np.dtype, tuple[int, ...]]] = {}
         for path in files.values():
-            state, mapped = _load(torch, path)
-            for name, tensor in _tensors(torch, path, state).items():
+            state, mapped = load(torch, path)
+            for name, tensor in state_dict(torch, path, state).items():
                 if name in planned:
                     raise ConversionError(f"duplicate tensor {name!r} in {path.name}")
-                planned[name] = _dtype(name, tensor), tuple(tensor.shape)
+                planned[name] = dtype_of(name, tensor), tuple(tensor.shape)
                 self._tensors[name] = tensor.detach()  # of a parameter, which may ask for gradients
                 self._mapped |= {name} if mapped else set()
         if index is None and first != "pytorch_model.bin":
@@ -100,39 +91,6 @@ class TorchReader:
         self._tensors.clear()
 
 
-def _dtype(name: str, tensor: Any) -> np.dtype:
-    kind = str(tensor.dtype).removeprefix("torch.")
-    known = {str(dtype): dtype for dtype in DTYPE_NAMES}
-    if kind not in known:
-        raise ConversionError(f"tensor {name!r} has dtype {kind}, which is not supported")
-    return known[kind]
-
-
-def _load(torch: Any, path: Path) -> tuple[Any, bool]:
-    """What a file holds, and whether it is mapped rather than read. Raises ConversionError."""
-    if what := foreign(path):
-        raise ConversionError(f"{path} {what}")
-    options = {"map_location": "cpu", "weights_only": True}
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of what is an error next
-            try:
-                return torch.load(path, mmap=True, **options), True
-            except RuntimeError:  # files from before the zip format cannot be mapped
-                return torch.load(path, **options), False
-    except MemoryError:
-        raise
-    except Exception as error:  # of many kinds; torch's own text advises to turn the check off
-        raise ConversionError(f"{path} cannot be read: it {_refused(path, error)}") from None
-
-
-def _refused(path: Path, error: Exception) -> str:
-    with path.open("rb") as file:
-        saved = file.read(2).startswith((b"PK", b"\x80"))  # a zip file, or a pickle
-    if isinstance(error, pickle.UnpicklingError) and saved:
-        return "holds objects that may be code, which are never loaded; save the state dict alone"
-    return f"is damaged, or no file that torch saved ({type(error).__name__}): fetch it again"
-
-
 class TorchWriter:
     """One `.pth` file: tensors are collected, and saved in the order of the layout at the end."""
 
@@ -180,21 +138,6 @@ def _to_torch(torch: Any, tensor: np.ndarray) -> Any:
     if tensor.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(tensor.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(tensor)
-
-
-def _tensors(torch: Any, path: Path, state: Any) -> Mapping[str, Any]:
-    """The state dict itself. Raises ConversionError, by name for SAM 2, for anything else."""
-    inner = state.get("model", state) if isinstance(state, Mapping) else state
-    if isinstance(inner, Mapping) and any(str(name).startswith(SAM2) for name in inner):
-        raise ConversionError(
-            f"{path} is a SAM 2 checkpoint, which is not supported: SAM ViT-B, L and H are"
-        )
-    if not isinstance(state, Mapping) or not all(map(torch.is_tensor, state.values())):
-        raise ConversionError(f"{path} is not a flat dict of tensors: save the state dict alone")
-    for name, tensor in state.items():
-        if not isinstance(name, str) or tensor.layout != torch.strided or tensor.is_meta:
-            raise ConversionError(f"{path}: {shown(name)} is not the name of a plain tensor")
-    return state
 
 
 def _file_layout(name: str, tensors: Mapping[str, tuple[np.dtype, tuple[int, ...]]]) -> Layout:

@@ -158,21 +158,19 @@ def ranges(config: Any) -> None:
             raise InputError(f"{name} must be at most {MOST}, got {value}")
 
 
-def structured(run: RunConfig) -> bool:
-    """Whether the zeros follow an n:m pattern. Raises InputError for what is none."""
+def idle(run: RunConfig) -> list[str]:
+    """Settings that are given and have no meaning for the run's method or pattern.
+
+    Raises InputError for a pattern that is none.
+    """
     from icp_jax.core.masks import parse_pattern
 
-    return parse_pattern(run.prune.pattern) is not None
-
-
-def idle(run: RunConfig) -> list[str]:
-    """Settings that are given and have no meaning for the run's method or pattern."""
     found, settings = [], flat(run)
     for name, methods in USED_BY.items():
         value = settings[name]
         if run.prune.method not in methods and value is not None and (name, value) not in OFF:
             found.append(name)
-    if structured(run):
+    if parse_pattern(run.prune.pattern) is not None:
         found += [name for name in UNSTRUCTURED if settings[name] is not None]
     return found
 

@@ -36,6 +36,11 @@ class PruneConfig:
     block_size: int | None = None
     """Inputs whose mask SparseGPT chooses together (icp and sparsegpt). Unset: 128."""
 
+    @property
+    def structured(self) -> bool:
+        """Whether the zeros follow an n:m pattern."""
+        return self.pattern not in (None, "unstructured")
+
 
 @dataclass(frozen=True)
 class CompensateConfig:
@@ -178,7 +183,7 @@ def filled(run: RunConfig) -> RunConfig:
     """
     settings = checks.flat(run)
     for name, default in DEFAULTS.items():
-        if settings[name] is None and not (name == "prune.sparsity" and checks.structured(run)):
+        if settings[name] is None and not (name == "prune.sparsity" and run.prune.structured):
             run = checks.put(run, name, default)
     return run
 
@@ -194,7 +199,7 @@ def rechosen(run: RunConfig, method: str | None, pattern: str | None = None) -> 
     run = checks.put(run, "prune.pattern", pattern or run.prune.pattern)
     for name in checks.idle(run):
         run = checks.put(run, name, None)
-    if other or (pattern and checks.structured(run)):
+    if other or (pattern and run.prune.structured):
         run = checks.put(run, "prune", replace(run.prune, alpha=None, beta=None, rearrange=None))
     return run
 

@@ -13,10 +13,10 @@ from icp_jax.api import evaluate
 from icp_jax.config import CalibrationConfig, CompensateConfig, PruneConfig, RunConfig, check
 from icp_jax.errors import InputError
 from icp_jax.evaluation.perplexity import Perplexity
+from icp_jax.phases import Watcher
 from icp_jax.report.figures import error_growth
 from icp_jax.runs.export import write_json
 from icp_jax.runs.run import prune_folder
-from icp_jax.streaming.loop import Progress
 
 BUNDLED = Path(__file__).parent / "assets" / "opt-pydoc"
 METHODS = ("magnitude", "wanda", "sparsegpt", "icp")
@@ -35,18 +35,18 @@ def demo_config(method: str, sparsity: float, out: Path, seed: int = 0) -> RunCo
     )
 
 
-Watch = Callable[[str], contextlib.AbstractContextManager[Progress]]
+Watch = Callable[[str], contextlib.AbstractContextManager[Watcher]]
 
 
-def unwatched(name: str) -> contextlib.AbstractContextManager[Progress]:
+def unwatched(label: str) -> contextlib.AbstractContextManager[Watcher]:
     """No progress is shown."""
-    return contextlib.nullcontext(lambda block, phase, done, total, loss: None)
+    return contextlib.nullcontext(Watcher())
 
 
 def demo(out: str | Path, sparsity: float, watch: Watch = unwatched) -> dict[str, Any]:
     """Prune and evaluate by every method into `out`; returns what the table shows.
 
-    watch: given a label, a context manager that gives the progress of a step.
+    watch: given a label, a context manager that gives the watcher of a step.
     """
     check(RunConfig(prune=PruneConfig(sparsity=sparsity)))
     out = Path(out).expanduser()
@@ -65,12 +65,14 @@ def demo(out: str | Path, sparsity: float, watch: Watch = unwatched) -> dict[str
 
 def _compare(out: Path, sparsity: float, watch: Watch) -> dict[str, Any]:
     heldout = BUNDLED / "heldout.txt"
-    with watch("dense: ") as tick:
-        dense = evaluate(BUNDLED, heldout, progress=tick)
+    with watch("dense: ") as watcher:
+        dense = evaluate(BUNDLED, heldout, progress=watcher.tick)
     rows, errors = [], {}
     for method in METHODS:
-        with watch(f"{method}: ") as tick:
-            done = prune_folder(demo_config(method, sparsity, out / method), tick, keep=False)
+        with watch(f"{method}: ") as (tick, expect):
+            run = demo_config(method, sparsity, out / method)
+            done = prune_folder(run, tick, keep=False, expect=expect)
+        with watch(f"{method}: ") as (tick, _):
             found = evaluate(done.out, heldout, progress=tick)
             assert isinstance(found, Perplexity)
         errors[method] = [block.error for block in done.blocks]

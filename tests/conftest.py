@@ -17,7 +17,8 @@ from hypothesis import settings
 from runs import ARGUMENTS, BLOCKS
 
 from converters import table_for
-from converters.safetensors_files import Writer, plan_layout
+from converters.layout import plan_layout
+from converters.safetensors_files import Writer
 from icp_jax.cli import main
 from icp_jax.demo import BUNDLED
 from icp_jax.streaming import storage

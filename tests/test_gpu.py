@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from icp_jax import CalibrationConfig, CompensateConfig, PruneConfig, QuantConfig, RunConfig
 from icp_jax.config import MemoryConfig
 from icp_jax.core.quantize import make_grid
-from icp_jax.models import layers
+from icp_jax.models import attention
 from icp_jax.runs.run import prune_folder
 from icp_jax.streaming import passes
 
@@ -57,14 +57,14 @@ def test_fused_attention_is_the_chunked_one(monkeypatch, window, head_dim):
     )
 
     def loss(q, k, v):
-        out = layers.causal_attention(q, k, v, head_dim**-0.5, window).astype(jnp.float32)
+        out = attention.causal_attention(q, k, v, head_dim**-0.5, window).astype(jnp.float32)
         return jnp.mean(jnp.square(out - 1)), out
 
     def run():
         return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
 
     found = jax.tree.leaves(run())
-    monkeypatch.setattr(layers, "_cudnn_takes", lambda head_dim: False)
+    monkeypatch.setattr(attention, "_cudnn_takes", lambda head_dim: False)
     jax.clear_caches()
     for new, old in zip(found, jax.tree.leaves(run()), strict=True):
         new, old = np.asarray(new, np.float32), np.asarray(old, np.float32)

@@ -13,7 +13,7 @@ import icp_jax
 from converters.safetensors_files import SafetensorsReader
 from icp_jax.cli import console, main
 from icp_jax.runs.convert import convert
-from icp_jax.runs.verify import same_bytes
+from icp_jax.runs.verify_export import same_bytes
 from icp_jax.streaming.source import all_finite
 
 

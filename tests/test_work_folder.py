@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from icp_jax.cli import main
 from icp_jax.errors import InputError
-from icp_jax.runs import resume
+from icp_jax.runs import work_folder
 
 
 def notes(work):
@@ -109,14 +109,14 @@ def test_what_the_user_puts_into_a_runs_folder_stays(place, capsys, monkeypatch,
 
 def test_a_removal_that_is_cut_off_leaves_a_runs_folder(place, undisturbed, monkeypatch):
     """The next run takes it over, and begins anew."""
-    real = resume.shutil.rmtree
+    real = work_folder.shutil.rmtree
 
     def rmtree(path, **options):
         if path.name.startswith("block-"):
             raise KeyboardInterrupt
         real(path, **options)
 
-    monkeypatch.setattr(resume.shutil, "rmtree", rmtree)
+    monkeypatch.setattr(work_folder.shutil, "rmtree", rmtree)
     assert main(ARGUMENTS) == 130
     monkeypatch.undo()
     monkeypatch.chdir(place)

@@ -1,4 +1,4 @@
-"""The command line: parse, compose, print. Bad input is one line on standard error and status 2."""
+"""The entry point of the command line. Bad input is one line on standard error and status 2."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; the entry point. Returns the exit status."""
     from converters.names import shown
     from converters.rules import ConversionError
+    from icp_jax.cli.options import as_options
 
     try:
         machine.linux()
@@ -31,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
             command = parse(args, _say)
         dispatch.run(command, _say)
     except (InputError, ConversionError) as error:
-        return _fail(f"{error}{_kept(error, '; stopped ')}")
+        return _fail(as_options(f"{error}{_kept(error, '; stopped ')}"))
     except KeyboardInterrupt as error:
         return _fail(f"interrupted{_kept(error) or '; nothing was written'}", 130)
     except OSError as error:
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         raise
     except (MemoryError, RuntimeError) as error:  # XLA's errors are RuntimeErrors
         if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-            advice = "see what fits with icp-jax plan, then set --memory.*"
+            advice = "see what fits with icp-jax plan, then set --device-memory or --host-memory"
             return _fail(f"out of memory: {advice}{_kept(error, '; stopped ')}")
         raise
     return 0

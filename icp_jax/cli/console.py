@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from typing import Any
 
 from rich.console import Console
@@ -98,8 +99,8 @@ def planned(found: Any) -> None:
             phase.name,
             f"{phase.device / 2**20:.0f}",
             f"{phase.host / 2**20:.0f}",
-            f"{phase.flops / 1e12:.3g}",
-            f"{phase.moved / 2**30:.2f}",
+            f"{found.flops[phase.name] / 1e12:.3g}",
+            f"{found.moved[phase.name] / 2**30:.2f}",
             f"{seconds[phase.name]:.1f}",
         )
     out = Console()
@@ -139,7 +140,7 @@ def _folded(layers: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def pruned(done: Any) -> None:
-    """What a run did, a line a block, and what it had to do about numbers that failed."""
+    """What a run did: a line a block, then the whole run and the next command to type."""
     from icp_jax.core.outcomes import remedies
 
     table = Table("block")
@@ -158,13 +159,17 @@ def pruned(done: Any) -> None:
         )
     out = Console()
     out.print(table)
-    for line in (line for block in done.blocks for line in remedies(block)):
-        out.print(line, highlight=False, soft_wrap=True)
-    out.print(
-        f"{done.out}: sparsity {done.sparsity:.6f}, {done.seconds:.1f} s",
-        highlight=False,
-        soft_wrap=True,
-    )
+    device = "" if done.peak_device_mib is None else f", {done.peak_device_mib} MiB on the device"
+    data = {"text": "wikitext2", "vision": "coco:DIR"}[done.kind]
+    for name, said in (
+        ("sparsity", f"{done.sparsity:.6f}"),
+        ("time", f"{done.seconds:.1f} s"),
+        ("peak memory", f"{done.peak_host_mib} MiB{device}"),
+        *(("remedy", line) for block in done.blocks for line in remedies(block)),
+        ("output", str(done.out)),
+        ("next", f"icp-jax eval {shlex.quote(str(done.out))} --data {data}"),
+    ):
+        out.print(f"{name:<12} {said}", highlight=False, soft_wrap=True)
 
 
 def verified(facts: dict[str, Any]) -> None:

@@ -59,8 +59,8 @@ def _prune(command: Any, say: Say) -> None:
             if not leads:
                 follow(config)
                 return
-            with progress.shown(output.quiet)("") as tick:
-                done = prune_folder(config, tick, resume=output.resume, say=say)
+            with progress.shown(output.quiet)("") as (tick, expect):
+                done = prune_folder(config, tick, resume=output.resume, say=say, expect=expect)
         record = {"out": str(done.out), "sparsity": done.sparsity}
         record["seconds"] = round(done.seconds, 3)
         _print(output.json, record, lambda: console.pruned(done))
@@ -83,7 +83,7 @@ def _eval(command: Any) -> None:
     from icp_jax.api import evaluate
     from icp_jax.cli import console, progress
 
-    with progress.shown(command.quiet)("") as tick:
+    with progress.shown(command.quiet)("") as (tick, _):
         found = evaluate(
             command.model,
             command.data,

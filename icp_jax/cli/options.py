@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from functools import cache
 from types import NoneType
@@ -174,3 +175,13 @@ def defaults(kind: type, run: RunConfig) -> dict[str, Any]:
             values = {attribute(o): settings[s] for o, s in GROUPS[field.name].items()}
             found[field.name] = dataclasses.replace(field.default_factory(), **values)  # type: ignore[operator]
     return found
+
+
+SETTING = re.compile(r"(?<![\w./'\"-])(?:prune|compensate|calibration|quant|memory)\.\w+(?![\w/])")
+
+
+def as_options(message: str) -> str:
+    """A message of the library with the settings in it named as the command line names them."""
+    if message.startswith("config "):  # about a Python file, which has the settings' own names
+        return message
+    return SETTING.sub(lambda found: OPTION.get(found[0], found[0]), message)

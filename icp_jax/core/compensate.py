@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from enum import IntEnum
 from functools import partial
 from typing import Any, Literal, NamedTuple, SupportsIndex
 
@@ -14,34 +13,15 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from icp_jax.arrays import AnyArray
-from icp_jax.core.hyper import Numbers, sample_order, schedule
+from icp_jax.core.fate import CompensationMetrics, Fate, fate, mean_square
+from icp_jax.core.hyper import sample_order, schedule
 from icp_jax.core.masks import apply_keep
 
 Params = Any
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 Undo = Literal["all", "probe", "never"]
 
-MATTERS = 1e-3  # a rise of the loss below this share of the targets' mean square is rounding
 PROBE, PROBE_MOST = 16, 8  # losses before and after: on one sample in so many, at most so many
-
-
-class Fate(IntEnum):
-    """What became of a compensation; all from NOT_FINITE on were undone."""
-
-    NONE = 0  # nothing was tuned
-    KEPT = 1
-    NOT_FINITE = 2  # a loss was NaN or infinite
-    ROSE = 3  # the loss rose
-    NO_GAIN = 4  # it rose by no more than rounding
-
-
-class CompensationMetrics(NamedTuple):
-    """What a compensation did to its loss."""
-
-    before: Float[Numbers, "*p"]  # mean over the probe, before the first step
-    after: Float[Numbers, "*p"]  # the same after the last step
-    epochs: Float[Numbers, "*p E"]  # mean of the losses met during each epoch
-    fate: Int[Numbers, "*p"]  # a Fate
 
 
 class State(NamedTuple):
@@ -49,13 +29,6 @@ class State(NamedTuple):
 
     params: Params
     optimizer: Any  # the state of the optax transformation
-
-
-def not_compensated(epochs: int) -> CompensationMetrics:
-    """The metrics of a block that was not tuned: NaN, and Fate.NONE."""
-    nothing = jnp.full((), jnp.nan, jnp.float32)
-    losses = jnp.full((epochs,), jnp.nan, jnp.float32)
-    return CompensationMetrics(nothing, nothing, losses, jnp.int32(Fate.NONE))
 
 
 def mse(outputs: Float[Array, "*s"], targets: Float[Array, "*s"]) -> Float[Array, ""]:
@@ -120,24 +93,27 @@ def mean_loss(apply, loss: Loss, params: Params, keep, inputs, targets) -> Float
     return total / np.float32(len(inputs))
 
 
-def fate(before, after, finite, square: Float[Array, ""]) -> Int[Array, ""]:
-    """The Fate that the losses call for.
+class Task(NamedTuple):
+    """How a block is tuned: static under jit."""
 
-    finite: whether those of all steps are. square: the targets' mean square.
-    """
-    finite = finite & jnp.isfinite(after)
-    rose = jnp.where(after - before > MATTERS * square, Fate.ROSE, Fate.NO_GAIN)
-    judged = jnp.where(after > before, rose, Fate.KEPT)
-    return jnp.where(finite, judged, Fate.NOT_FINITE).astype(jnp.int32)
+    apply: Callable[[Params, jax.Array], jax.Array]
+    tx: optax.GradientTransformation
+    loss: Loss
+    undo: Undo
 
 
-def mean_square(targets: Float[Numbers, "n *s"]) -> Float[Array, ""]:
-    """What a rise of the loss is compared with."""
-    return jnp.mean(jnp.square(targets.astype(jnp.float32)))
+class Samples(NamedTuple):
+    """What a block is tuned on."""
+
+    inputs: Float[Array, "n *s"]
+    targets: Float[Array, "n *t"]
+    rates: Float[Array, "e"] | None  # one an epoch; None leaves the optimizer's own
+    order: Int[Array, "e n"]  # of the samples in every epoch
 
 
-@partial(jax.jit, static_argnames=("apply", "tx", "loss", "undo"))
-def _compensate(apply, tx, loss, undo, params, inputs, targets, rates, order, keep):
+@partial(jax.jit, static_argnames="task")
+def _compensate(task: Task, params: Params, given: Samples, keep: Params | None):
+    (apply, tx, loss, undo), (inputs, targets, rates, order) = task, given
     few = probe(len(inputs))
 
     def measure(params, count):
@@ -199,10 +175,10 @@ def compensate(
     """
     if len(inputs) != len(targets) or len(inputs) == 0:
         raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets: need as many, above 0")
-    samples = jnp.asarray(sample_order(seed, epochs, len(inputs)) if order is None else order)
-    arrays = (jnp.asarray(inputs), jnp.asarray(targets))
-    rates = _rates(lr, gamma, len(samples))
-    return _compensate(apply, tx, loss, undo, params, *arrays, rates, samples, keep)
+    order = jnp.asarray(sample_order(seed, epochs, len(inputs)) if order is None else order)
+    rates = _rates(lr, gamma, len(order))
+    samples = Samples(jnp.asarray(inputs), jnp.asarray(targets), rates, order)
+    return _compensate(Task(apply, tx, loss, undo), params, samples, keep)
 
 
 def _rates(lr: Any, gamma: Any, epochs: int) -> Float[Array, "e"] | None:

@@ -7,6 +7,7 @@ pair of alpha and beta is refused before any work.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from icp_jax.core.allocate import across_blocks, within_block
 from icp_jax.core.pruners import METHODS
@@ -16,22 +17,26 @@ from icp_jax.models.spec import Family, Rearrangement, parse_rearrangement
 Shapes = Mapping[str, tuple[int, int]]  # linear -> (inputs, outputs)
 
 
+class Target(NamedTuple):
+    """How many weights go, and where: a sparsity with its allocation, or a pattern alone."""
+
+    sparsity: float | None = None  # None: 0.7, or the pattern's
+    pattern: tuple[int, int] | None = None  # n:m, keep n of m
+    alpha: float | None = None  # None, here and in beta: see `shares`
+    beta: float | None = None
+    rearrange: str | None = None  # None: the family's own
+
+
 def counts(
     family: Family,
     shapes: Sequence[Shapes],
+    target: Target,
     *,
     method: str = "icp",
-    sparsity: float | None = None,
-    pattern: tuple[int, int] | None = None,
-    alpha: float | None = None,
-    beta: float | None = None,
-    rearrange: str | None = None,
     group: int | None = None,
 ) -> list[dict[str, int]]:
     """Weights to zero in every linear of every block, by name. Raises InputError.
 
-    Unset sparsity is 0.7, and must be with a pattern. Unset alpha and beta are the family's own for
-    a method that compensates, else the method's.
     group: inputs that share a scale, which must divide those of every linear.
     """
     for name, (inputs, _) in ((k, v) for block in shapes for k, v in block.items()):
@@ -39,13 +44,13 @@ def counts(
             raise InputError(
                 f"quant.group {group}: {name} has {inputs} inputs, no multiple of {group}"
             )
-    if pattern is not None:
-        if sparsity is not None:
+    if target.pattern is not None:
+        if target.sparsity is not None:
             raise InputError("a pattern says what the sparsity is: give one of the two")
-        return [_by_pattern(block, *pattern) for block in shapes]
-    alpha, beta = shares(family, method, alpha, beta)
-    sparsity = 0.7 if sparsity is None else sparsity
-    arrangement = rearrangement(family, rearrange)
+        return [_by_pattern(block, *target.pattern) for block in shapes]
+    alpha, beta = shares(family, method, target.alpha, target.beta)
+    sparsity = 0.7 if target.sparsity is None else target.sparsity
+    arrangement = rearrangement(family, target.rearrange)
     roles = {spec.name: spec.role for spec in family.linears}
     sizes = [{roles[k]: i * o for k, (i, o) in block.items()} for block in shapes]
     zeros = across_blocks([sum(b.values()) for b in sizes], sparsity, alpha)

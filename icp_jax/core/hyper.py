@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from icp_jax.core.counts import Shapes, counts
+from icp_jax.core.counts import Shapes, Target, counts
 from icp_jax.core.masks import parse_pattern
 from icp_jax.models.spec import Family
 
@@ -68,28 +68,25 @@ def hyper(
     the family's own. Stack several with `stack`. Raises InputError for counts that cannot be met.
     """
     recipe = recipe or Recipe()
-    found = counts(
-        family,
-        shapes,
-        method=recipe.method,
-        sparsity=sparsity,
-        pattern=recipe.pattern,
-        group=recipe.group,
-        alpha=alpha,
-        beta=beta,
-        rearrange=rearrange,
-    )
-    return Hyper(
-        as_table(family, found),
-        schedule(lr, gamma, epochs),
-        np.asarray(damping, np.float32),
-        np.asarray(bits, np.int32),
-    )
+    target = Target(sparsity, recipe.pattern, alpha, beta, rearrange)
+    zeros = counts(family, shapes, target, method=recipe.method, group=recipe.group)
+    return point(as_table(family, zeros), schedule(lr, gamma, epochs), damping, bits)
+
+
+def point(table: np.ndarray, rates: np.ndarray, damping: float, bits: int) -> Hyper:
+    """One run's numbers in the dtypes they are traced in."""
+    return Hyper(table, rates, np.asarray(damping, np.float32), np.asarray(bits, np.int32))
 
 
 def as_table(family: Family, zeros: Sequence[Mapping[str, int]]) -> np.ndarray:
     """Counts by name to `[L, linears]` int32, in the order of `family.linears`."""
     return np.array([[z[spec.name] for spec in family.linears] for z in zeros], np.int32)
+
+
+def by_name(family: Family, table: Numbers) -> list[dict[str, int]]:
+    """The inverse of `as_table`."""
+    names = [spec.name for spec in family.linears]
+    return [dict(zip(names, map(int, row), strict=True)) for row in np.asarray(table)]
 
 
 def schedule(lr: float, gamma: float, epochs: int) -> np.ndarray:

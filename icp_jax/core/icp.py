@@ -19,7 +19,8 @@ from jaxtyping import Array, Bool, Float, Int
 from icp_jax import backend
 from icp_jax.arrays import AnyArray
 from icp_jax.core import streams
-from icp_jax.core.compensate import CompensationMetrics, compensate, not_compensated
+from icp_jax.core.compensate import compensate
+from icp_jax.core.fate import CompensationMetrics, not_compensated
 from icp_jax.core.hyper import Hyper, Recipe
 from icp_jax.core.passes import Apply, alike_runs, narrowed, widened
 from icp_jax.core.prune import LayerMetrics, prune_block

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from icp_jax.core.compensate import CompensationMetrics, Fate
 from icp_jax.core.damping import ladder
+from icp_jax.core.fate import CompensationMetrics, Fate
 from icp_jax.core.prune import LayerMetrics
 from icp_jax.errors import InputError
 from icp_jax.models.spec import Family

@@ -56,7 +56,7 @@ class Tap(NamedTuple):
 
 
 def prune_tap(
-    kernels: Mapping[str, Float[Array, "i o"]],
+    kernels: dict[str, Float[Array, "i o"]],
     sums: stats.Sums,
     energies: Mapping[str, Float[Array, ""]],
     counts: Mapping[str, Any],
@@ -65,10 +65,11 @@ def prune_tap(
     dtypes: Mapping[str, str],
     pace: Pace = IN_TRACE,
 ) -> Tap:
-    """Prune the linears of one tap to their counts. Outside a trace, kernels and sums are used up.
+    """Prune the linears of one tap to their counts.
 
-    sums: of the tap's inputs. energies: ‖Wᵀx‖² over all tokens, where it was counted. hyper:
-    damping and bits. dtypes: what each linear is stored in, which grids must fit.
+    kernels: emptied on the way. sums: of the tap's inputs; outside a trace, used up. energies:
+    ‖Wᵀx‖² over all tokens, where it was counted. hyper: damping and bits. dtypes: what each
+    linear is stored in, which grids must fit.
     """
     method = METHODS[recipe.method]
     options: dict[str, Any] = {}
@@ -81,8 +82,8 @@ def prune_tap(
         options["block"] = recipe.block_size
         del moments  # the factor, which is as large, is all that a walk needs
     out = Tap({}, {}, {})
-    for name, kernel in kernels.items():
-        kernel, grid = pace.rows(kernel), None
+    for name in tuple(kernels):
+        kernel, grid = pace.rows(kernels.pop(name)), None
         if recipe.quantize:
             grid = out.grids[name] = _grid(kernel, hyper.bits, recipe, importance, dtypes[name])
         if method.walks:

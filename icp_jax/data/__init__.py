@@ -7,7 +7,7 @@ used as they are. Evaluation joins everything and cuts it into windows that do n
 that an `attention_mask` leaves out are dropped before anything else.
 """
 
-from icp_jax.data.corpus import Corpus, Encode, Piece, Tick
+from icp_jax.data.corpus import Corpus, Encode, Piece
 from icp_jax.data.files import load_corpus
 from icp_jax.data.named import HUB
 from icp_jax.data.tokenizer import Encoder, vocabulary
@@ -19,7 +19,6 @@ __all__ = [
     "Encode",
     "Encoder",
     "Piece",
-    "Tick",
     "calibration_tokens",
     "evaluation_windows",
     "joined",

@@ -17,7 +17,6 @@ TOKEN_KEYS = ("input_ids", "tokens")
 MASK_KEY = "attention_mask"
 Piece = str | np.ndarray  # a text, or its token ids
 Encode = Callable[[Piece], np.ndarray]
-Tick = Callable[[int, str, int, int, float | None], None]
 log = logging.getLogger("icp_jax")
 
 

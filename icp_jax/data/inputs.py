@@ -12,6 +12,7 @@ from icp_jax import data
 from icp_jax.config import CalibrationConfig, RunConfig
 from icp_jax.errors import InputError
 from icp_jax.models import Family
+from icp_jax.phases import Progress
 
 
 class Described(Protocol):
@@ -43,7 +44,7 @@ def resolved(config: CalibrationConfig, source: Described) -> CalibrationConfig:
 
 
 def calibration(
-    config: CalibrationConfig, source: Described, progress: data.Tick = lambda *event: None
+    config: CalibrationConfig, source: Described, progress: Progress = lambda *event: None
 ) -> np.ndarray:
     """Tokens `[samples, T]` int32, or pixels `[samples, 3, S, S]` float32. Raises InputError.
 
@@ -55,7 +56,8 @@ def calibration(
 
         if config.data in data.HUB:
             raise InputError(f"this model reads images, not {config.data}: {folders.ADVICE}")
-        return calibration.calibration_pixels(config, image_settings.of_source(source))
+        settings = image_settings.of_source(source)
+        return calibration.calibration_pixels(config.data, config.count, config.seed, settings)
     encode = data.Encoder(source.folder, data.vocabulary(source.config), progress)
     return data.calibration_tokens(given, source.family.context, encode, progress)
 

@@ -6,6 +6,7 @@ import contextlib
 
 from icp_jax.data import hub
 from icp_jax.data.corpus import GAP, Corpus
+from icp_jax.data.hub_errors import pass_on, reason
 from icp_jax.errors import InputError
 
 REPOSITORIES = {
@@ -32,8 +33,8 @@ def from_hub(name: str, evaluation: bool) -> Corpus:
             with hub.cache_alone() if refusal else contextlib.nullcontext():
                 return _load(name, evaluation)
         except Exception as error:  # as above; `pass_on` raises again what is no fault of the hub's
-            hub.pass_on(error)
-            why = hub.reason(refusal or error)
+            pass_on(error)
+            why = reason(refusal or error)
         raise InputError(
             f"dataset {name} could not be loaded ({why}); "
             "give a local .txt, .jsonl, .npy or Arrow folder instead"

@@ -16,8 +16,10 @@ import numpy as np
 
 from converters.rules import first_line
 from icp_jax.data import hub
-from icp_jax.data.corpus import Piece, Tick
+from icp_jax.data.corpus import Piece
+from icp_jax.data.hub_errors import SHOWN
 from icp_jax.errors import InputError
+from icp_jax.phases import TOKENIZE, Progress
 
 CHUNK = 1 << 18  # characters tokenized at once of a long text
 OVERLAP = 1 << 11  # of which two chunks have this many in common, and are joined amid them
@@ -29,12 +31,12 @@ INSTEAD = "give token ids (.npy, .jsonl) instead of text"
 class Slowly:
     """Passes progress on once the work has taken longer than PATIENCE."""
 
-    def __init__(self, tick: Tick, phase: str = "tokenize"):
-        self.tick, self.phase, self.start = tick, phase, time.monotonic()
+    def __init__(self, tick: Progress):
+        self.tick, self.start = tick, time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
         if time.monotonic() - self.start > PATIENCE:
-            self.tick(-1, self.phase, done, total, None)
+            self.tick(-1, TOKENIZE.name, done, total, None)
 
 
 class Encoder:
@@ -43,7 +45,7 @@ class Encoder:
     progress: called as a run's is, with block -1, while a long text is tokenized.
     """
 
-    def __init__(self, folder: Path, vocab_size: int, progress: Tick = lambda *event: None):
+    def __init__(self, folder: Path, vocab_size: int, progress: Progress = lambda *event: None):
         self.folder, self.vocab_size, self.progress = folder, vocab_size, progress
         self._tokenizer: Any = None
 
@@ -138,7 +140,7 @@ def _fault(folder: Path, error: Exception) -> str:
             "has a SentencePiece tokenizer alone (tokenizer.model), which needs packages: "
             "pip install sentencepiece protobuf"
         )
-    return f"has no tokenizer that can be loaded ({first_line(error)[: hub.SHOWN]})"
+    return f"has no tokenizer that can be loaded ({first_line(error)[:SHOWN]})"
 
 
 def _installed(name: str) -> bool:

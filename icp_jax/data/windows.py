@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from icp_jax.config import CalibrationConfig
-from icp_jax.data.corpus import Corpus, Encode, Tick, log
+from icp_jax.data.corpus import Corpus, Encode, log
 from icp_jax.data.files import load_corpus
 from icp_jax.data.tokenizer import Slowly
 from icp_jax.errors import InputError
+from icp_jax.phases import Progress
 
 MAX_WINDOW = 2048  # the field's window, where the model's context is longer
 LONG = 1 << 20  # characters from which on a text is tokenized only where windows are drawn
@@ -28,7 +29,7 @@ def calibration_tokens(
     config: CalibrationConfig,
     context: int,
     encode: Encode,
-    progress: Tick = lambda *event: None,
+    progress: Progress = lambda *event: None,
 ) -> np.ndarray:
     """`[samples, T]` int32: random windows, drawn with config.seed; rows of ids that are exactly
     windows as they are.

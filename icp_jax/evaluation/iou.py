@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from icp_jax.errors import InputError
-from icp_jax.streaming.loop import Progress
+from icp_jax.phases import Progress
 from icp_jax.vision.annotated import Objects, Prompt, load
 from icp_jax.vision.predictor import SamPredictor, WholeModel
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -14,6 +13,7 @@ from icp_jax.backend.products import full_precision
 from icp_jax.core.passes import Apply, Params
 from icp_jax.errors import InputError
 from icp_jax.models.spec import Family
+from icp_jax.phases import Progress
 from icp_jax.streaming import transfer
 from icp_jax.streaming.passes import compute_dtype, embed_tokens, forward, to_device
 
@@ -65,7 +65,7 @@ def perplexity(
     windows: np.ndarray,
     *,
     dtype: str = "auto",
-    progress: Callable[[int, str, int, int, float | None], None] = lambda *event: None,
+    progress: Progress = lambda *event: None,
 ) -> Perplexity:
     """Perplexity of a model on token windows `[W, T]`; in each, T - 1 tokens are predicted.
 
@@ -79,7 +79,8 @@ def perplexity(
     for t in range(family.n_blocks):
         step = partial(forward, Apply(family.block_at(t), dtype), to_device(source.block(t)))
         source.forget()
-        transfer.advance(step, [hidden], hidden, size, partial(_tick, progress, t))
+        tick = partial(_tick, progress, t, family.n_blocks)
+        transfer.advance(step, [hidden], hidden, size, tick)
     head = to_device(source.head())
     table = family.head_table(embed)
     table = None if table is None else jax.device_put(table)
@@ -93,5 +94,6 @@ def perplexity(
     return Perplexity(float(np.exp(mean)), int(windows.size), int(windows.shape[1]))
 
 
-def _tick(progress, t, done, total):
-    progress(t, "evaluate", done, total, None)
+def _tick(progress, t, blocks, done, total):
+    """One bar for all blocks."""
+    progress(-1, "evaluate", t * total + done, blocks * total, None)

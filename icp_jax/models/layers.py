@@ -1,4 +1,4 @@
-"""Flax Linen modules that the families share: linears with taps, norms, attention.
+"""Flax Linen modules that the families share: linears with taps, and norms.
 
 Every linear's kernel is 2-D `[in, out]`. A linear's input leaves the module through
 `self.sow('taps', ...)`, one tap for each distinct input, and the energy of what it makes of it,
@@ -15,11 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from icp_jax import backend
 from icp_jax.arrays import AnyArray
-from icp_jax.backend.products import product32
-
-QUERY_CHUNK = 256  # on the CPU: causal attention in chunks of so many queries
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
@@ -125,85 +121,3 @@ class RMSNorm(nn.Module):
         mean = jnp.mean(jnp.square(x32), -1, keepdims=True)
         y, after = x32 * jax.lax.rsqrt(mean + self.epsilon), Affine(scale)
         return (y.astype(x.dtype), after) if apart else after(y).astype(x.dtype)
-
-
-def softmax_matmul(
-    scores: Float[AnyArray, "*#b q k"], v: Float[AnyArray, "*#b k d"]
-) -> Float[Array, "*#b q d"]:
-    """softmax(scores) @ v, the softmax in float32.
-
-    The division by the sums comes last, where there is least to divide; its gradient then needs
-    no sum over a product of two score matrices, which XLA's CPU backend is slow at.
-    """
-    most = jax.lax.stop_gradient(jnp.max(scores, -1, keepdims=True))
-    weights = jnp.exp(scores - most)
-    out = product32(weights.astype(v.dtype), v)
-    return (out / jnp.sum(weights, -1, keepdims=True)).astype(v.dtype)
-
-
-def _cudnn_takes(head_dim: int) -> bool:
-    """Whether cuDNN has an attention kernel with a gradient here: NVIDIA's GPUs since Ampere."""
-    device = backend.device()
-    if device.platform != "gpu" or "cuda" not in device.client.platform_version.lower():
-        return False
-    generation = int(device.compute_capability.split(".")[0])
-    return generation >= 8 and head_dim % 8 == 0 and head_dim <= (256 if generation == 9 else 128)
-
-
-def causal_attention(
-    q: Float[AnyArray, "b t h d"],
-    k: Float[AnyArray, "b t n d"],
-    v: Float[AnyArray, "b t n d"],
-    scale: float,
-    window: int | None = None,
-    remat: bool = False,
-) -> Float[Array, "b t h d"]:
-    """Causal softmax attention over whole sequences, softmax in float32.
-
-    k, v may have fewer heads than q: each then serves h / n neighbouring heads of q.
-    window: query i sees the keys i - window < j <= i; None: all keys j <= i.
-    remat: one chunk after the other, against all keys; the gradient computes each chunk's scores
-    again rather than keep those of all. Less memory, more work.
-
-    In half precision the fused kernel behind `jax.nn.dot_product_attention` where cuDNN has one;
-    otherwise query chunks that look only at the keys in their reach, which halves the work and
-    keeps the score matrix at `[b, h, QUERY_CHUNK, t]`.
-    """
-    (b, t, h, d), n = q.shape, k.shape[2]
-    if window is not None and window >= t:
-        window = None
-    if q.dtype in (jnp.bfloat16, jnp.float16) and _cudnn_takes(d):
-        local = None if window is None else (window - 1, 0)
-        return jax.nn.dot_product_attention(
-            q, k, v, scale=scale, is_causal=True, local_window_size=local, implementation="cudnn"
-        )
-    group = h // n  # query heads a key head; they are laid one after the other as queries
-    q = jnp.transpose((q * jnp.asarray(scale, q.dtype)).reshape(b, t, n, group, d), (0, 2, 3, 1, 4))
-    k, v = (jnp.swapaxes(a, 1, 2) for a in (k, v))
-
-    def attend(q, k, v, start, first=0):  # queries from `start` on, keys from `first` on
-        wide = q.reshape(b, n, -1, d)
-        scores = product32(wide, k, turned=True)
-        queries = jnp.tile(start + jnp.arange(q.shape[3]), group)[:, None]
-        keys = jnp.arange(first, first + k.shape[2])
-        allowed = keys <= queries
-        if window is not None:
-            allowed &= keys > queries - window
-        return softmax_matmul(jnp.where(allowed, scores, -jnp.inf), v).reshape(q.shape)
-
-    if remat:
-        size = next(s for s in range(min(QUERY_CHUNK, t), 0, -1) if t % s == 0)
-        parts = jnp.moveaxis(q.reshape(b, n, group, t // size, size, d), 3, 0)
-        again = jax.checkpoint(attend, prevent_cse=False)
-        starts = jnp.arange(0, t, size)
-        parts = jax.lax.map(lambda part: again(part[0], k, v, part[1]), (parts, starts))
-        out = jnp.moveaxis(parts, 0, 3).reshape(b, n, group, t, d)
-    else:
-        chunks = []
-        for start in range(0, t, QUERY_CHUNK):
-            end = min(start + QUERY_CHUNK, t)
-            first = 0 if window is None else max(0, start - window + 1)
-            part = q[:, :, :, start:end], k[:, :, first:end], v[:, :, first:end]
-            chunks.append(attend(*part, start, first))
-        out = chunks[0] if len(chunks) == 1 else jnp.concatenate(chunks, axis=3)
-    return jnp.transpose(out, (0, 3, 1, 2, 4)).reshape(b, t, h, d)

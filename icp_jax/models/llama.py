@@ -1,130 +1,23 @@
 """Llama, Mistral, Qwen2 and Qwen3: one embed, block and head; the differences are config.
 
-After `modeling_llama.py` and its relatives of transformers. What a config leaves out means what
-it means there: `converters.llama.with_defaults`, shared with the table of the weights.
+After `modeling_llama.py` and its relatives of transformers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from converters.llama import has_mlp_bias, has_o_bias, has_qk_norm, has_qkv_bias, with_defaults
 from icp_jax.arrays import AnyArray
-from icp_jax.errors import InputError
-from icp_jax.models.fields import check_fields
-from icp_jax.models.layers import ACTIVATIONS, WHOLE, Linear, RMSNorm, causal_attention
-from icp_jax.models.rotary import Rope, cos_sin, rotate
+from icp_jax.models.attention import causal_attention
+from icp_jax.models.layers import ACTIVATIONS, WHOLE, Linear, RMSNorm
+from icp_jax.models.llama_config import LlamaConfig, windows
+from icp_jax.models.rotary import cos_sin, rotate
 from icp_jax.models.spec import Family, LinearSpec, rearrangements
-
-FIELDS = {
-    **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size"), "size"),
-    **dict.fromkeys(("num_hidden_layers", "num_attention_heads"), "size"),
-    "max_position_embeddings": "size",
-    "num_key_value_heads": "size?",
-    "head_dim": "size?",
-    "hidden_act": "word",
-    "rms_norm_eps": "number",
-    "tie_word_embeddings": "flag",
-}
-QWEN = {"use_sliding_window": "flag", "max_window_layers": "count", "layer_types": "words?"}
-# What one type reads and another does not look at.
-OWN_FIELDS = {
-    "llama": {"attention_bias": "flag", "mlp_bias": "flag"},
-    "mistral": {"sliding_window": "size?"},
-    "qwen2": QWEN,
-    "qwen3": {**QWEN, "attention_bias": "flag", "head_dim": "size"},
-}
-
-
-def _check(config: Mapping[str, Any]) -> None:
-    """Raises InputError for a value that the config's type cannot take."""
-    check_fields(config, FIELDS | OWN_FIELDS[config["model_type"]])
-    if config.get("use_sliding_window") and config["model_type"] in ("qwen2", "qwen3"):
-        check_fields(config, {"sliding_window": "size?"})
-
-
-@dataclass(frozen=True)
-class LlamaConfig:
-    """What of `config.json` the computation needs; the names are Hugging Face's."""
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    rms_norm_eps: float
-    hidden_act: str
-    rope: Rope
-    qkv_bias: bool
-    o_bias: bool
-    mlp_bias: bool
-    qk_norm: bool
-    tied: bool
-
-    @classmethod
-    def from_hf(cls, config: Mapping[str, Any]) -> LlamaConfig:
-        """From a `config.json` as a dict. Raises InputError for what cannot be computed."""
-        _check(config)
-        c = with_defaults(config)
-        if c["hidden_act"] not in ACTIVATIONS:
-            raise InputError(
-                f"hidden_act {c['hidden_act']!r} is not supported; one of {', '.join(ACTIVATIONS)}"
-            )
-        heads = c["num_attention_heads"]
-        if config.get("head_dim") is None and c["hidden_size"] % heads:
-            raise InputError(
-                f"hidden_size {c['hidden_size']} is not a multiple of num_attention_heads {heads}"
-            )
-        if heads % c["num_key_value_heads"]:
-            raise InputError(
-                f"num_attention_heads {heads} is not a multiple of "
-                f"num_key_value_heads {c['num_key_value_heads']}"
-            )
-        return cls(
-            vocab_size=c["vocab_size"],
-            hidden_size=c["hidden_size"],
-            intermediate_size=c["intermediate_size"],
-            num_hidden_layers=c["num_hidden_layers"],
-            num_attention_heads=heads,
-            num_key_value_heads=c["num_key_value_heads"],
-            head_dim=c["head_dim"],
-            rms_norm_eps=c["rms_norm_eps"],
-            hidden_act=c["hidden_act"],
-            rope=Rope.from_hf(c, c["head_dim"]),
-            qkv_bias=has_qkv_bias(c),
-            o_bias=has_o_bias(c),
-            mlp_bias=has_mlp_bias(c),
-            qk_norm=has_qk_norm(c),
-            tied=bool(c["tie_word_embeddings"]),
-        )
-
-
-def windows(hf_config: Mapping[str, Any]) -> list[int | None]:
-    """The sliding window of every block; None: the block sees all earlier tokens."""
-    c = with_defaults(hf_config)
-    n = c["num_hidden_layers"]
-    if c["model_type"] == "llama":
-        return [None] * n
-    if c["model_type"] == "mistral":
-        return [c["sliding_window"]] * n
-    window = c["sliding_window"] if c["use_sliding_window"] else None
-    kinds = c.get("layer_types")
-    if kinds is None:
-        return [window if t >= c["max_window_layers"] else None for t in range(n)]
-    known = {"full_attention": None, "sliding_attention": window}
-    if len(kinds) != n or not set(kinds) <= set(known):
-        raise InputError(f"layer_types must be {n} of {' and '.join(known)}, got {kinds}")
-    if "sliding_attention" in kinds and window is None:
-        raise InputError("layer_types has sliding_attention, but no sliding window is in use")
-    return [known[kind] for kind in kinds]
 
 
 class Embed(nn.Module):

@@ -13,8 +13,9 @@ from jaxtyping import Array, Float, Int
 from converters.opt import embedding_width
 from icp_jax.arrays import AnyArray
 from icp_jax.errors import InputError
+from icp_jax.models.attention import causal_attention
 from icp_jax.models.fields import check_fields
-from icp_jax.models.layers import ACTIVATIONS, WHOLE, LayerNorm, Linear, causal_attention
+from icp_jax.models.layers import ACTIVATIONS, WHOLE, LayerNorm, Linear
 from icp_jax.models.spec import Family, LinearSpec, rearrangements
 
 FIELDS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from icp_jax.config import PruneConfig, QuantConfig
-from icp_jax.core.counts import Shapes, counts, shares
+from icp_jax.core.counts import Shapes, Target, counts, shares
 from icp_jax.core.masks import parse_pattern
 from icp_jax.errors import InputError
 from icp_jax.models.spec import Family
@@ -18,24 +18,16 @@ def budgets(
     quant: QuantConfig | None = None,
 ) -> list[dict[str, int]]:
     """Zeros of every linear of every block. Raises InputError before any work is done."""
-    used(family, config)
-    return counts(
-        family,
-        shapes,
-        method=config.method,
-        sparsity=config.sparsity,
-        pattern=parse_pattern(config.pattern),
-        alpha=config.alpha,
-        beta=config.beta,
-        rearrange=config.rearrange,
-        group=None if quant is None else quant.group,
-    )
+    group = None if quant is None else quant.group
+    return counts(family, shapes, target(family, config), method=config.method, group=group)
 
 
-def used(family: Family, config: PruneConfig) -> None:
-    """Raises InputError for a rearrangement that nothing is to be rearranged by."""
+def target(family: Family, config: PruneConfig) -> Target:
+    """What the settings ask for. Raises InputError for a rearrangement that does nothing."""
+    pattern = parse_pattern(config.pattern)
     unset = config.rearrange is not None and config.beta is None
     if unset and not shares(family, config.method)[1]:
         raise InputError(
             f"prune.rearrange needs prune.beta: for {config.method} and this model it is 0"
         )
+    return Target(config.sparsity, pattern, config.alpha, config.beta, config.rearrange)

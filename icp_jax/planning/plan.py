@@ -9,15 +9,15 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from icp_jax import backend
 from icp_jax.config import MemoryConfig, RunConfig, check, parse_bytes
 from icp_jax.errors import InputError
 from icp_jax.planning import cost
 from icp_jax.planning.budgets import budgets
-from icp_jax.planning.memory import Need, need
-from icp_jax.planning.workload import Workload, describe, resolved, size, workload
+from icp_jax.planning.memory import Need, Phase, need
+from icp_jax.planning.rates import Rates, measure
+from icp_jax.planning.workload import Workload, describe, resolved, workload
 from icp_jax.streaming import storage, transfer
 from icp_jax.streaming.source import FolderSource
 
@@ -29,7 +29,9 @@ class Plan(NamedTuple):
     device_kind: str
     limits: dict[str, int | None]  # of device and host, in bytes
     need: Need
-    rates: cost.Rates
+    flops: dict[str, float]  # of the whole run, by phase
+    moved: dict[str, int]  # bytes between host and device, of the whole run
+    rates: Rates
     seconds: dict[str, float]
 
     def record(self) -> dict[str, Any]:
@@ -42,10 +44,15 @@ class Plan(NamedTuple):
             "peak": {"device": need.device, "host": need.host, "disk": need.disk},
             "memory": dataclasses.asdict(need.memory),
             "stream_bytes": need.streams,
-            "phases": [p._asdict() | {"seconds": self.seconds[p.name]} for p in need.phases],
+            "phases": [self._phase(phase) for phase in need.phases],
             "rates": self.rates._asdict(),
             "seconds": sum(self.seconds.values()),
         }
+
+    def _phase(self, phase: Phase) -> dict[str, Any]:
+        name = phase.name
+        work = {"flops": self.flops[name], "moved": self.moved[name]}
+        return {**phase._asdict(), **work, "seconds": self.seconds[name]}
 
 
 def plan(config: RunConfig, device: str = "", host: str = "") -> Plan:
@@ -62,11 +69,12 @@ def plan(config: RunConfig, device: str = "", host: str = "") -> Plan:
     budgets(work.family, work.shapes, config.prune, config.quant)
     limits = _limits(config.memory, device, host, free=True)
     found = fit(work, **limits)
-    rates = cost.measure(work.config.dtype)
-    work_by_phase = {p.name: p.flops for p in found.phases}
-    seconds = rates.seconds(work_by_phase, {p.name: p.moved for p in found.phases})
+    rates = measure(work.config.dtype)
+    flops = cost.flops(work.family, work.shapes, work.config, work.positions)
+    moved = cost.moved(work, found.memory)
     kind = jax.local_devices()[0].device_kind
-    return Plan(config.model, kind, limits, found, rates, seconds)
+    seconds = rates.seconds(flops, moved)
+    return Plan(config.model, kind, limits, found, flops, moved, rates, seconds)
 
 
 def settle(source: FolderSource, config: RunConfig) -> RunConfig:
@@ -112,7 +120,11 @@ def fit(work: Workload, device: int | None = None, host: int | None = None) -> N
     least: tuple[int, str] | None = None
     for place in kinds if memory.streams == "auto" else (memory.streams,):
         tries, remat = _batches(work), memory.remat
-        if place == "device" and device is not None and (over := _streams(work) - device) > 0:
+        if (
+            place == "device"
+            and device is not None
+            and (over := work.both(memory.stream_dtype) - device) > 0
+        ):
             least = over, f"{gib(over)} of device memory for the streams alone"
             continue  # whatever the batch: nothing to compile for it
         while tries:
@@ -136,16 +148,9 @@ def fit(work: Workload, device: int | None = None, host: int | None = None) -> N
     raise InputError(f"this does not fit with any place and batch: too little by {least[1]}")
 
 
-def _streams(work: Workload) -> int:
-    """Bytes of both."""
-    one = work.hidden(work.config.memory.stream_dtype)
-    return 2 * work.config.calibration.count * size(one)
-
-
 def _batches(work: Workload) -> list[int | None]:
     """What is set; or the default, and then halves of it, down to one sample."""
-    memory, one = work.config.memory, work.hidden()
-    positions = int(np.prod(one.shape[1:-1]))
+    memory, positions = work.config.memory, work.positions
     share = -(-work.config.calibration.count // (work.config.devices or 1))
     batch = transfer.batch_size(share, positions)
     found: list[int | None] = [memory.batch_tokens]

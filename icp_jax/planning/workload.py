@@ -16,7 +16,6 @@ from converters.files import holds_weights
 from converters.rules import Placed, insert
 from icp_jax.config import RunConfig, filled
 from icp_jax.core.counts import shares
-from icp_jax.core.masks import parse_pattern
 from icp_jax.data import hub, inputs
 from icp_jax.data.hub import resolve
 from icp_jax.errors import InputError
@@ -79,8 +78,8 @@ def resolved(config: RunConfig, source: inputs.Described) -> RunConfig:
     """The config with every unset field filled in for this model."""
     config = filled(config)
     p = config.prune
-    structured = parse_pattern(p.pattern) is not None
-    alpha, beta = (1.0, 0.0) if structured else shares(source.family, p.method, p.alpha, p.beta)
+    own = p.structured  # a pattern's allocation
+    alpha, beta = (1.0, 0.0) if own else shares(source.family, p.method, p.alpha, p.beta)
     rearrange = p.rearrange or source.family.default_rearrangement
     return dataclasses.replace(
         config,
@@ -109,9 +108,18 @@ class Workload(NamedTuple):
             for block in self.blocks
         ]
 
+    @property
+    def positions(self) -> int:
+        """Of a sample, in the streams."""
+        return int(np.prod(self.hidden().shape[1:-1]))
+
     def hidden(self, dtype: str = "float32") -> jax.ShapeDtypeStruct:
         """One sample of a stream, `[1, T, D]` or `[1, H, W, D]`."""
         return passes.hidden(self.family, self.embed, self.sample, dtype)
+
+    def both(self, dtype: str) -> int:
+        """Bytes of both streams."""
+        return 2 * self.config.calibration.count * size(self.hidden(dtype))
 
 
 def workload(source: Described, config: RunConfig) -> Workload:

@@ -24,18 +24,11 @@ from converters.files import (
     open_checkpoint,
     open_writer,
 )
+from converters.index import right_index
+from converters.layout import DTYPE_NAMES, DTYPES, Entry, Layout, plan_layout, read_header
 from converters.names import SAFETENSORS, TORCH, shards
 from converters.rules import ConversionError, check_shape, first_line, lookup
-from converters.safetensors_files import (
-    DTYPE_NAMES,
-    DTYPES,
-    Entry,
-    Layout,
-    Writer,
-    plan_layout,
-    read_header,
-    right_index,
-)
+from converters.safetensors_files import Writer
 from converters.sam_names import config_of
 from icp_jax.data.hub import resolve
 from icp_jax.errors import InputError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import platform
 from typing import Any
@@ -12,7 +11,6 @@ import numpy as np
 
 from icp_jax import backend
 from icp_jax.backend.compile_cache import features
-from icp_jax.config import RunConfig
 from icp_jax.errors import Kept
 from icp_jax.runs.records import sha256, versions
 from icp_jax.streaming.background import in_threads
@@ -66,9 +64,10 @@ class Weights:
         self._seen = seen
 
 
-def fingerprint(config: RunConfig, weights: Weights, samples: dict[str, Any]) -> dict[str, Any]:
-    """Flat: name -> value. config: with every field resolved; samples: of the calibration."""
-    settings = _flat(dataclasses.asdict(config))
+def fingerprint(
+    settings: dict[str, Any], weights: Weights, samples: dict[str, Any]
+) -> dict[str, Any]:
+    """Name -> value. settings: resolved, by dotted name; samples: of the calibration."""
     found = {name: value for name, value in settings.items() if name not in FREE}
     found |= {f"source {name}": digest for name, digest in weights.digests.items()}
     found |= samples | {"device": jax.devices()[0].device_kind}
@@ -77,12 +76,12 @@ def fingerprint(config: RunConfig, weights: Weights, samples: dict[str, Any]) ->
     return found | {f"version of {name}": value for name, value in versions().items()}
 
 
-def common(config: RunConfig, weights: Weights) -> np.ndarray:
+def common(settings: dict[str, Any], weights: Weights) -> np.ndarray:
     """As bytes what hosts that share a run must have in common, but for the samples.
 
-    config: as resolved, before the plan: that is each host's own.
+    settings: as resolved, before the plan: that is each host's own.
     """
-    found = fingerprint(config, weights, {})
+    found = fingerprint(settings, weights, {})
     own = ("device", "processor")
     shared = {name: value for name, value in found.items() if name not in own}
     return np.frombuffer(json.dumps(shared, sort_keys=True).encode(), np.uint8)
@@ -104,11 +103,3 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
             said.append(f"{name} changed" if digest else f"{name} was {was}, is {now}")
     more = f" and {len(said) - SHOWN} more" if len(said) > SHOWN else ""
     return "; ".join(said[:SHOWN]) + more
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for name, value in tree.items():
-        inner = _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else None
-        out |= {prefix + name: value} if inner is None else inner
-    return out

@@ -2,47 +2,46 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from icp_jax.checks import flat
-from icp_jax.config import RunConfig, filled
-from icp_jax.core.hyper import Recipe, hyper
-from icp_jax.core.masks import parse_pattern
-from icp_jax.planning.budgets import used
+from icp_jax.config import MemoryConfig, RunConfig, filled
+from icp_jax.core.counts import counts
+from icp_jax.core.hyper import Recipe, as_table, point, schedule
+from icp_jax.planning.budgets import target
 from icp_jax.streaming.loop import Job, Source
 from icp_jax.streaming.passes import compute_dtype
 
 
 def job(source: Source, config: RunConfig) -> Job:
     """What the settings ask for. Raises InputError for counts that cannot be met."""
-    used(source.family, config.prune)
-    run, shapes = filled(config), [source.shapes(t) for t in range(source.family.n_blocks)]
-    prune, quant, memory = run.prune, run.quant, run.memory
-    settings: dict[str, Any] = flat(run)
+    family = source.family
+    run = filled(config)
+    quant = run.quant
+    settings: dict[str, Any] = flat(run)  # nothing that is filled in is None
+    aim = target(family, run.prune)
+    shapes = [source.shapes(t) for t in range(family.n_blocks)]
+    zeros = counts(family, shapes, aim, method=run.prune.method, group=quant.group)
     recipe = Recipe(
-        method=prune.method,
-        pattern=parse_pattern(prune.pattern),
+        method=run.prune.method,
+        pattern=aim.pattern,
         block_size=settings["prune.block_size"],
         dtype=compute_dtype(run.dtype),
-        stream_dtype=memory.stream_dtype,
+        stream_dtype=run.memory.stream_dtype,
         quantize=quant.bits is not None,
         group=quant.group,
         symmetric=quant.symmetric,
         search=quant.search,
-        remat=bool(memory.remat),
     )
-    point = hyper(
-        source.family,
-        shapes,
-        recipe=recipe,
-        sparsity=prune.sparsity,
-        alpha=prune.alpha,
-        beta=prune.beta,
-        rearrange=prune.rearrange,
-        lr=settings["compensate.lr"],
-        gamma=settings["compensate.gamma"],
-        epochs=settings["compensate.epochs"],
-        damping=settings["prune.damping"],
-        bits=quant.bits or 0,
+    rates = schedule(*(settings[f"compensate.{name}"] for name in ("lr", "gamma", "epochs")))
+    numbers = point(as_table(family, zeros), rates, settings["prune.damping"], quant.bits or 0)
+    return placed(Job(numbers, recipe, settings["seed"]), run.memory)
+
+
+def placed(made: Job, memory: MemoryConfig) -> Job:
+    """The job with the place, the batch and the rematerialisation of these settings."""
+    recipe = dataclasses.replace(made.recipe, remat=bool(memory.remat))
+    return dataclasses.replace(
+        made, recipe=recipe, place=memory.streams, batch_tokens=memory.batch_tokens
     )
-    return Job(point, recipe, settings["seed"], memory.streams, memory.batch_tokens)

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from converters.files import Reader, copy_other_files
+from converters.layout import plan_layout
 from converters.rules import ConversionError, Placed, lookup
-from converters.safetensors_files import Writer, plan_layout
-from icp_jax.config import QuantConfig
+from converters.safetensors_files import Writer
 from icp_jax.core.quantize import Grid
 from icp_jax.runs.export import copy_unpruned, write_json
 from icp_jax.streaming.source import FolderSource, part_of
@@ -49,9 +49,10 @@ def is_pruned(rule: Placed, linears: set[str]) -> bool:
 class PackedSink:
     """Takes pruned blocks with their grids and writes them packed; the rest as it was."""
 
-    def __init__(self, source: FolderSource, folder: Path, quant: QuantConfig):
-        assert quant.bits is not None
-        self.source, self.quant, self.bits = source, quant, quant.bits
+    def __init__(
+        self, source: FolderSource, folder: Path, bits: int, group: int | None, symmetric: bool
+    ):
+        self.source, self.bits, self.group, self.symmetric = source, bits, group, symmetric
         linears = {spec.name for spec in source.family.linears}
         self.packed = {r.name for r in source.placed if is_pruned(r, linears)}
         copy_other_files(source.folder, folder)
@@ -62,13 +63,12 @@ class PackedSink:
 
     def description(self) -> dict[str, Any]:
         """The `quantization_config` that makes loaders unpack the linears."""
-        q = self.quant
         weights = {
-            "num_bits": q.bits,
+            "num_bits": self.bits,
             "type": "int",
-            "symmetric": q.symmetric,
-            "strategy": "group" if q.group else "channel",
-            "group_size": q.group,
+            "symmetric": self.symmetric,
+            "strategy": "group" if self.group else "channel",
+            "group_size": self.group,
             "dynamic": False,
         }
         others = [
@@ -93,10 +93,10 @@ class PackedSink:
                 out[name] = (dtype, shape)
                 continue
             outputs, inputs = shape
-            groups = inputs // (self.quant.group or inputs)
+            groups = inputs // (self.group or inputs)
             out[f"{name}_packed"] = (np.dtype(np.int32), (outputs, -(-inputs * self.bits // 32)))
             out[f"{name}_scale"] = (dtype, (outputs, groups))
-            if not self.quant.symmetric:
+            if not self.symmetric:
                 words = -(-outputs * self.bits // 32)
                 out[f"{name}_zero_point"] = (np.dtype(np.int32), (words, groups))
             out[f"{name}_shape"] = (np.dtype(np.int64), (2,))
@@ -123,7 +123,7 @@ class PackedSink:
         write, name = self.writer.write, rule.name
         write(f"{name}_packed", pack_bits(levels.T, self.bits))
         write(f"{name}_scale", np.ascontiguousarray(scale.T.astype(kernel.dtype)))
-        if not self.quant.symmetric:
+        if not self.symmetric:
             write(f"{name}_zero_point", np.ascontiguousarray(pack_bits(zero, self.bits).T))
         write(f"{name}_shape", np.asarray(kernel.shape[::-1], np.int64))
 

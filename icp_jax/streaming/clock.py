@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from icp_jax.backend import heap
+from icp_jax.phases import Phase
 
 
 class Clock:
@@ -16,7 +17,7 @@ class Clock:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def __call__(self, phase: str, give_back: bool = True) -> Iterator[None]:
+    def __call__(self, phase: Phase, give_back: bool = True) -> Iterator[None]:
         started = time.perf_counter()
         try:
             yield
@@ -24,7 +25,7 @@ class Clock:
             if give_back:
                 heap.give_back()
             taken = time.perf_counter() - started
-            self.seconds[phase] = self.seconds.get(phase, 0) + taken
+            self.seconds[phase.name] = self.seconds.get(phase.name, 0) + taken
 
     def take(self) -> dict[str, float]:
         taken, self.seconds = self.seconds, {}

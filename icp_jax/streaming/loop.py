@@ -17,16 +17,17 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from icp_jax import backend
+from icp_jax import backend, phases
 from icp_jax.backend import heap
 from icp_jax.core import outcomes, quantize
-from icp_jax.core.compensate import CompensationMetrics
+from icp_jax.core.fate import CompensationMetrics
 from icp_jax.core.hyper import Hyper, Recipe, sample_order
 from icp_jax.core.outcomes import BlockReport
 from icp_jax.core.passes import Apply, Params, Shapes, Statistics, no_statistics
 from icp_jax.core.pruners import METHODS
 from icp_jax.errors import InputError
 from icp_jax.models.spec import Family
+from icp_jax.phases import Phase, Progress
 from icp_jax.streaming import passes, storage, transfer
 from icp_jax.streaming.background import Background
 from icp_jax.streaming.clock import Clock
@@ -34,8 +35,6 @@ from icp_jax.streaming.mesh import ONE, Devices
 from icp_jax.streaming.prune import prune_block
 from icp_jax.streaming.storage import Stream
 from icp_jax.streaming.tune import Tuning, compensate
-
-Progress = Callable[[int, str, int, int, float | None], None]
 
 
 class Source(Protocol):
@@ -64,6 +63,11 @@ class Job:
     seed: int = 0  # of the samples' order in compensation
     place: str = "auto"  # of the streams: device, host, disk, or the first of these with room
     batch_tokens: int | None = None  # positions that a device takes at once; None: the backend's
+
+    @property
+    def epochs(self) -> int:
+        """Of compensation: 0 where the method has none."""
+        return len(self.hyper.rates) if METHODS[self.recipe.method].compensates else 0
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,7 @@ class Loop:
     hooks: Hooks
     devices: Devices
     clock: Clock = field(default_factory=Clock)
-    compiled: set[str] = field(default_factory=set)  # phases that have run once
+    compiled: set[Phase] = field(default_factory=set)  # phases that have run once
 
     def __post_init__(self) -> None:
         family, recipe, embed = self.source.family, self.job.recipe, self.source.embed()
@@ -159,12 +163,12 @@ class Loop:
     def apply(self, t: int) -> Apply:
         return Apply(self.source.family.block_at(t), self.job.recipe.dtype)
 
-    def ticker(self, block: int, phase: str) -> Callable[..., None]:
+    def ticker(self, block: int, phase: Phase) -> Callable[..., None]:
         def tick(done: int, total: int, loss: float | None = None) -> None:
             if phase not in self.compiled:
                 heap.give_back()  # what compiling took
                 self.compiled.add(phase)
-            self.hooks.progress(block, phase, done, total, loss)
+            self.hooks.progress(block, phase.name, done, total, loss)
 
         return tick
 
@@ -177,7 +181,7 @@ class Loop:
         """The dense stream through block t, before it is changed."""
         step, before = partial(passes.forward, self.apply(t), params), self.dense_stream
         before = before if t else self.sparse_stream
-        tick = self.ticker(t, "dense")
+        tick = self.ticker(t, phases.DENSE)
         _finite(
             t, transfer.advance(step, [before], self.dense_stream, self.size, tick, self.devices)
         )
@@ -185,7 +189,7 @@ class Loop:
     def sparse(self, t: int, params: Params) -> float:
         """The sparse stream through block t, pruned; gives the error of the streams."""
         step = partial(passes.forward_beside, self.apply(t), params)
-        both, tick = [self.sparse_stream, self.dense_stream], self.ticker(t, "sparse")
+        both, tick = [self.sparse_stream, self.dense_stream], self.ticker(t, phases.SPARSE)
         energies = transfer.advance(step, both, self.sparse_stream, self.size, tick, self.devices)
         _finite(t, energies)
         distance, energy = np.sum(np.asarray(energies, np.float64), axis=0)
@@ -193,7 +197,7 @@ class Loop:
 
     def tune(self, t: int, params: Params, stored: Params) -> tuple[Params, CompensationMetrics]:
         """Block t, tuned to turn the sparse stream into the dense one; params are used up."""
-        job, tick = self.job, self.ticker(t, "compensate")
+        job, tick = self.job, self.ticker(t, phases.COMPENSATE)
         apply = self.apply(t).rematerialised() if job.recipe.remat else self.apply(t)
         order = sample_order((job.seed, t), len(job.hyper.rates), len(self.tokens))
         # a sample at a time: nothing for devices to share
@@ -205,7 +209,7 @@ class Loop:
 
     def statistics(self, t: int, params: Params) -> Statistics:
         """What the pruners need of the linears' inputs on the sparse stream."""
-        family, tick = self.source.family, self.ticker(t, "statistics")
+        family, tick = self.source.family, self.ticker(t, phases.STATISTICS)
         seen = no_statistics(family, self.source.shapes(t), len(self.tokens) * self.positions)
         seen = self.devices.whole(seen)
         for where, (x,), valid in transfer.batches(
@@ -221,18 +225,18 @@ class Loop:
         """Block t pruned: its report, its params as stored ones are, and its grids."""
         family, recipe, tuned = self.source.family, self.job.recipe, None
         params = self.to_device(stored)
-        with self.clock("dense"):
+        with self.clock(phases.DENSE):
             self.dense(t, params)
-        if t and METHODS[recipe.method].compensates and len(self.job.hyper.rates):
-            with self.clock("compensate"):
+        if phases.COMPENSATE.of_block(t, self.job.epochs):
+            with self.clock(phases.COMPENSATE):
                 params, tuned = self.tune(t, params, stored)
-        with self.clock("statistics"):
+        with self.clock(phases.STATISTICS):
             seen = self.statistics(t, params)
-        with self.clock("prune"):
+        with self.clock(phases.PRUNE):
             hyper = self.job.hyper._replace(counts=self.job.hyper.counts[t])
             kernels = {s.name: stored[s.name]["kernel"] for s in family.linears}
             stored_as = {name: kernel.dtype.name for name, kernel in kernels.items()}
-            tick = self.ticker(t, "prune")
+            tick = self.ticker(t, phases.PRUNE)
             params, grids, found = prune_block(
                 family, params, seen, hyper, recipe, stored_as, self.devices, tick
             )
@@ -243,9 +247,9 @@ class Loop:
             dtypes = [leaf.dtype for leaf in jax.tree.leaves(stored)]
             del params
             params = jax.tree.unflatten(tree, passes.rounded(leaves, dtypes))
-        with self.clock("sparse"):
+        with self.clock(phases.SPARSE):
             error = self.sparse(t, params)
-        with self.clock("write", give_back=False):  # the next block will be as large
+        with self.clock(phases.WRITE, give_back=False):  # the next block will be as large
             pruned = _to_store(params, stored, None if tuned else kernels)
         became = None if tuned is None else outcomes.compensation_report(tuned)
         return BlockReport(t, layers, error, became, self.clock.take()), pruned, grids

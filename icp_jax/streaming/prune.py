@@ -49,6 +49,7 @@ def prune_block(
             pruned[name]["kernel"] = kernel
         grids |= done.grids
         found |= done.metrics
+        del done
         jax.block_until_ready(found)  # one tap's matrices at a time
         tick(len(found), len(family.linears))
     return pruned, devices.whole(grids), jax.device_get(in_order(family, found))

@@ -20,7 +20,7 @@ from converters.files import Reader, lone_torch_file, open_checkpoint
 from converters.rules import Placed, check_shape, insert
 from converters.sam_names import config_of
 from icp_jax.errors import InputError
-from icp_jax.models import Family, make_family
+from icp_jax.models import make_family
 from icp_jax.streaming.background import in_threads
 
 Params = dict[str, Any]
@@ -49,9 +49,17 @@ def read_config(folder: Path, quantized: bool = False) -> dict[str, Any]:
 
 def describe(path: Path, reader: Reader, quantized: bool = False) -> dict[str, Any]:
     """The config of a checkpoint: its `config.json`, or what the shapes of a lone `.pth` tell."""
-    if lone_torch_file(path) is not None and not (path / "config.json").is_file():
-        return config_of({name: reader.shape(name) for name in reader.names()})
-    return read_config(path, quantized)
+    return _told(reader) if _alone(path) else read_config(path, quantized)
+
+
+def _alone(path: Path) -> bool:
+    """Whether a `.pth` lies there without a config."""
+    return lone_torch_file(path) is not None and not (path / "config.json").is_file()
+
+
+def _told(reader: Reader) -> dict[str, Any]:
+    """The config that shapes tell."""
+    return config_of({name: reader.shape(name) for name in reader.names()})
 
 
 def part_of(placed: Placed) -> tuple[str, ...]:
@@ -84,20 +92,20 @@ class FolderSource:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        if lone_torch_file(self.folder) is None or (self.folder / "config.json").is_file():
-            make_family(read_config(self.folder))  # says what is wrong before weights are opened
+        config = None if _alone(self.folder) else read_config(self.folder)
+        if config is not None:
+            make_family(config)  # says what is wrong before weights are opened
         self.reader: Reader = open_checkpoint(self.folder)
         try:
-            self._place()
+            self._place(_told(self.reader) if config is None else config)
         except BaseException:
             self.reader.close()
             raise
 
-    def _place(self) -> None:
-        self.config = describe(self.folder, self.reader)
-        self.family: Family = make_family(self.config)
-        table = table_for(self.config["model_type"])
-        self.placed = table.place(self.config, self.reader.names())
+    def _place(self, config: dict[str, Any]) -> None:
+        self.config, self.family = config, make_family(config)
+        table = table_for(config["model_type"])
+        self.placed = table.place(config, self.reader.names())
         self._finite = False
         self._parts: dict[tuple[str, ...], list[Placed]] = defaultdict(list)
         for rule in self.placed:

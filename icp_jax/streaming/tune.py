@@ -11,19 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from icp_jax.backend import heap
-from icp_jax.core.compensate import (
-    ADAM,
-    CompensationMetrics,
-    Fate,
-    State,
-    fate,
-    mean_square,
-    mse,
-    probe,
-    sample_loss,
-    tune_step,
-    with_rate,
-)
+from icp_jax.core.compensate import ADAM, State, mse, probe, sample_loss, tune_step, with_rate
+from icp_jax.core.fate import CompensationMetrics, Fate, fate, mean_square
 from icp_jax.core.masks import apply_keep
 from icp_jax.streaming import storage, transfer
 from icp_jax.streaming.storage import Stream

@@ -7,7 +7,6 @@ import logging
 import numpy as np
 from jaxtyping import Float
 
-from icp_jax.config import CalibrationConfig
 from icp_jax.errors import InputError
 from icp_jax.vision.folders import Listed, image_files, kind_of, split_of
 from icp_jax.vision.image_settings import ImageSettings
@@ -18,22 +17,29 @@ log = logging.getLogger("icp_jax")
 
 
 def calibration_pixels(
-    config: CalibrationConfig, settings: ImageSettings
+    data: str, count: int, seed: int, settings: ImageSettings
 ) -> Float[np.ndarray, "n 3 s s"]:
-    """`config.count` images drawn with config.seed, in the order of names; float32.
+    """`count` images of a folder drawn with the seed, in the order of names; float32.
 
     Where a file turns out to be no image, the next that is drawn takes its place. What was left
     out is logged, with the count. Raises InputError where there are too few images.
     """
-    kind, folder = kind_of(config.data)
+
+    def too_few(images: int, why: str) -> InputError:
+        return InputError(
+            f"calibration data {data} has {images} images, {count} are asked for: "
+            f"give more, or a smaller --calibration.samples{why and '; '}{why}"
+        )
+
+    kind, folder = kind_of(data)
     listed = image_files(split_of(folder, "train").images if kind == "coco" else folder)
     files, others = listed.images, list(listed.others)
-    if len(files) < config.count:
-        raise _too_few(config, len(files), listed.said())
-    order = np.random.default_rng(config.seed).permutation(len(files))
-    spare = iter(order[config.count :])
-    pixels = np.empty((config.count, 3, settings.side, settings.side), np.float32)
-    for slot, k in enumerate(sorted(order[: config.count])):
+    if len(files) < count:
+        raise too_few(len(files), listed.said())
+    order = np.random.default_rng(seed).permutation(len(files))
+    spare = iter(order[count:])
+    pixels = np.empty((count, 3, settings.side, settings.side), np.float32)
+    for slot, k in enumerate(sorted(order[:count])):
         while True:
             try:
                 pixels[slot], _ = preprocess(files[k], settings)
@@ -42,14 +48,7 @@ def calibration_pixels(
                 others.append(files[k].name)
                 if (k := next(spare, None)) is None:
                     left = len(files) - len(others) + len(listed.others)
-                    raise _too_few(config, left, str(error)) from None
+                    raise too_few(left, str(error)) from None
     if others:
-        log.warning("%s: %s", config.data, Listed(files, others).said())
+        log.warning("%s: %s", data, Listed(files, others).said())
     return pixels
-
-
-def _too_few(config: CalibrationConfig, images: int, why: str) -> InputError:
-    return InputError(
-        f"calibration data {config.data} has {images} images, {config.count} are asked for: "
-        f"give more, or a smaller --calibration.samples{why and '; '}{why}"
-    )

@@ -19,11 +19,11 @@ from jaxtyping import Array, Bool, Float
 from icp_jax.backend.products import full_precision
 from icp_jax.errors import InputError
 from icp_jax.models.sam import SamConfig, make, predict_masks
+from icp_jax.vision import prompts
 from icp_jax.vision.image_settings import ImageSettings, image_settings
 from icp_jax.vision.process import Frame, binarise, postprocess, preprocess
 
 PROMPTS = 32  # prompts that go through the mask decoder at once
-LABELS = {1: "foreground", 0: "background", -1: "not a point"}
 
 
 @runtime_checkable
@@ -125,21 +125,8 @@ class SamPredictor:
         """
         if self.where is None or self.embedding is None:
             raise InputError("no image is set: call set_image first")
-        if points is None and labels is not None:
-            raise InputError("labels without points")
-        given = {
-            "points": _numbers("points", points, 2),
-            "labels": _numbers("labels", labels, 1),
-            "boxes": _numbers("boxes", boxes, 1),
-            "masks": _numbers("mask", mask, 2),
-        }
-        several = {k: a.ndim > _DIMS[k] for k, a in given.items() if a is not None}
-        if len(set(several.values())) > 1:
-            raise InputError("give points, labels, boxes and mask all with a prompt axis, or none")
-        ready = {k: None if a is None else a if several[k] else a[None] for k, a in given.items()}
-        if ready["points"] is not None and ready["labels"] is None:
-            ready["labels"] = np.ones(ready["points"].shape[:2], np.float64)
-        count = self._check(ready)
+        ready, several = prompts.read(points, labels, boxes, mask)
+        count = prompts.check(ready, self.where.original, 4 * self.config.prompt.grid)
         low_res, scores = self._run(ready, count, multimask)
         if best:
             chosen = np.argmax(scores, axis=1, keepdims=True)
@@ -147,41 +134,7 @@ class SamPredictor:
             low_res = np.take_along_axis(low_res, chosen[..., None, None], axis=1)
         masks = np.stack([binarise(postprocess(logits, self.where)) for logits in low_res])
         out = Prediction(masks, scores, low_res)
-        return out if any(several.values()) else Prediction(*(a[0] for a in out))
-
-    def _check(self, given: dict[str, np.ndarray | None]) -> int:
-        """How many prompts there are. Raises InputError."""
-        points, labels, boxes, masks = (given[k] for k in ("points", "labels", "boxes", "masks"))
-        (h, w), side = self.where.original, 4 * self.config.prompt.grid  # type: ignore[union-attr]
-        counts = {len(a) for a in given.values() if a is not None}
-        if len(counts) > 1:
-            raise InputError("points, labels, boxes and mask differ in the number of prompts")
-        if points is not None and labels is not None:
-            if points.shape[2] != 2 or not points.shape[1]:
-                raise InputError(f"points must be [n, 2] or [p, n, 2], got {list(points.shape)}")
-            if labels.shape != points.shape[:2]:
-                raise InputError(f"{labels.shape[1]} labels for {points.shape[1]} points")
-            if not np.isin(labels, list(LABELS)).all():
-                told = ", ".join(f"{k} {what}" for k, what in LABELS.items())
-                raise InputError(f"labels must be {told}")
-            for x, y in points[labels >= 0]:
-                if not (0 <= x <= w and 0 <= y <= h):
-                    raise InputError(f"point ({x:g}, {y:g}) is outside the image of {w} by {h}")
-        if boxes is not None:
-            if boxes.shape[1] != 4:
-                raise InputError(f"boxes must be [4] or [p, 4], got {list(boxes.shape)}")
-            for box in boxes:
-                left, top, right, bottom = box
-                if not (0 <= left < right <= w and 0 <= top < bottom <= h):
-                    told = ", ".join(f"{v:g}" for v in box)
-                    raise InputError(f"box ({told}) is empty or outside the image of {w} by {h}")
-        if masks is not None and masks.shape[1:] != (side, side):
-            size = " by ".join(str(n) for n in masks.shape[1:])
-            raise InputError(f"a mask of {size}: this model takes logits of {side} by {side}")
-        count = counts.pop() if counts else 1
-        if not count:
-            raise InputError("no prompts: the prompt axis is empty")
-        return count
+        return out if several else Prediction(*(a[0] for a in out))
 
     def _run(
         self, given: dict[str, np.ndarray | None], count: int, multimask: bool
@@ -205,21 +158,3 @@ class SamPredictor:
             found.append([np.asarray(a[0])[: count - start] for a in out])
         low_res, scores = (np.concatenate(a) for a in zip(*found, strict=True))
         return low_res, scores
-
-
-_DIMS = {"points": 2, "labels": 1, "boxes": 1, "masks": 2}  # of one prompt
-
-
-def _numbers(name: str, value: Any, dims: int) -> np.ndarray | None:
-    """As float64, with the axes of one prompt or one more. Raises InputError."""
-    if value is None:
-        return None
-    try:
-        array = np.asarray(value, np.float64)
-    except (TypeError, ValueError):
-        raise InputError(f"{name} must be numbers in a rectangular array") from None
-    if array.ndim not in (dims, dims + 1):
-        raise InputError(f"{name} must have {dims} or {dims + 1} axes, got {list(array.shape)}")
-    if not np.isfinite(array).all():
-        raise InputError(f"{name} must be finite numbers")
-    return array

@@ -9,7 +9,8 @@ from conftest import write_opt
 from safetensors.numpy import load_file, save_file
 
 from converters.files import ConversionError, open_checkpoint
-from converters.safetensors_files import Writer, plan_layout
+from converters.layout import plan_layout
+from converters.safetensors_files import Writer
 from icp_jax.streaming import storage
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from icp_jax.core.compensate import Fate, compensate
+from icp_jax.core.compensate import compensate
+from icp_jax.core.fate import Fate
 from icp_jax.core.hyper import sample_order, schedule
 
 

@@ -12,7 +12,7 @@ from conftest import write_llama, write_opt
 import icp_jax
 from icp_jax import CompensateConfig, QuantConfig, pruners, stats
 from icp_jax.config import MemoryConfig
-from icp_jax.core.compensate import Fate
+from icp_jax.core.fate import Fate
 from icp_jax.core.hyper import Recipe, block_orders, hyper, parse, stack
 from icp_jax.core.icp import icp
 from icp_jax.streaming import transfer

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from icp_jax import backend
-from icp_jax.models import layers
+from icp_jax.models import attention
 
 CUDA, ROCM = "PJRT C API\ncuda 13000", "PJRT C API\nrocm 70000"
 
@@ -27,5 +27,5 @@ def test_cudnn_is_asked_only_for_what_it_has(
     client = SimpleNamespace(platform_version=version)
     device = SimpleNamespace(platform=platform, client=client, compute_capability=capability)
     monkeypatch.setattr(backend, "device", lambda: device)
-    assert [layers._cudnn_takes(d) for d in taken] == [True] * len(taken)
-    assert [layers._cudnn_takes(d) for d in refused] == [False] * len(refused)
+    assert [attention._cudnn_takes(d) for d in taken] == [True] * len(taken)
+    assert [attention._cudnn_takes(d) for d in refused] == [False] * len(refused)

@@ -9,8 +9,8 @@ from conftest import LLAMA, OPT
 from converters import table_for
 from icp_jax.errors import InputError
 from icp_jax.models import make_family
-from icp_jax.models.llama import FIELDS as LLAMA_FIELDS
-from icp_jax.models.llama import OWN_FIELDS
+from icp_jax.models.llama_config import FIELDS as LLAMA_FIELDS
+from icp_jax.models.llama_config import OWN_FIELDS
 from icp_jax.models.opt import FIELDS as OPT_FIELDS
 from icp_jax.models.sam import config as sam
 from icp_jax.streaming.source import read_config

@@ -8,7 +8,8 @@ import pytest
 
 import icp_jax
 from converters import table_for
-from converters.safetensors_files import Writer, plan_layout
+from converters.layout import plan_layout
+from converters.safetensors_files import Writer
 from icp_jax import CalibrationConfig, PruneConfig, RunConfig
 from icp_jax.runs.run import prune_folder
 

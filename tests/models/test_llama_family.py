@@ -9,15 +9,16 @@ from conftest import LLAMA, OPT, rope
 import icp_jax
 from converters import ConversionError, table_for
 from converters.files import open_checkpoint
+from converters.layout import plan_layout
 from converters.llama import TABLES
-from converters.safetensors_files import Writer, plan_layout
+from converters.safetensors_files import Writer
 from icp_jax import InputError, PruneConfig, RunConfig
 from icp_jax.models import FAMILIES, make_family
 from icp_jax.planning.budgets import budgets
 from icp_jax.runs.convert import convert
 from icp_jax.runs.export import FolderSink
 from icp_jax.runs.job import job
-from icp_jax.runs.verify import verify_export
+from icp_jax.runs.verify_export import verify_export
 from icp_jax.streaming.loop import prune_blocks
 from icp_jax.streaming.source import FolderSource
 

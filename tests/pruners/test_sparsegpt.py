@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from icp_jax.core import stats
 from icp_jax.core.pruners import factor, sparsegpt, walk
-from icp_jax.core.pruners.sparsegpt import _share
+from icp_jax.core.pruners.sparsegpt_block import _share
 from icp_jax.core.quantize import make_grid
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from converters.safetensors_files import Writer, plan_layout
+from converters.layout import plan_layout
+from converters.safetensors_files import Writer
 from converters.sam import META, TABLE, _tensors
 
 SIDE = 64

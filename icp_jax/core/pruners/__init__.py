@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from icp_jax.core.pruners.hessian import Factor, factor
 from icp_jax.core.pruners.magnitude import magnitude
-from icp_jax.core.pruners.sparsegpt import Factor, factor, sparsegpt, walk, walk_in_place
+from icp_jax.core.pruners.sparsegpt import sparsegpt, walk, walk_in_place
 from icp_jax.core.pruners.wanda import wanda
 from icp_jax.core.stats import Moments
 

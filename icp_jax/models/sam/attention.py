@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from icp_jax import backend
 from icp_jax.arrays import AnyArray
 from icp_jax.backend.products import product32
-from icp_jax.models.layers import softmax_matmul
+from icp_jax.models.attention import softmax_matmul
 
 SCORES = {"cpu": 1 << 20}  # at most so many at once (or one row's): what fits a CPU's cache
 SCORES_ELSEWHERE = 1 << 25

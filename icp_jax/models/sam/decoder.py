@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from icp_jax.arrays import AnyArray
-from icp_jax.models.layers import ACTIVATIONS, LayerNorm, Linear, softmax_matmul
+from icp_jax.models.attention import softmax_matmul
+from icp_jax.models.layers import ACTIVATIONS, LayerNorm, Linear
 from icp_jax.models.sam.config import DecoderConfig
 from icp_jax.models.sam.layers import NORM_EPS, Perceptron, Table, Upscale
 

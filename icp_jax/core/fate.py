@@ -1,0 +1,55 @@
+"""What a compensation did to its loss, and whether its result is kept."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from icp_jax.core.hyper import Numbers
+
+MATTERS = 1e-3  # a rise of the loss below this share of the targets' mean square is rounding
+
+
+class Fate(IntEnum):
+    """What became of a compensation; all from NOT_FINITE on were undone."""
+
+    NONE = 0  # nothing was tuned
+    KEPT = 1
+    NOT_FINITE = 2  # a loss was NaN or infinite
+    ROSE = 3  # the loss rose
+    NO_GAIN = 4  # it rose by no more than rounding
+
+
+class CompensationMetrics(NamedTuple):
+    """What a compensation did to its loss."""
+
+    before: Float[Numbers, "*p"]  # mean over the probe, before the first step
+    after: Float[Numbers, "*p"]  # the same after the last step
+    epochs: Float[Numbers, "*p E"]  # mean of the losses met during each epoch
+    fate: Int[Numbers, "*p"]  # a Fate
+
+
+def not_compensated(epochs: int) -> CompensationMetrics:
+    """The metrics of a block that was not tuned: NaN, and Fate.NONE."""
+    nothing = jnp.full((), jnp.nan, jnp.float32)
+    losses = jnp.full((epochs,), jnp.nan, jnp.float32)
+    return CompensationMetrics(nothing, nothing, losses, jnp.int32(Fate.NONE))
+
+
+def fate(before, after, finite, square: Float[Array, ""]) -> Int[Array, ""]:
+    """The Fate that the losses call for.
+
+    finite: whether those of all steps are. square: the targets' mean square.
+    """
+    finite = finite & jnp.isfinite(after)
+    rose = jnp.where(after - before > MATTERS * square, Fate.ROSE, Fate.NO_GAIN)
+    judged = jnp.where(after > before, rose, Fate.KEPT)
+    return jnp.where(finite, judged, Fate.NOT_FINITE).astype(jnp.int32)
+
+
+def mean_square(targets: Float[Numbers, "n *s"]) -> Float[Array, ""]:
+    """What a rise of the loss is compared with."""
+    return jnp.mean(jnp.square(targets.astype(jnp.float32)))

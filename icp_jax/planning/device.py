@@ -1,0 +1,114 @@
+"""Bytes at once on the device, phase by phase, the streams left out.
+
+The functions yield one sum after another, the arrays that are held and what a program needs
+beside them; a phase takes the largest. XLA is asked by compiling the functions themselves, which
+also fills the compilation cache for the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from icp_jax.core import quantize, stats
+from icp_jax.core.masks import parse_pattern
+from icp_jax.core.passes import Statistics, no_statistics
+from icp_jax.planning.programs import shape
+from icp_jax.planning.setting import Block, Setting
+from icp_jax.planning.workload import size
+from icp_jax.streaming import passes, tune
+
+DAMPING: Any = np.float32(0.01)  # it is traced, as float32
+
+
+def embed(setting: Setting) -> Iterator[int]:
+    """The first stream is made."""
+    work, dtype = setting.work, setting.memory.stream_dtype
+    params = jax.tree.map(lambda leaf: shape(leaf.shape), work.embed)
+    tokens = shape((setting.batch, *work.sample.shape[1:]), work.sample.dtype)
+    step = setting.programs.beside(passes.embed_batch, work.family.embed, dtype, params, tokens)
+    yield size(params) + max(size(work.embed), 2 * size(tokens) + step)
+
+
+def dense(block: Block) -> Iterator[int]:
+    step = block.beside(passes.forward, block.apply, block.params, block.x, block.count)
+    # in: now and next; out: the last one
+    yield block.held + 3 * block.sent + 5 * block.whole + step
+
+
+def compensate(block: Block) -> Iterator[int]:
+    state, remat = jax.eval_shape(tune.start, block.params), block.setting.memory.remat
+    apply = block.apply.rematerialised() if remat else block.apply
+    few = block.few
+    steps = block.beside(tune._steps, apply, state, None, few, few, block.count)
+    yield size(state) + 4 * size(few) + steps
+
+
+def statistics(block: Block) -> Iterator[int]:
+    seen = _seen(block)
+    step = block.beside(passes.collect, block.apply, block.params, block.x, seen, block.count)
+    yield block.held + size(seen) + 2 * block.sent + 3 * block.whole + step
+
+
+def prune(block: Block) -> Iterator[int]:
+    """Tap by tap; the sums of one that is done are let go."""
+    seen, linears = _seen(block), block.linears
+    for tap, names in block.work.family.readers().items():
+        held = block.held + size(seen.sums)
+        yield held + block.beside(stats.moments, seen.sums[tap])
+        moments = jax.eval_shape(stats.moments, seen.sums[tap])
+        held += size(moments) - size(seen.sums.pop(tap))
+        for name in names:
+            energy = (shape(linears[name]), moments, seen.energies.get(name))
+            yield held + block.beside(stats.energy, *energy)
+        prepared = jax.eval_shape(lambda m: block.method.prepare(m, DAMPING), moments)
+        if block.method.walks:
+            yield held + block.beside(block.method.prepare, moments, DAMPING)
+            held += size(prepared) - size(moments)
+        for name in names:
+            for found in _linear(block, shape(linears[name]), moments, prepared):
+                yield held + found
+
+
+def sparse(block: Block) -> Iterator[int]:
+    x = block.x
+    step = block.beside(passes.forward_beside, block.apply, block.params, x, x, block.count)
+    yield block.held + 5 * block.sent + 8 * block.whole + step
+
+
+def write(block: Block) -> Iterator[int]:
+    yield block.held + block.narrow
+
+
+def _seen(block: Block) -> Statistics:
+    setting = block.setting
+    tokens = setting.samples * setting.positions
+    return jax.eval_shape(partial(no_statistics, block.work.family, block.linears, tokens))
+
+
+def _linear(block: Block, kernel: Any, moments: Any, prepared: Any) -> Iterator[int]:
+    """Bytes at once for one linear, beside the params and the statistics."""
+    method, beside, config = block.method, block.beside, block.work.config
+    options: dict[str, Any] = {}
+    if method.walks:
+        options["block"] = config.prune.block_size
+    if config.quant.bits is not None:
+        q, diagonal = config.quant, shape(kernel.shape[:1])
+        ranges = {"group": q.group, "symmetric": q.symmetric, "search": q.search}
+        making = partial(quantize.make_grid, **ranges)
+        grid = jax.eval_shape(making, kernel, block.count, importance=diagonal)
+        made = (quantize.make_grid, kernel, block.count)
+        yield beside(*made, importance=diagonal, **ranges)
+        if method.walks:
+            options["grid"] = grid
+        else:
+            rounding = (quantize.round_kernel, kernel, shape(kernel.shape, bool), grid)
+            yield 2 * size(kernel) + beside(*rounding)
+    pattern = parse_pattern(config.prune.pattern)
+    yield beside(method.prune, kernel, prepared, block.count, pattern=pattern, **options)
+    if not method.walks:
+        yield size(kernel) + beside(stats.lost_energy, kernel, kernel, moments)

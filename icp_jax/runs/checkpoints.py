@@ -1,0 +1,64 @@
+"""Pruned blocks in the work folder: written, sealed with a checksum, and read back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from icp_jax.core.outcomes import BlockReport
+from icp_jax.core.passes import Params
+from icp_jax.core.quantize import Grid
+from icp_jax.runs.export import sync
+from icp_jax.runs.records import block_record, canonical, read_block, sha256
+from icp_jax.runs.trees import read_tree, save_tree
+from icp_jax.runs.work_folder import WorkFolder
+from icp_jax.streaming.layout import apart, together
+
+
+class Checkpoints:
+    """The checkpoints of a work folder. A block is whole once it is sealed."""
+
+    def __init__(self, folder: WorkFolder):
+        self.folder = folder
+
+    def write(self, t: int, params: Params, grids: Mapping[str, Grid]) -> None:
+        """Store a pruned block."""
+        by_name = {name: grid._asdict() for name, grid in grids.items()}
+        plain, turned = apart(params)
+        save_tree(self.folder.block(t), {"params": plain, "turned": turned, "grids": by_name})
+
+    def seal(self, report: BlockReport) -> None:
+        """Make the block whole that was written last: write its report and its checksum."""
+        record = block_record(report)
+        sync(self.folder.block(report.block))
+        manifest = {"report": record, "sha256": self._checksum(report.block, record)}
+        self.folder.write(self.folder.manifest(report.block), manifest)
+
+    def intact(self, t: int) -> BlockReport | None:
+        """The report of block t; None where the block is not as it was written."""
+        try:
+            manifest = json.loads(self.folder.manifest(t).read_text())
+            if manifest["sha256"] == self._checksum(t, manifest["report"]):
+                return read_block(manifest["report"])
+        except (ValueError, TypeError, KeyError, FileNotFoundError):
+            return None
+        return None
+
+    def _checksum(self, t: int, report: dict[str, Any]) -> str:
+        parts: list[bytes | Path] = []
+        for path in sorted(p for p in self.folder.block(t).rglob("*") if p.is_file()):
+            name = path.relative_to(self.folder.path)
+            parts += [f"{name} {path.stat().st_size}\n".encode(), path]
+        return sha256(*parts, canonical(report))
+
+    def read(self, t: int) -> tuple[Params, dict[str, Grid]]:
+        """A finished block in the dtypes of the source, and its grids by linear."""
+        tree = read_tree(self.folder.block(t))
+        params = together(tree["params"], tree.get("turned", {}))
+        return params, {name: Grid(**grid) for name, grid in tree["grids"].items()}
+
+    def params(self, t: int) -> Params:
+        """The params of a finished block alone."""
+        return self.read(t)[0]

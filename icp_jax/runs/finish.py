@@ -1,0 +1,66 @@
+"""The end of a run: the folder filled from its finished blocks, and its record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+
+from icp_jax.core.outcomes import BlockReport, remedies
+from icp_jax.phases import EXPORT, Progress
+from icp_jax.runs.export import FolderSink
+from icp_jax.runs.packed import PackedSink
+from icp_jax.runs.records import block_record, peak_mib, versions
+from icp_jax.runs.resume import Work
+from icp_jax.runs.verify_export import Counted
+from icp_jax.streaming import storage
+from icp_jax.streaming.loop import Job
+from icp_jax.streaming.source import FolderSource
+
+
+def export(work: Work, source: FolderSource, job: Job, packed: bool, progress: Progress) -> None:
+    """Fill the output folder from the finished blocks, as packed integers or as the source is."""
+    last = source.family.n_blocks - 1
+    work.export.mkdir()
+    sink: FolderSink | PackedSink
+    if packed:
+        bits, recipe = int(job.hyper.bits), job.recipe
+        sink = PackedSink(source, work.export, bits, recipe.group, recipe.symmetric)
+    else:
+        sink = FolderSink(source, work.export)
+    try:
+        with ThreadPoolExecutor(1) as ahead:  # the next block is read while one is written
+            coming = ahead.submit(work.proven, 0)
+            for t in range(last + 1):
+                params, grids = coming.result()
+                if t < last:
+                    coming = ahead.submit(work.proven, t + 1)
+                sink.write(t, params, grids)
+                progress(last, EXPORT.name, t + 1, last + 1, None)
+        sink.close()
+    except BaseException:
+        sink.abandon()
+        raise
+
+
+def record(
+    facts: dict[str, Any], blocks: Sequence[BlockReport], counted: Counted, seconds: float
+) -> dict[str, Any]:
+    """What the result file says of a run. facts: from its door; seconds: of the whole run."""
+    peak = storage.device_peak()
+    return {
+        "config": facts["config"],
+        "versions": versions(),
+        "device": jax.devices()[0].device_kind,
+        "inputs": facts["inputs"],
+        "sparsity": counted.sparsity,
+        "zeros": counted.zeros,
+        "size": counted.size,
+        "seconds": round(seconds, 3),
+        "peak_host_mib": round(peak_mib()),
+        "peak_device_mib": None if peak is None else round(peak / 2**20),
+        "remedies": [line for block in blocks for line in remedies(block)],
+        "blocks": [block_record(block) for block in blocks],
+    }

@@ -1,0 +1,110 @@
+"""Re-reading a folder just exported: it must hold what the run promised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from converters.files import open_checkpoint
+from converters.rules import Placed
+from icp_jax.errors import InputError
+from icp_jax.runs.packed import Unpacked
+from icp_jax.streaming.background import in_threads
+from icp_jax.streaming.source import FolderSource, all_finite, parts
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What the exported file holds of the pruned layers."""
+
+    zeros: int
+    size: int
+    layers: dict[str, tuple[int, int]]  # torch name -> (zeros, size)
+
+    @property
+    def sparsity(self) -> float:
+        return self.zeros / self.size
+
+
+def verify_export(
+    source: FolderSource,
+    folder: Path,
+    budgets: list[dict[str, int]],
+    pattern: tuple[int, int] | None,
+    tuned: bool,
+    tick: Callable[[int, int], None] = lambda done, total: None,
+) -> Counted:
+    """Re-read a folder just exported: finite, sparse as promised, the rest bit-identical.
+
+    budgets: zeros a linear a block. tuned: whether blocks after the first may have changed
+    beside their kernels. tick: called with (tensors done, tensors in all). Raises RuntimeError
+    for a folder that is not as it should be.
+    """
+    with closing(open_checkpoint(folder)) as reader:
+        weights = Unpacked(reader, folder)
+        if set(weights.names()) != set(source.reader.names()):
+            raise RuntimeError(f"{folder}: the exported tensors are not those of the source")
+        check = partial(_check, source, weights, budgets, pattern, tuned)
+        layers: dict[str, tuple[int, int]] = {}
+        names = weights.names()
+        tick(0, len(names))
+        for k, (name, counted) in enumerate(zip(names, in_threads(check, names), strict=True)):
+            tick(k + 1, len(names))
+            if counted is not None:
+                layers[name] = counted
+    return Counted(sum(z for z, _ in layers.values()), sum(n for _, n in layers.values()), layers)
+
+
+def _check(
+    source: FolderSource,
+    weights: Unpacked,
+    budgets: list[dict[str, int]],
+    pattern: tuple[int, int] | None,
+    tuned: bool,
+    name: str,
+) -> tuple[int, int] | None:
+    """(zeros, size) of a pruned kernel, None of another tensor. Raises for what is not right."""
+    tensor, rule = weights.read(name), next((r for r in source.placed if r.name == name), None)
+    budget, counted = None if rule is None else _budget(rule, budgets), None
+    if budget is None:
+        free = tuned and rule is not None and rule.path[0] == "blocks" and rule.path[1] != "0"
+        if not free and not same_bytes(tensor, source.reader.read(name)):
+            raise RuntimeError(f"exported tensor {name!r} changed, and should not have")
+    else:
+        zeros = tensor.size - int(np.count_nonzero(tensor))
+        if zeros < budget:
+            raise RuntimeError(f"exported tensor {name!r} has {zeros} zeros, not {budget}")
+        if pattern is not None and densest_group(tensor, pattern[1]) > pattern[0]:
+            raise RuntimeError(f"exported tensor {name!r} breaks the pattern {pattern}")
+        counted = zeros, tensor.size
+    if not all_finite(tensor):
+        raise InputError(
+            f"pruned tensor {name!r} leaves the range of {tensor.dtype}: "
+            "lower --compensate.lr or add calibration samples"
+        )
+    weights.reader.forget()
+    source.reader.forget()
+    return counted
+
+
+def _budget(rule: Placed, budgets: list[dict[str, int]]) -> int | None:
+    if rule.path[0] != "blocks" or rule.path[-1] != "kernel":
+        return None
+    return budgets[int(rule.path[1])].get(rule.path[2])
+
+
+def densest_group(weight: np.ndarray, m: int) -> int:
+    """The most non-zeros in any m consecutive inputs of a torch weight [out, in]."""
+    groups = np.asarray(weight != 0).reshape(weight.shape[0], -1, m)
+    return int(groups.sum(axis=2).max())
+
+
+def same_bytes(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two tensors of one dtype and shape are equal to the bit, NaN or not."""
+    one, two = (np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in (a, b))
+    return len(one) == len(two) and all(map(np.array_equal, parts(one), parts(two)))
