@@ -53,7 +53,7 @@ def kept(names, folder, printed):
 
 # what an example does -> what must hold after it
 CHECKS = {
-    "icp_jax.save(pruned": saved,
+    'icp_jax.save(pruned, "opt-pydoc-50")': saved,
     "metrics = run(": in_one_trace,
     "sweep = ": swept,
     "AutoModelForCausalLM.from_pretrained(": reloaded,
