@@ -15,7 +15,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 project = "icp_jax"
-copyright = "the icp_jax authors"
+author = "the icp_jax authors"
+copyright = author
 version = release = icp_jax.__version__
 
 extensions = [
@@ -36,6 +37,7 @@ html_theme_options = {
     "show_toc_level": 2,
     "use_download_button": False,
     "use_fullscreen_button": False,
+    "navbar_persistent": [],  # the sidebar has the search
 }
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
@@ -45,6 +47,7 @@ nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
 nb_execution_timeout = 900
+nb_merge_streams = True
 nb_output_stderr = "remove"
 copybutton_exclude = ".linenos, .gp, .go"
 
@@ -63,7 +66,7 @@ def write_help(app):
     """The help of every command, as it is printed, for `cli.md`."""
     folder = HERE / "_build" / "help"
     folder.mkdir(parents=True, exist_ok=True)
-    plain = {**os.environ, "COLUMNS": "88", "NO_COLOR": "1", "TERM": "dumb"}
+    plain = {**os.environ, "COLUMNS": "78", "NO_COLOR": "1", "TERM": "dumb"}
     for command in COMMANDS:
         done = subprocess.run(
             [sys.executable, "-m", "icp_jax.cli", command, "--help"],

@@ -13,6 +13,7 @@ import textwrap
 import tokenize
 from functools import cache
 
+from docutils import nodes
 from sphinx.util import logging
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,15 @@ def to_rest(line):
     for one in code:
         out += [one, next(prose)]
     return "".join(out)
+
+
+def parted(lines):
+    """A line that begins with `name: ` begins a paragraph."""
+    for line in lines:
+        if found := re.match(r"([a-z_]+(?:, [a-z_]+)*): ", line):
+            yield ""
+            line = f"`{found[1]}`: {line[found.end() :]}"
+        yield line
 
 
 @cache
@@ -65,6 +75,7 @@ def process(app, what, name, obj, options, lines):
             log.warning("%s has no docstring", name)
     elif inspect.isclass(obj) and text.startswith(f"{obj.__name__}("):  # as dataclass makes it
         log.warning("%s has no docstring", name)
+    lines[:] = parted(lines)
     code = False
     for n, line in enumerate(lines):
         indented = line.startswith("    ")
@@ -87,6 +98,13 @@ def skip(app, what, name, obj, skipped, options):
     return None
 
 
+def shorten(app, doctree):
+    """`Float[jaxlib._jax.Array, "b t"]` is `Float[Array, "b t"]`."""
+    for text in list(doctree.findall(nodes.Text)):
+        if "jaxlib." in text:
+            text.parent.replace(text, nodes.Text(re.sub(r"jaxlib\.[\w.]*\.", "", text)))
+
+
 def check_names(app, env):
     """Every name that `icp_jax` offers is in the reference."""
     import icp_jax
@@ -100,6 +118,7 @@ def check_names(app, env):
 
 def setup(app):
     app.connect("autodoc-process-docstring", process)
+    app.connect("doctree-read", shorten)
     app.connect("autodoc-skip-member", skip)
     app.connect("env-check-consistency", check_names)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
