@@ -39,7 +39,12 @@ FULL = {"shape": "llama-7b", "vocab": 32000, "samples": 128, "length": 2048}
 FULL |= {"device_mib": 8192, "options": ["--device-memory", "7.8GB"]}
 TINY = {"shape": "tiny-llama", "vocab": 128, "samples": 4, "length": 32}
 TINY |= {"blocks": 3, "device_mib": 0, "options": ["--device-memory", "4GB"]}
-OWN = {"blocks": 4, "whole": 32, "seed": 0}  # whole: the blocks that times are extrapolated to
+OWN = {
+    "blocks": 4,
+    "whole": 32,
+    "seed": 0,
+    "stored": "bfloat16",
+}  # whole: the blocks that times are extrapolated to
 
 
 def job(tiny: bool, scratch: Path, out: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -104,8 +105,6 @@ def _end(said: Path) -> str:
 
 def _stop(child: subprocess.Popen[bytes]) -> None:
     """End a stage, and the processes that it started and left."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     child.wait()

@@ -20,14 +20,14 @@ from gpu import card
 TOKENS = "ids.npy"
 
 
-def checkpoint(job: dict[str, Any], dtype: str = "bfloat16") -> Path:
+def checkpoint(job: dict[str, Any]) -> Path:
     """The model's folder, made if it is not there; beside it lie the tokens.
 
-    Its tensors are windows of one pool of random numbers.
+    Its tensors are windows of one pool of random numbers, stored as `job["stored"]` says.
     """
     import ml_dtypes  # noqa: F401  NumPy knows bfloat16 by it
 
-    folder = Path(job["scratch"]) / "model"
+    folder, dtype = Path(job["scratch"]) / "model", job["stored"]
     if folder.exists():
         return folder
     rng = np.random.default_rng(job["seed"])
@@ -59,7 +59,7 @@ def checkpoint(job: dict[str, Any], dtype: str = "bfloat16") -> Path:
 
 def words(job: dict[str, Any], *command: str) -> list[str]:
     """`icp-jax prune`, or `plan`, of the job's model with its settings. command: with its OUT."""
-    model = checkpoint(job, job.get("dtype", "bfloat16"))
+    model = checkpoint(job)
     found = [sys.executable, "-m", "icp_jax.cli", command[0], str(model), *command[1:], "--json"]
     found += ["--data", str(model.with_name(TOKENS)), "--samples", str(job["samples"])]
     return [*found, "--seq-len", str(job["length"]), *job["options"]]

@@ -49,7 +49,7 @@ def side(job: dict[str, Any], count: int = BLOCKS) -> dict[str, Any]:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_default_device(device)
-    folder = model7b.checkpoint(job, job.get("dtype", "bfloat16"))
+    folder = model7b.checkpoint(job)
     source = FolderSource(folder)
     family = make_family(hf_config(job))
     zeros = budgets(family, [linears(job)] * job["blocks"], PruneConfig())
