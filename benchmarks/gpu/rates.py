@@ -23,11 +23,17 @@ TRIES = 5
 def product(dtype: str, size: int = SIZE) -> float:
     """FLOP/s of a product of size³."""
     import jax
+
+    a, run = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype), multiply()
+    return 2 * size**3 / median(lambda: run(a, a))
+
+
+def multiply() -> Any:
+    """A product of full precision, compiled."""
+    import jax
     import jax.numpy as jnp
 
-    a = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
-    multiply = jax.jit(partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST))
-    return 2 * size**3 / median(lambda: multiply(a, a))
+    return jax.jit(partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST))
 
 
 def rates(size: int = SIZE) -> dict[str, float]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from prune_job import hf_config, linears
+from prune_job import hf_config
 
 from gpu import phases, rates, variants
 from gpu.variants import VARIANTS, Variant
@@ -41,26 +41,29 @@ def run(job: dict[str, Any], keep: Any) -> dict[str, Any]:
     return found
 
 
-def block(job: dict[str, Any]) -> tuple[Any, Any]:
-    """(a block of the job's shape as a pure function, its random params)."""
-    import jax
-
+def block_of(job: dict[str, Any]) -> Any:
+    """A block of the job's shape as a pure function."""
     from icp_jax.core.passes import Apply
     from icp_jax.models import make_family
 
-    family = make_family(hf_config(job))
-    apply = Apply(family.block_at(0), "bfloat16")
-    shapes, made = linears(job), {}
-    for k, (name, shape) in enumerate(shapes.items()):
-        made[name] = {"kernel": variants.sample(shape, k) * shape[0] ** -0.5}
-    x = jax.ShapeDtypeStruct((1, job["length"], family.hidden_size), "bfloat16")
-    whole = jax.eval_shape(apply.module.init, jax.random.key(0), x)["params"]
-    for name, leaves in whole.items():
-        of = made.setdefault(name, {})
-        for leaf, shape in leaves.items():
-            if leaf not in of:
-                of[leaf] = jax.numpy.full(shape.shape, float(leaf == "scale"), "float32")
-    return apply, made
+    return Apply(make_family(hf_config(job)).block_at(0), "bfloat16")
+
+
+def block(job: dict[str, Any]) -> tuple[Any, Any]:
+    """(the block as a pure function, its random params)."""
+    import jax
+    import jax.numpy as jnp
+
+    apply = block_of(job)
+    x = jax.ShapeDtypeStruct((1, job["length"], hf_config(job)["hidden_size"]), "bfloat16")
+    shapes = jax.eval_shape(apply.module.init, jax.random.key(0), x)["params"]
+
+    def made(path: Any, leaf: Any) -> Any:
+        if path[-1].key == "kernel":
+            return variants.sample(leaf.shape, len(str(path))) * leaf.shape[0] ** -0.5
+        return jnp.full(leaf.shape, float(path[-1].key == "scale"), "float32")
+
+    return apply, jax.tree_util.tree_map_with_path(made, shapes)
 
 
 def prepared(variant: Variant, job: dict[str, Any]) -> tuple[Callable[..., Any], Any, Any, Any]:
