@@ -11,7 +11,7 @@ from conftest import LLAMA, OPT
 
 from icp_jax import CalibrationConfig, PruneConfig, QuantConfig, RunConfig
 from icp_jax.config import MemoryConfig
-from icp_jax.models import layers
+from icp_jax.models import attention
 from icp_jax.planning import memory as memory_plan
 from icp_jax.planning.workload import describe, resolved, workload
 
@@ -44,7 +44,7 @@ def test_programs_lower_for_cuda(monkeypatch, tmp_path, model, run, dtype):
     cudnn = "jax._src.cudnn.fused_attention_stablehlo."
     monkeypatch.setattr(cudnn + "check_cudnn_version", lambda: 91000)
     monkeypatch.setattr(cudnn + "check_compute_capability", lambda *at_least: True)
-    monkeypatch.setattr(layers, "_cudnn_takes", lambda head_dim: True)
+    monkeypatch.setattr(attention, "_cudnn_takes", lambda head_dim: True)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(memory_plan.Programs, "beside", beside)
     for remat in (False, True):
