@@ -1,5 +1,6 @@
 PYTHON ?= python3
 VENV := .venv
+WORKERS ?= 2
 BIN := $(VENV)/bin
 NEWEST := .venv-newest
 LOCKED := 'import platform as p, sys; \
@@ -19,7 +20,7 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' Makefile
 
 test: lint  ## install, lint, check the types, run the fast tests
-	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
 
 test-slow: $(VENV)/tested  ## run the tests that take minutes each
 	$(BIN)/python -m pytest -q -m slow
