@@ -257,7 +257,7 @@ class Loop:
 
 def _finite(block: int, energies: Sequence[Any]) -> None:
     if not np.all(np.isfinite(energies)):
-        raise InputError(f"block {block} gives values that are not finite (NaN or infinity)")
+        raise InputError(f"block {block} returns values that are not finite (NaN or infinity)")
 
 
 def _to_store(params: Params, stored: Params, only: Mapping[str, Any] | None) -> Params:
