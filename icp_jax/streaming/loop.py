@@ -111,15 +111,15 @@ def prune_blocks(
         loop.dense(t, loop.to_device(source.block(t)))
         loop.sparse(t, devices.agree(passes.to_device(block.read())))
     # the host writes a block while an accelerator computes the next one
-    with Background(apart=not backend.is_host()) as behind:
+    with Background(apart=not backend.is_host()) as writer:
         for t in range(len(reports), n_blocks):
             stored = source.block(t)
             report, pruned, grids = loop.block(t, stored)
-            behind.run(partial(sink.write, t, pruned, grids))
+            writer.run(partial(sink.write, t, pruned, grids))
             del pruned
             reports.append(report)
             outcomes.check(reports, source.family)
-            behind.then(partial(hooks.seal, report))
+            writer.then(partial(hooks.seal, report))
     return reports
 
 
