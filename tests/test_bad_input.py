@@ -99,14 +99,14 @@ CASES = {
         NONE, ["--sparsity", ".8", "--prune.beta", ".9"], r"largest feasible beta is 0\.\d{4}"),
     "alpha infeasible": (
         NONE, ["--sparsity", ".9", "--prune.alpha", "0"], "alpha must be above"),
-    "bad rearrangement": (NONE, ["--prune.rearrange", "qkv"], "GIVES-TAKES; named ones: qkvof1-f2"),
+    "bad rearrangement": (NONE, ["--prune.rearrange", "qkv"], "GIVES-TAKES; known names: qkvof1-f2"),
     "bad pattern": (NONE, ["--pattern", "4:2"], "not n:m"),
     "pattern that does not divide": (
-        NONE, ["--pattern", "3:7", "--sparsity", "None"], "no multiple of 7"),
+        NONE, ["--pattern", "3:7", "--sparsity", "None"], "not a multiple of 7"),
     "pattern and alpha": (
         NONE, ["--pattern", "2:4", "--prune.alpha", "1"], "apply to unstructured"),
     "pattern and sparsity": (NONE, ["--pattern", "2:4"], "--sparsity applies to unstruct"),
-    "roles listed twice": (NONE, ["--prune.rearrange", "qkq-f2"], "lists q twice; named ones"),
+    "roles listed twice": (NONE, ["--prune.rearrange", "qkq-f2"], "lists q twice; known names"),
     "rearrangement without beta": (
         NONE, ["--method", "wanda", "--prune.rearrange", "qkv-o"], "needs --prune.beta"),
     "block size without a solver": (

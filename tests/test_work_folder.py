@@ -140,7 +140,7 @@ def test_bad_input_that_shows_late_keeps_what_was_finished(place, capsys):
     spoilt(place)
     assert main(ARGUMENTS) == 2
     *_, last = capsys.readouterr().err.splitlines()
-    assert "block 1 gives values that are not finite" in last
+    assert "block 1 returns values that are not finite" in last
     assert last.endswith("; stopped after block 0; go on with --resume")
     work = place / "work" / ".out.partial"
     assert {path.name for path in work.iterdir()} == {

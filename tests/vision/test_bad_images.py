@@ -106,7 +106,7 @@ CASES = {
         [*EVAL, "coco:coco"], "has no annotations but 6 crowds"),
     "eval: no annotation that can be used": (
         edit(COCO, lambda r: [row.update(segmentation=[[]]) for row in r["annotations"]]),
-        [*EVAL, "coco:coco"], "none of its 6 annotations can be used; the first is 0.png: annotation 0"),
+        [*EVAL, "coco:coco"], "none of 6 annotations is usable; the first: 0.png: annotation 0"),
     "eval: limit of zero": (NONE, [*EVAL, "sa1b:sa1b", "--limit", "0"], "limit must be at least 1"),
     "eval: another prompt": (NONE, [*EVAL, "sa1b:sa1b", "--prompt", "text"], "invalid choice 'text'"),
     "eval: a plain folder": (NONE, [*EVAL, "coco/val2017"], "no .*json beside it"),
