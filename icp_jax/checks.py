@@ -10,12 +10,10 @@ import re
 import reprlib
 from collections.abc import Callable
 from types import NoneType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from icp_jax.errors import InputError
-
-if TYPE_CHECKING:
-    from icp_jax.config import RunConfig
+from icp_jax.settings import RunConfig
 
 T = TypeVar("T")
 
