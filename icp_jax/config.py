@@ -1,4 +1,4 @@
-"""The settings of a run: checked, filled in with defaults, or loaded from a config file."""
+"""Validate the settings of a run, fill in their defaults, or load them from a config file."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ __all__ = [
 
 AnyConfig = TypeVar("AnyConfig", RunConfig, EvalConfig)
 
-# What stands for a setting that is left open, where that needs no model.
+# Defaults of unset settings that do not depend on the model.
 DEFAULTS = {
     "prune.sparsity": 0.7,
     "prune.damping": 0.01,
@@ -52,10 +52,9 @@ DEFAULTS = {
 
 
 def check(config: AnyConfig) -> AnyConfig:
-    """The same settings as plain Python values.
+    """Validate a config and convert its values to plain Python types.
 
-    Raises InputError, in one line, for a setting of another type, out of its range, or without a
-    meaning beside the others.
+    Raises InputError for a setting of the wrong type, out of range, or in conflict with others.
     """
     kind: Any = EvalConfig if isinstance(config, EvalConfig) else RunConfig
     config = checks.plain(kind, config)
@@ -66,9 +65,7 @@ def check(config: AnyConfig) -> AnyConfig:
 
 
 def filled(run: RunConfig) -> RunConfig:
-    """The run with its unset settings filled in, so far as DEFAULTS says; no sparsity beside a
-    pattern.
-    """
+    """Fill in unset settings from DEFAULTS. With a pattern, sparsity stays unset."""
     settings = checks.flat(run)
     for name, default in DEFAULTS.items():
         if settings[name] is None and not (name == "prune.sparsity" and run.prune.structured):
@@ -77,10 +74,9 @@ def filled(run: RunConfig) -> RunConfig:
 
 
 def rechosen(run: RunConfig, method: str | None, pattern: str | None = None) -> RunConfig:
-    """The run with another method or pattern; None leaves the run's own.
+    """Replace the method or the pattern of a run; None keeps the current one.
 
-    Settings that were chosen for the old one (alpha, beta and rearrange), or that have no meaning
-    for the new one, are unset.
+    Resets alpha, beta and rearrange, and all settings that the new method or pattern does not use.
     """
     other = method not in (None, run.prune.method)
     run = checks.put(run, "prune.method", method or run.prune.method)
@@ -93,7 +89,7 @@ def rechosen(run: RunConfig, method: str | None, pattern: str | None = None) -> 
 
 
 def load(name: str) -> RunConfig:
-    """The run that a config describes: a Python file, by path or by the name of one in the package.
+    """Load and validate a config: the path of a Python file, or the name of a bundled config.
 
     Raises InputError.
     """

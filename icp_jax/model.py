@@ -1,4 +1,4 @@
-"""A model in memory, as JAX sees it: a pytree whose leaves are its params."""
+"""A model in memory: a pytree whose leaves are its params."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Params = dict[str, Any]
 @jax.tree_util.register_pytree_with_keys_class
 @dataclass(frozen=True)
 class Model:
-    """A Flax param tree, and what it takes to write it as it was found.
+    """A Flax param tree, with the config and file layout of its source.
 
     params: {'embed': ..., 'blocks': {'0': ...}, 'head': ...}; every kernel is `[in, out]`.
-    A pytree: the params are its leaves, and the rest is static. So `jax.jit`, `jax.grad`,
-    `jax.tree.map`, Optax and Orbax take a model as they take params, and `model(tokens)` is a
-    pure function of both.
+    The model is a pytree: its params are the leaves, all else is static. So `jax.jit`, `jax.grad`,
+    `jax.tree.map`, Optax and Orbax accept a model like params, and `model(tokens)` is a pure
+    function of both.
     """
 
     config: dict[str, Any] = field(repr=False)
@@ -48,7 +48,7 @@ class Model:
 
     @property
     def family(self) -> Family:
-        """Embed, block and head as Flax modules, and the list of linears."""
+        """The model family: embed, block and head as Flax modules, and the list of linears."""
         return make_family(self.config)
 
     def embed(self) -> Params:
@@ -61,7 +61,7 @@ class Model:
         return jax.tree.map(np.asarray, self.params["blocks"][str(t)])
 
     def forget(self) -> None:
-        """Nothing: the model stays in memory."""
+        """Do nothing: the model stays in memory."""
 
     def tree(self) -> Params:
         """The whole param tree."""
@@ -73,24 +73,24 @@ class Model:
         return {spec.name: block[spec.name]["kernel"].shape for spec in self.family.linears}
 
     def logits(self, tokens: Any, params: Params | None = None) -> jax.Array:
-        """Logits `[b, t, V]` of tokens `[b, t]`: a pure function of `params`, fit for jit.
+        """Logits `[b, t, V]` of tokens `[b, t]`: a pure function of `params`.
 
-        Of a vision family: the image embedding `[b, g, g, C]` of pixels `[b, 3, S, S]`.
+        For a vision family: the image embedding `[b, g, g, C]` of pixels `[b, 3, S, S]`.
         """
         family, params = self.family, self.params if params is None else params
-        with full_precision("float32"):  # in which the first activations are, whatever is stored
+        with full_precision("float32"):  # the embeddings are float32, whatever the stored dtype
             x = family.embed.apply({"params": params["embed"]}, tokens)
             for t in range(family.n_blocks):
                 x = family.block_at(t).apply({"params": params["blocks"][str(t)]}, x)
             table = family.head_table(params["embed"])
             logits = family.head.apply({"params": params["head"]}, x, table)
-        assert isinstance(logits, jax.Array)  # apply returns a pair only with `mutable`
+        assert isinstance(logits, jax.Array)  # `apply` returns a pair only with `mutable`
         return logits
 
 
 @dataclass(frozen=True)
 class Static:
-    """What of a model is no array. Equal for two models of one folder, so they share programs."""
+    """The static part of a model. Models of one folder have equal ones and share programs."""
 
     config: dict[str, Any]
     layout: Layout
@@ -101,7 +101,7 @@ class Static:
 
 
 class TreeSink:
-    """Collects pruned blocks for a new tree; all else is shared with the old one."""
+    """Collects pruned blocks in a new tree that shares all other leaves with the old one."""
 
     def __init__(self, params: Mapping[str, Any]):
         self.params: Params = {**params, "blocks": dict(params["blocks"])}

@@ -1,4 +1,4 @@
-"""The settings of a run as frozen dataclasses; their docstrings are the command line's help."""
+"""The settings of a run as frozen dataclasses. The field docstrings are the help texts."""
 
 from __future__ import annotations
 
@@ -11,26 +11,30 @@ MethodName = Literal["icp", "sparsegpt", "wanda", "magnitude"]
 
 @dataclass(frozen=True)
 class PruneConfig:
-    """What is pruned, how far, and by which method."""
+    """Pruning method, sparsity, and how the sparsity is allocated to layers."""
 
     method: MethodName = "icp"
-    """icp, or one of its baselines."""
+    """Pruning method: icp, or one of its three baselines."""
     sparsity: float | None = None
-    """Share of zeros in the linears of the blocks, in [0, 1). Unset: 0.7, or the pattern's."""
+    """Fraction of weights to set to zero in the blocks' linear layers, in [0, 1).
+    Default: 0.7, or what the pattern implies."""
     pattern: str | None = None
-    """n:m, such as 2:4: keep n of every m consecutive inputs. Instead of sparsity, alpha, beta."""
+    """n:m pattern, such as 2:4: keep n of every m consecutive inputs. Replaces sparsity, alpha,
+    beta and rearrange. Default: unstructured."""
     alpha: float | None = None
-    """Last block's share of the mean sparsity; 1 is uniform.
-    Unset: 0.691 for icp (SAM: 0.85), else 1."""
+    """Sparsity of the last block as a fraction of the mean sparsity; 1 is uniform.
+    Default: 0.691 for icp (SAM: 0.85), 1 for other methods."""
     beta: float | None = None
-    """Share of their sparsity that layers give up to others.
-    Unset: 0.2 for icp, else (and for SAM) 0."""
+    """Fraction of its sparsity that a layer gives up to other layers of the block; 0 is uniform.
+    Default: 0.2 for icp on language models, else 0."""
     rearrange: str | None = None
-    """Which layers give and which take, GIVES-TAKES. Unset: the family's own, qkv-f2 for OPT."""
+    """Layers that give up sparsity and layers that take it (see beta), as GIVES-TAKES, such as
+    qkv-f2. Default: the model family's own."""
     damping: float | None = None
-    """Added to the diagonal of H, as a share of its mean (icp and sparsegpt). Unset: 0.01."""
+    """Damping of the Hessian (icp and sparsegpt), as a fraction of its mean diagonal.
+    Default: 0.01."""
     block_size: int | None = None
-    """Inputs whose mask SparseGPT chooses together (icp and sparsegpt). Unset: 128."""
+    """Number of inputs per SparseGPT mask block (icp and sparsegpt). Default: 128."""
 
     @property
     def structured(self) -> bool:
@@ -43,69 +47,71 @@ class CompensateConfig:
     """How block t+1 is tuned after block t is pruned (icp only)."""
 
     epochs: int | None = None
-    """Passes over the calibration samples; 0 turns compensation off. Unset: 1."""
+    """Passes over the calibration samples per block (icp only); 0 turns compensation off.
+    Default: 1."""
     lr: float | None = None
-    """Adam's learning rate in the first epoch. Unset: 1e-4."""
+    """Learning rate of Adam in the first epoch (icp only). Default: 1e-4."""
     gamma: float | None = None
-    """The learning rate's factor after each epoch. Unset: 0.87."""
+    """Factor on the learning rate after each epoch (icp only). Default: 0.87."""
 
 
 @dataclass(frozen=True)
 class CalibrationConfig:
-    """The text, or the images, that the statistics and the compensation see."""
+    """Calibration data for the statistics and the compensation."""
 
     data: str = "c4"
-    """c4, wikitext2, ptb, or a path: .txt, .jsonl[.gz], .npy of token ids, or an Arrow folder.
-    For SAM a folder of images, sa1b:DIR or coco:DIR."""
+    """Calibration data: c4, wikitext2, ptb, or a path to .txt, .jsonl[.gz], .npy token ids or an
+    Arrow folder. For SAM: a folder of images, sa1b:DIR or coco:DIR."""
     samples: int | None = None
-    """Windows, or images, drawn from it.
-    Unset: 128, or as many as there are rows of token ids that are exactly windows."""
+    """Number of calibration windows (or images).
+    Default: 128, or all rows if the data is at most 128 token rows of exactly one window."""
     seq_len: int | None = None
-    """Tokens a window. Unset: the model's context, at most 2048."""
+    """Tokens per calibration window. Default: the model's context, at most 2048."""
     seed: int = 0
-    """Which windows or images are drawn."""
+    """Random seed for drawing calibration windows or images."""
 
     @property
     def count(self) -> int:
-        """Samples to plan with: as many as are set, or 128."""
+        """Number of samples to plan with: `samples`, or 128."""
         return 128 if self.samples is None else self.samples
 
 
 @dataclass(frozen=True)
 class QuantConfig:
-    """Rounding the kept weights to integer grids, inside the same walk."""
+    """Quantization of the kept weights, in the same pass as the pruning."""
 
     bits: int | None = None
-    """2 to 8 bits a weight. Unset: no quantization."""
+    """Bits per kept weight, 2 to 8. Default: no quantization."""
     group: int | None = None
-    """32, 64 or 128 inputs that share a scale. Unset: one scale an output channel."""
+    """Inputs per quantization scale: 32, 64 or 128. Default: one scale per output channel."""
     symmetric: bool = False
-    """Zero is the middle of the grid."""
+    """Use symmetric grids, without zero points."""
     search: bool = False
-    """Choose the range of least rounding error, not the whole one."""
+    """Search each grid's range for the least rounding error instead of covering all weights."""
     packed: bool = False
     """Export packed integers (compressed-tensors) instead of weights in the source's dtype."""
 
 
 @dataclass(frozen=True)
 class MemoryConfig:
-    """Where the hidden states of the calibration samples are kept, and how."""
+    """Where the dense and sparse streams of hidden states are kept, and within what memory."""
 
     streams: Literal["auto", "device", "host", "disk"] = "auto"
-    """The two streams' place; auto is the first of these that has room."""
+    """Where the dense and sparse streams are kept. auto: the first of device, host and disk with
+    enough room."""
     stream_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Their precision: bfloat16 halves them."""
+    """Dtype of the streams. bfloat16 halves their memory."""
     batch_tokens: int | None = None
-    """Tokens sent through a block at once by each device, where that is free to choose.
-    Unset: 1024 on the CPU, else 4096."""
+    """Tokens per forward batch and device. Default: 1024 on CPU, else 4096, or what fits."""
     remat: bool | None = None
-    """Compute attention's scores again for compensation's gradient: less memory, a third more time.
-    Unset: where it would not fit otherwise."""
+    """Recompute attention scores in the backward pass of compensation: less memory, about a third
+    more time. Default: only if compensation does not fit otherwise."""
     device: str = ""
-    """What the run may take of the device's memory, such as 8GiB: place and batch are made to fit.
-    Unset: on an accelerator what is free there, on the CPU no limit."""
+    """Limit on device memory, such as 8GiB; streams and batches are chosen to fit.
+    Default: the free memory of an accelerator; no limit on CPU."""
     host: str = ""
-    """The same for the host's memory."""
+    """Limit on host memory, such as 32GiB; streams and batches are chosen to fit.
+    Default: the free memory beside an accelerator; no limit on CPU."""
 
 
 @dataclass(frozen=True)
@@ -113,33 +119,34 @@ class RunConfig:
     """One pruning run."""
 
     model: str = ""
-    """A Hugging Face folder or hub id, or a .pth file of SAM's."""
+    """Hugging Face folder or hub id, or a SAM .pth file."""
     out: str = ""
-    """The folder to write; it must not exist."""
+    """Output folder. It must not exist."""
     prune: PruneConfig = field(default_factory=PruneConfig)
     quant: QuantConfig = field(default_factory=QuantConfig)
     compensate: CompensateConfig = field(default_factory=CompensateConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     dtype: Dtype = "auto"
-    """What blocks compute in; auto is bfloat16 on GPU and TPU, float32 on CPU."""
+    """Compute dtype of the blocks. auto: bfloat16 on GPU and TPU, float32 on CPU."""
     seed: int | None = None
-    """The order of the samples in compensation (icp only). Unset: 0."""
+    """Random seed for the sample order in compensation (icp only). Default: 0."""
     devices: int | None = None
-    """Devices that share the samples and the solver's rows. Unset: one; with several hosts all."""
+    """Number of devices to share the samples and the solver's rows.
+    Default: 1, or all devices with several hosts."""
 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """How a model is measured."""
+    """How a model is evaluated."""
 
     seq_len: int | None = None
-    """Tokens a window. Unset: the model's context, at most 2048."""
+    """Tokens per window. Default: the model's context, at most 2048."""
     prompt: Literal["point", "box"] | None = None
-    """SAM: what points at each object. Unset: point."""
+    """Prompt for each object (SAM only). Default: point."""
     limit: int | None = None
-    """SAM: at most so many images."""
+    """Maximum number of images (SAM only). Default: all."""
     seed: int | None = None
-    """SAM: of the points that are drawn. Unset: 0."""
+    """Random seed for drawing points (SAM on COCO only). Default: 0."""
     dtype: Dtype = "auto"
-    """What blocks compute in; auto is bfloat16 on GPU and TPU, float32 on CPU."""
+    """Compute dtype of the blocks. auto: bfloat16 on GPU and TPU, float32 on CPU."""

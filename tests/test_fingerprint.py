@@ -90,7 +90,7 @@ def test_the_record_says_what_was_chosen_and_going_on_takes_limits(place, whole)
 
 def test_a_limit_that_only_another_batch_would_fit(place):
     cut_off(config_for(place), 1, "sparse")
-    with pytest.raises(Kept, match="too little by .*; going on keeps the batch and remat"):
+    with pytest.raises(Kept, match="it lacks .*; a resumed run keeps the batch size and remat"):
         prune_folder(config_for(place, memory=MemoryConfig(host="1MiB")), resume=True)
     assert (place / "work" / ".out.partial" / "block-00000.json").exists()
 

@@ -110,7 +110,7 @@ def test_cut_off_twice(place, whole):
 def test_nothing_to_resume_starts_from_the_beginning(place, whole):
     said = []
     prune_folder(config_for(place), resume=True, say=said.append)
-    assert said == ["nothing to resume: starting from the beginning"]
+    assert said == ["no interrupted run found: starting from the beginning"]
     assert contents(place / "work" / "out") == whole
 
 
