@@ -90,11 +90,11 @@ BAD = {
     "text that is a list": ('{"text": "ab"}\n\n{"text": ["a"]}', "line 3: 'text' must be a string"),
     "nested ids": ("[1, 2]\n[[3], [4]]", "expected a flat list"),
     "mask of another length": (
-        '{"input_ids": [1, 2], "attention_mask": [1]}', "line 1: attention_mask must hold"),
+        '{"input_ids": [1, 2], "attention_mask": [1]}', "line 1: attention_mask must have"),
     "mask of other values": (
-        '{"input_ids": [1, 2], "attention_mask": [1, 5]}', "line 1: attention_mask must hold"),
+        '{"input_ids": [1, 2], "attention_mask": [1, 5]}', "line 1: attention_mask must have"),
     "mask that is no list": (
-        '{"input_ids": [1, 2], "attention_mask": 1}', "line 1: attention_mask must hold"),
+        '{"input_ids": [1, 2], "attention_mask": 1}', "line 1: attention_mask must have"),
     "empty rows alone": ('{"text": ""}\n{"text": null}', "no text or tokens, only 2 empty rows"),
     "nothing": ("", "has no text or tokens, only 0 empty rows"),
     "masked whole": (
@@ -116,11 +116,11 @@ def test_bad_rows_are_named(tmp_path, name):
     [
         ([{"text": ["a b"]}, {"text": ["c"]}], "row 1: 'text' must be a string"),
         ([{"text": None}], "only 1 empty rows"),
-        ([{"text": ""}, {"text": ""}], "all its 2 rows are empty"),
-        ([{"input_ids": [1], "attention_mask": [1, 1]}], "row 1: attention_mask must hold"),
+        ([{"text": ""}, {"text": ""}], "only 2 empty rows"),
+        ([{"input_ids": [1], "attention_mask": [1, 1]}], "row 1: attention_mask must have"),
         ([{"label": 1}], r"has columns \['label'\]: rename one to text or input_ids"),
-        ([], "a dataset in it has no rows"),
-        ({"train": [{"text": "a"}], "test": []}, "a dataset in it has no rows"),
+        ([], "has a dataset without rows"),
+        ({"train": [{"text": "a"}], "test": []}, "has a dataset without rows"),
     ],
 )
 def test_bad_rows_of_a_folder(tmp_path, rows, said):
@@ -159,7 +159,7 @@ def test_splits(tmp_path, there, evaluated, calibrated):
         (calibrated, lambda: calibrate(folder, samples=2)),
     ):
         if chosen is None:
-            with pytest.raises(InputError, match=f"only {', '.join(there)}: give the folder"):
+            with pytest.raises(InputError, match=f"only {', '.join(there)}: give a split's folder"):
                 read()
         else:
             want = [row["input_ids"] for row in split(chosen)]

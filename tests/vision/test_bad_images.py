@@ -62,10 +62,10 @@ PRUNE = ["prune", "model", "work/out", "--data", "sa1b:sa1b",
 EVAL = ["eval", "model", "--data"]
 SEGMENT = ["segment", "model", "sa1b/0.png", "--out", "work/out.png"]
 CASES = {
-    "prune: not an image": (write("sa1b/1.png", "text"), PRUNE, r"has 2 images, 3 .*1\.png is not an image"),
+    "prune: not an image": (write("sa1b/1.png", "text"), PRUNE, r"has 2 images, but 3 .*1\.png is not an image"),
     "prune: a 16-bit image": (save("sa1b/1.png", DEEP), PRUNE, r"1\.png.*more than 8 bits"),
     "prune: too few images": (
-        NONE, [*PRUNE, "--samples", "9"], "has 3 images, 9 are asked"),
+        NONE, [*PRUNE, "--samples", "9"], "has 3 images, but 9 are asked"),
     "prune: sizes of another model": (
         write("model/preprocessor_config.json", '{"size": {"longest_edge": 1024}}'), PRUNE,
         r"preprocessor_config\.json: size must be a longest_edge from 1 to the model's 64, got"),
@@ -90,7 +90,7 @@ CASES = {
     "eval: a 16-bit image": (save("coco/val2017/1.png", DEEP), [*EVAL, "coco:coco"], "1.png.*8 bits"),
     "eval: a missing image": (remove("coco/val2017/1.png"), [*EVAL, "coco:coco"], "1.png cannot be"),
     "eval: no json beside": (remove("sa1b/2.json"), [*EVAL, "sa1b:sa1b"], "no 2.json next to it"),
-    "eval: json that is none": (write("sa1b/2.json", "{"), [*EVAL, "sa1b:sa1b"], "2.json is not JSON"),
+    "eval: json that is none": (write("sa1b/2.json", "{"), [*EVAL, "sa1b:sa1b"], "2.json cannot be read as JSON"),
     "eval: json of another kind": (write("sa1b/2.json", "{}"), [*EVAL, "sa1b:sa1b"], "no list of anno"),
     "eval: COCO of another kind": (write(COCO, '{"images": []}'), [*EVAL, "coco:coco"], "COCO's format"),
     "eval: zero annotations, COCO": (

@@ -216,7 +216,7 @@ def test_what_cannot_be_followed_is_refused(tmp_path, key, value):
 @pytest.mark.parametrize("text", ["{", "[]", '"x"'])
 def test_files_that_are_no_json_object_are_refused(tmp_path, text):
     (tmp_path / "preprocessor_config.json").write_text(text)
-    with pytest.raises(InputError, match="not JSON|not a JSON object"):
+    with pytest.raises(InputError, match="cannot be read as JSON|not a JSON object"):
         image_settings(SIDE, tmp_path)
 
 
@@ -291,5 +291,5 @@ def test_file_and_checkpoint_must_agree(tmp_path):
     with pytest.raises(InputError, match="pixel_std differ: delete one of the two"):
         image_settings(SIDE, tmp_path, pixels_of(mean, 2 * std))
     for broken in (pixels_of(mean, 0 * std), pixels_of(np.nan * mean, std)):
-        with pytest.raises(InputError, match="pixel_mean and pixel_std must be three numbers"):
+        with pytest.raises(InputError, match="pixel_mean and pixel_std must have three numbers"):
             image_settings(SIDE, None, broken)
