@@ -1,7 +1,3 @@
-# make demo: install, then prune the bundled model by four methods and compare them
-# make test: install, then lint, type-check and test (the slow tests: make test-slow)
-# make lock: refresh requirements.lock and requirements-test.lock, from which both install
-
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,31 +10,38 @@ COMPILE := echo torch | UV_CUSTOM_COMPILE_COMMAND="make lock" .venv-lock/bin/uv 
 export OPENBLAS_NUM_THREADS = 1
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: demo test test-slow test-gpu test-newest lint bench lock clean
+.PHONY: demo help test test-slow test-gpu test-newest lint docs bench lock clean
 
-demo: $(VENV)/installed
+demo: $(VENV)/installed  ## install, prune the bundled model by four methods, compare them
 	$(BIN)/icp-jax demo
 
-test: lint
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' Makefile
+
+test: lint  ## install, lint, check the types, run the fast tests
 	$(BIN)/python -m pytest -q -m "not slow and not gpu"
 
-test-slow: $(VENV)/tested
+test-slow: $(VENV)/tested  ## run the tests that take minutes each
 	$(BIN)/python -m pytest -q -m slow
 
-# On a machine with a GPU, in an environment that has JAX for it: make test-gpu BIN=/path/to/env/bin
-test-gpu:
+# In an environment that has JAX for the GPU: make test-gpu BIN=/path/to/env/bin
+test-gpu:  ## run the tests that need a GPU, in the environment at BIN
 	$(BIN)/python -m pytest -q -m gpu
 
-lint: $(VENV)/tested
+lint: $(VENV)/tested  ## run ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(VENV)/tested
+# Warnings are errors. The site is docs/_build/html.
+docs: $(VENV)/documented  ## build the site into docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -q -b html -d docs/_build/doctrees docs docs/_build/html
+
+bench: $(VENV)/tested  ## measure accuracy, speed and memory
 	$(BIN)/python benchmarks/bench_claim.py
 	$(BIN)/python benchmarks/bench_prune.py
 
-# The same fast tests on a newer Python, where JAX is newer, without torch.
-test-newest:
+# JAX is newer there. Without torch.
+test-newest:  ## run the fast tests on the newest Python found
 	@newest=$$(ls -d $$HOME/.pyenv/versions/3.1[2-9]*/bin/python 2>/dev/null | sort -V | tail -n 1); \
 	for v in 3.14 3.13 3.12; do \
 	  if python$$v -c '' 2>/dev/null; then newest=$${newest:-python$$v}; fi; done; \
@@ -72,13 +75,19 @@ $(VENV)/tested: pyproject.toml requirements-test.lock
 	@set -e; $(call install,requirements-test.lock,.[test])
 	touch $@ $(VENV)/installed
 
+$(VENV)/documented: pyproject.toml requirements-docs.lock
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@set -e; $(call install,requirements-docs.lock,.[docs])
+	touch $@ $(VENV)/installed
+
 # The newest releases that the ranges of pyproject.toml allow, with the hashes of all their files.
 # torch comes first and apart: which build of it is wanted depends on the machine.
-lock:
+lock:  ## refresh the requirements*.lock files, from which all targets install
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install -q 'uv>=0.13,<1'
 	$(COMPILE) -o requirements.lock
 	$(COMPILE) --extra test -c requirements.lock -o requirements-test.lock
+	$(COMPILE) --extra docs -c requirements-test.lock -o requirements-docs.lock
 
-clean:
-	rm -rf $(VENV) $(NEWEST) .venv-lock build dist demo-out
+clean:  ## remove the environments and what was built
+	rm -rf $(VENV) $(NEWEST) .venv-lock build dist demo-out docs/_build

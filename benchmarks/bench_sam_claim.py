@@ -1,6 +1,6 @@
 """The claim on the small SAM: single-point IoU by method, sparsity and calibration seed.
 
-    python benchmarks/bench_sam_claim.py --coco ../shared/data/coco-tiny
+    python benchmarks/bench_sam_claim.py --coco FOLDER
 
 128 calibration scenes drawn by the seed from 384 that belong to training, held-out scenes to
 measure on; the paper's settings for SAM (learning rate 5e-4, γ 0.9, 8 epochs, α 0.85, β 0), the
@@ -88,6 +88,8 @@ def main() -> None:
                         print(rows[-1], flush=True)
 
     record = {**common.provenance(), "settings": settings(args), "dense": dense}
+    if args.coco:  # a folder of yours, as in the command above
+        record["command"] = record["command"].replace(str(args.coco), "FOLDER")
     record["table"], record["highest"] = summarise(rows, args.sparsities, args.methods)
     for line in record["table"]:
         print({k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()})

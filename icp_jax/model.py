@@ -52,12 +52,15 @@ class Model:
         return make_family(self.config)
 
     def embed(self) -> Params:
+        """The params of the embedding."""
         return self.params["embed"]
 
     def head(self) -> Params:
+        """The params of the final norm and the output layer."""
         return self.params["head"]
 
     def block(self, t: int) -> Params:
+        """The params of block t, as NumPy arrays."""
         return jax.tree.map(np.asarray, self.params["blocks"][str(t)])
 
     def forget(self) -> None:

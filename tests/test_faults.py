@@ -27,7 +27,7 @@ def at(monkeypatch):
             if (now, now_phase) == (block, phase) and todo:
                 todo.pop()()
 
-        monkeypatch.setattr("icp_jax.cli.console._lines", lambda err, label: tick)
+        monkeypatch.setattr("icp_jax.cli.progress._lines", lambda err, label: tick)
 
     return arrange
 

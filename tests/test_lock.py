@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
-LOCKS = ("requirements.lock", "requirements-test.lock")
+LOCKS = ("requirements.lock", "requirements-test.lock", "requirements-docs.lock")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 MACHINES = ("x86_64", "aarch64")
@@ -25,8 +25,8 @@ def pins(lock):
 
 def asked(lock):
     found = [*PROJECT["project"]["dependencies"], *PROJECT["dependency-groups"]["build"]]
-    if "test" in lock:
-        found += PROJECT["project"]["optional-dependencies"]["test"]
+    for extra, lines in PROJECT["project"]["optional-dependencies"].items():
+        found += lines if lock == f"requirements-{extra}.lock" else []
     return [Requirement(line) for line in found]
 
 
@@ -58,7 +58,12 @@ def test_every_line_has_hashes_and_no_place(lock):
 
 
 @pytest.mark.parametrize(
-    "target,lock,ranges", [("installed", LOCKS[0], "."), ("tested", LOCKS[1], ".[test]")]
+    "target,lock,ranges",
+    [
+        ("installed", LOCKS[0], "."),
+        ("tested", LOCKS[1], ".[test]"),
+        ("documented", LOCKS[2], ".[docs]"),
+    ],
 )
 @pytest.mark.parametrize("held", [True, False])
 def test_make_installs_from_it_where_it_holds(tmp_path, target, lock, ranges, held):

@@ -194,7 +194,7 @@ def test_the_second_run_is_told(place, capsys, monkeypatch):
 def test_an_interruption_says_how_to_go_on(place, whole, capsys, monkeypatch):
     monkeypatch.chdir(place)
     real = stop_in(2, "statistics", KeyboardInterrupt)
-    monkeypatch.setattr("icp_jax.cli.console._lines", lambda err, label: real)
+    monkeypatch.setattr("icp_jax.cli.progress._lines", lambda err, label: real)
     assert main(ARGUMENTS) == 130
     line = "icp-jax: interrupted after block 1; go on with --resume\n"
     assert capsys.readouterr().err == line

@@ -92,7 +92,7 @@ def test_what_the_user_puts_into_a_runs_folder_stays(place, capsys, monkeypatch,
         if phase == "dense":
             stop()
 
-    monkeypatch.setattr("icp_jax.cli.console._lines", tick_that(act, 3, phase))
+    monkeypatch.setattr("icp_jax.cli.progress._lines", tick_that(act, 3, phase))
     assert main(ARGUMENTS) == (130 if phase == "dense" else 0)
     assert (work / "notes.txt").read_text() == "mine"
     if phase == "export":
@@ -154,7 +154,7 @@ def test_any_late_input_error_keeps_what_was_finished(place, undisturbed, monkey
     def act():
         raise InputError("more than a tenth of the layers needed a remedy")
 
-    monkeypatch.setattr("icp_jax.cli.console._lines", tick_that(act, 3, phase))
+    monkeypatch.setattr("icp_jax.cli.progress._lines", tick_that(act, 3, phase))
     assert main(ARGUMENTS) == 2
     assert (place / "work" / ".out.partial" / "block-00002.json").exists()
     monkeypatch.undo()
