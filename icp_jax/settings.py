@@ -68,7 +68,7 @@ class CalibrationConfig:
     seq_len: int | None = None
     """Tokens per calibration window. Default: the model's context, at most 2048."""
     seed: int = 0
-    """Random seed for drawing calibration windows or images."""
+    """Random seed for drawing calibration windows or images. Default: 0."""
 
     @property
     def count(self) -> int:

@@ -23,7 +23,7 @@ from damage import (
     weights,
     write,
 )
-from runs import placed
+from runs import helpful, placed
 
 from icp_jax.cli import main
 
@@ -174,6 +174,7 @@ def run(place, capsys, monkeypatch, args, message):
     assert status == 2 and len(lines) == 1, err
     assert lines[0].startswith("icp-jax: ") and "Traceback" not in err
     assert re.search(message, lines[0]), lines[0]
+    assert helpful(lines[0], args), lines[0]
     assert out == ""
     assert sorted((place / "work").rglob("*")) == before
     assert tree_hash(place / "model") == source

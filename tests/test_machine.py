@@ -123,9 +123,9 @@ def test_help_and_errors_in_any_locale(locale):
     for args in (["--help"], ["prune", "--help"]):
         done = start("", *args, **LOCALES[locale])
         assert done.returncode == 0 and "--help" in done.stdout and not done.stderr
-    done = start("", "prune", "--sparsity", "70%", **LOCALES[locale])
+    done = start("", "prune", "model", "out", "--sparsity", "70%", **LOCALES[locale])
     one_line(done, "icp-jax: Error parsing --sparsity: could not convert", "'70%'\n")
-    one_line(start("", "verify", **LOCALES[locale]), "icp-jax: Missing from icp-jax verify: DIR")
+    one_line(start("", "verify", **LOCALES[locale]), "icp-jax: DIR is missing: see icp-jax verify")
 
 
 def test_what_an_encoding_lacks_is_escaped(place):
@@ -143,7 +143,7 @@ def test_an_umlaut_in_the_path_in_a_plain_locale(place):
         place / "x.npy", *PRUNE, **PLAIN,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert (out / "model.safetensors").is_file() and "\\xfcber: sparsity" in done.stdout
+    assert (out / "model.safetensors").is_file() and "\\xfcber\nnext " in done.stdout
     done = start("", "verify", out, "--json", **PLAIN)
     assert done.returncode == 0, done.stderr
 
@@ -162,7 +162,7 @@ def test_standard_output_that_takes_nothing(args, end, reason):
 
 @pytest.mark.parametrize("json", [[], ["--json"]])
 def test_a_result_that_cannot_be_printed_is_kept(place, tmp_path, json):
-    args = ["prune", "model", tmp_path / "o", *COMMANDS["prune"][5:], *json]
+    args = ["prune", "model", tmp_path / "o", *COMMANDS["prune"][3:], *json]
     done = start(">/dev/full", *args, cwd=place)
     assert done.returncode == 2 and (tmp_path / "o" / "model.safetensors").is_file()
     last = done.stderr.splitlines()[-1]
@@ -178,7 +178,7 @@ def test_a_reader_that_has_gone_ends_it_quietly(place, args):
 
 def test_a_reader_of_both_that_has_gone_loses_no_run(place, tmp_path):
     """`2>&1 | head -1`"""
-    args = ["prune", "model", tmp_path / "o", *COMMANDS["prune"][5:]]
+    args = ["prune", "model", tmp_path / "o", *COMMANDS["prune"][3:]]
     assert to_nobody(*args, cwd=place, stderr=subprocess.STDOUT).wait(timeout=120) == 1
     assert start("", "verify", tmp_path / "o", "--source", "model", cwd=place).returncode == 0
 
@@ -186,7 +186,7 @@ def test_a_reader_of_both_that_has_gone_loses_no_run(place, tmp_path):
 @pytest.mark.parametrize("end", ["2>/dev/full", "2>&- 0<&-"])
 def test_standard_error_that_takes_nothing_ends_no_run(place, tmp_path, end):
     assert start(end, "bogus").returncode == 2
-    args = ["prune", "model", tmp_path / "o", *COMMANDS["prune"][5:], "--json"]
+    args = ["prune", "model", tmp_path / "o", *COMMANDS["prune"][3:], "--json"]
     done = start(end, *args, cwd=place)
     assert done.returncode == 0 and done.stdout.startswith('{"out": ')
     checked = start("", "verify", tmp_path / "o", "--source", "model", cwd=place)

@@ -200,9 +200,13 @@ def _complete(given: list[str], settings: Any) -> str:
         raise InputError(f"{COMPLETION} needs the name of your shell: {', '.join(SHELLS)}")
     path = Path.home() / SHELLS[given[0]]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(SystemExit):
+    try:
         write = ["--tyro-write-completion", given[0], str(path)]
         tyro.cli(AnyCommand, prog=PROG, args=write, config=settings)
+    except SystemExit:
+        pass
+    except ImportError:  # tyro writes tcsh completions with shtab
+        raise InputError(f"{given[0]} completion needs shtab: pip install shtab") from None
     then = {
         "bash": "open a new shell to use them",
         "zsh": f"add fpath+=({path.parent}) before compinit in .zshrc and open a new shell",
