@@ -53,6 +53,7 @@ REMEDY = re.compile(
 
 def helpful(line, args=()):
     """Whether a message is short, and has a remedy or the value that is at fault."""
-    values = [arg for arg in args if len(arg) > 2 and not arg.startswith("-")]
-    named = re.search(r"\bgot \S|'[^']+'", line) or any(value in line for value in values)
+    values = [re.escape(arg) for arg in args if len(arg) > 1 and not arg.startswith("-")]
+    named = re.search(r"\bgot \S|'[^']+'", line)
+    named = named or any(re.search(rf"(?<!\w){value}(?!\w)", line) for value in values)
     return len(line) < 300 and bool(REMEDY.search(line) or named)

@@ -71,7 +71,7 @@ class Draw:
         if not found:
             return None
         windows = [self._cut(found[k % len(found)]) for k in range(self.samples)]
-        return self._said(np.stack(windows), sum(map(len, found)))
+        return self._warn_if_equal(np.stack(windows), sum(map(len, found)))
 
     def rows(self, corpus: Corpus) -> np.ndarray | None:
         """Rows of exactly one window; None if there are none, or longer rows."""
@@ -98,14 +98,16 @@ class Draw:
         if len(texts) == len(corpus.pieces):
             drawn = self._long(corpus.gap.join(texts))
             if drawn is not None:
-                return self._said(drawn)
+                return self._warn_if_equal(drawn)
         ids = joined(corpus, self.encode)
         if len(ids) < self.length:
             raise InputError(
                 f"calibration data {self.data} has {len(ids)} tokens, shorter than one window of "
                 f"{self.length}: give more text or a smaller calibration.seq_len"
             )
-        return self._said(np.stack([self._cut(ids) for _ in range(self.samples)]), len(ids))
+        return self._warn_if_equal(
+            np.stack([self._cut(ids) for _ in range(self.samples)]), len(ids)
+        )
 
     def _long(self, text: str) -> np.ndarray | None:
         """Windows of a very long text, tokenized only around each window; None if it is shorter."""
@@ -126,7 +128,7 @@ class Draw:
         start = self.rng.integers(len(ids) - self.length + 1)
         return ids[start : start + self.length]
 
-    def _said(self, windows: np.ndarray, tokens: int | None = None) -> np.ndarray:
+    def _warn_if_equal(self, windows: np.ndarray, tokens: int | None = None) -> np.ndarray:
         """Return the windows; log a warning if too few tokens made some of them equal."""
         if tokens is None or tokens < windows.size:
             distinct = len(np.unique(windows, axis=0))
