@@ -115,7 +115,7 @@ def test_they_change_no_calibration_set_and_are_counted(folder, tmp_path, caplog
     model = icp_jax.load(small_sam.write_sam(tmp_path / "model"))
     with caplog.at_level(logging.WARNING, "icp_jax"):
         found = icp_jax.calibrate(model, folder, samples=3)
-    assert [f"{folder}: 7 left out" in r.getMessage() for r in caplog.records] == [True]
+    assert [f"{folder}: 7 files skipped" in r.getMessage() for r in caplog.records] == [True]
     clean = small_sam.write_images(tmp_path / "clean", 5)
     caplog.clear()
     np.testing.assert_array_equal(found, icp_jax.calibrate(model, clean, samples=3))
