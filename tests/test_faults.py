@@ -123,7 +123,7 @@ def test_a_damaged_first_checkpoint(undisturbed, place, at, capsys):
     assert main(ARGUMENTS) == 130
     flip(place / "work" / ".out.partial" / "block-00000.json")
     assert main([*ARGUMENTS, "--resume"]) == 0
-    assert "block 0 is damaged: going on from the beginning" in capsys.readouterr().err
+    assert "block 0 is damaged: starting from the beginning" in capsys.readouterr().err
     same(place, undisturbed)
 
 
