@@ -99,5 +99,5 @@ def test_another_processor_is_refused(place, monkeypatch):
     cut_off(config_for(place), 1, "prune")
     assert re.fullmatch(r"\w+( \w+)+", fingerprint._arithmetic())
     monkeypatch.setattr(fingerprint, "_arithmetic", lambda: "x86_64 sse sse2")
-    with pytest.raises(Kept, match="processor was .*, is x86_64 sse sse2; give what the run was"):
+    with pytest.raises(Kept, match="processor was .*, is x86_64 sse sse2; use the run.s original"):
         prune_folder(config_for(place), resume=True)
