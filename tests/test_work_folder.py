@@ -101,7 +101,7 @@ def test_what_the_user_puts_into_a_runs_folder_stays(place, capsys, monkeypatch,
     capsys.readouterr()
     before = state(work)
     assert main([*ARGUMENTS, "--resume"]) == 2
-    assert "it holds 'notes.txt', which no run writes" in error(capsys)
+    assert "it has 'notes.txt', which no run writes" in error(capsys)
     assert state(work) == before
     (work / "notes.txt").unlink()
     monkeypatch.undo()
@@ -141,7 +141,7 @@ def test_bad_input_that_shows_late_keeps_what_was_finished(place, capsys):
     assert main(ARGUMENTS) == 2
     *_, last = capsys.readouterr().err.splitlines()
     assert "block 1 returns values that are not finite" in last
-    assert last.endswith("; stopped after block 0; go on with --resume")
+    assert last.endswith("; stopped after block 0; continue with --resume")
     work = place / "work" / ".out.partial"
     assert {path.name for path in work.iterdir()} == {
         "lock", "fingerprint.json", "block-00000", "block-00000.json"
