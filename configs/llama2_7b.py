@@ -3,9 +3,9 @@
     icp-jax plan --config llama2_7b --device-memory 24GiB --host-memory 32GiB
     icp-jax prune llama-2-7b-70 --config llama2_7b
 
-The paper reports 46.94 as the mean of seven zero-shot tasks (56.96 at 50 %), with 128 C4 samples of
-2048 tokens. Its script ignores alpha for this family; this config has it in effect. Not yet run
-here: no machine of the project has held the weights.
+The paper reports a mean of 46.94 on seven zero-shot tasks (56.96 at 50 %), with 128 C4 samples of
+2048 tokens. The paper's script ignores alpha for this family; this config uses it. Not yet run with
+this package.
 """
 
 from icp_jax import CalibrationConfig, CompensateConfig, PruneConfig, RunConfig

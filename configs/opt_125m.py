@@ -4,8 +4,7 @@
     icp-jax eval opt-125m-70 --data wikitext2
 
 The paper reports WikiText-2 perplexity 65.20 (dense 27.65), with 128 C4 samples of 2048 tokens.
-Not yet run here: no machine of the project has held the weights. `icp-jax prune --config opt_125m
---dry-run` prints what the run costs.
+Not yet run with this package. `icp-jax prune --config opt_125m --dry-run` prints the cost.
 """
 
 from icp_jax import CalibrationConfig, CompensateConfig, PruneConfig, RunConfig

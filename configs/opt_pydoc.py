@@ -1,10 +1,9 @@
-"""The bundled model at 70 %, as `icp-jax demo` prunes it. Needs no download.
+"""The bundled model at 70 %, pruned as in `icp-jax demo`. Needs no download.
 
     icp-jax prune opt-pydoc-70 --config opt_pydoc
     icp-jax eval opt-pydoc-70 --data icp_jax/assets/opt-pydoc/heldout.txt
 
-What to expect: see the table of the README, and benchmarks/results/claim.json for other
-sparsities and seeds.
+The README has the results to expect; benchmarks/results/claim.json has other sparsities and seeds.
 """
 
 from icp_jax import RunConfig

@@ -4,8 +4,8 @@
     icp-jax eval sam-h-70 --data sa1b:HELD_OUT_DIR --prompt point
 
 The paper reports single-point IoU on SA-1B of 74.42, 72.85 and 57.60 at 50, 70 and 90 % (at 70 %:
-magnitude 28.2, Wanda 53.0, SparseGPT 65.7; at 90 %: 1.7, 1.2, 18.2). These are the paper's
-numbers: no machine of the project has held the weights. Add `--dry-run` for the cost.
+magnitude 28.2, Wanda 53.0, SparseGPT 65.7; at 90 %: 1.7, 1.2, 18.2). Not yet run with this package.
+Add `--dry-run` for the cost.
 """
 
 from icp_jax import CalibrationConfig, CompensateConfig, PruneConfig, RunConfig

@@ -3,9 +3,9 @@
     icp-jax prune sam_vit_l_0b3195.pth sam-l-70 --config sam_l --data sa1b:DIR
     icp-jax eval sam-l-70 --data coco:DIR --prompt point
 
-128 images of 1024² from SA-1B; the model as Meta's `.pth` file, or facebook/sam-vit-large from the
-hub. Not yet run here: no machine of the project has held the weights, so there is no number of
-ours to expect; the paper gives its table for SAM-H, see sam_h. Add `--dry-run` for the cost.
+Uses 128 images of 1024² from SA-1B, and the model as Meta's `.pth` file or facebook/sam-vit-large
+from the hub. Not yet run with this package; the paper has results for SAM-H only, see sam_h.
+Add `--dry-run` for the cost.
 """
 
 from icp_jax import CalibrationConfig, CompensateConfig, PruneConfig, RunConfig

@@ -1,6 +1,7 @@
-"""Hugging Face checkpoints <-> Flax param trees: one table a family, read in both directions.
+"""Conversion of Hugging Face checkpoints <-> Flax param trees, by one table per family.
 
-This package knows names, shapes and files only. It imports nothing of `icp_jax`.
+Each table is read in both directions. This package handles only names, shapes and files, and
+imports nothing from `icp_jax`.
 """
 
 from converters.rules import ConversionError, Rule, Table
@@ -9,7 +10,7 @@ __all__ = ["ConversionError", "Rule", "Table", "table_for"]
 
 
 def table_for(model_type: str) -> Table:
-    """The table of a `config.json` model_type. Raises ConversionError for an unknown one."""
+    """The table of a model_type. Raises ConversionError for an unsupported one."""
     from converters import llama, opt, sam
 
     tables = {"opt": opt.TABLE, **llama.TABLES, "sam": sam.TABLE}

@@ -1,8 +1,8 @@
-"""Checkpoint files of any kind, one tensor at a time, and what lies beside them.
+"""Checkpoint files of any format, one tensor at a time, and the other files of a model folder.
 
-Safetensors shards are memory-mapped, see `converters.safetensors_files`; `.bin` and `.pth` files go
-through torch, see `converters.torch_files`. Writing, no more than one tensor is ever in memory (of
-a `.pth` file, all are).
+Safetensors shards are memory-mapped, see `converters.safetensors_files`. `.bin` and `.pth` files
+are read by torch, see `converters.torch_files`. Writers hold one tensor in memory at a time, except
+for `.pth` files, which need all.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from converters.safetensors_files import SafetensorsReader, Writer
 
 
 class Reader(Protocol):
-    """A checkpoint's tensors by torch name, read when asked for."""
+    """Lazy access to a checkpoint's tensors by torch name."""
 
     layout: Layout
-    files: dict[str, Path]  # the files that hold the tensors, by their names in the checkpoint
+    files: dict[str, Path]  # the weight files, by their names in the checkpoint
 
     def names(self) -> list[str]: ...
     def shape(self, name: str) -> tuple[int, ...]: ...
@@ -37,18 +37,18 @@ class Reader(Protocol):
 
 
 def lone_torch_file(path: Path) -> Path | None:
-    """The `.pth` file that a path is, or that is all the weights of a folder."""
+    """The path itself if it is a `.pth` file, or the only such file in a folder; else None."""
     if path.is_file():
         return path if path.suffix in TORCH_SUFFIXES else None
-    found = [p for p in sorted(path.glob("*")) if p.suffix in TORCH_SUFFIXES and p.is_file()]
-    return found[0] if len(found) == 1 else None
+    files = [p for p in sorted(path.glob("*")) if p.suffix in TORCH_SUFFIXES and p.is_file()]
+    return files[0] if len(files) == 1 else None
 
 
 def open_checkpoint(folder: str | Path) -> Reader:
-    """Open a Hugging Face folder's weights, or a `.pth` file, alone or in a folder.
+    """Open the weights of a Hugging Face folder, or a `.pth` file, alone or in a folder.
 
-    Of several, those that transformers takes: safetensors before `.bin`, a single file before an
-    index. Raises ConversionError.
+    The order of preference is that of transformers: safetensors before `.bin`, a single file
+    before an index. Raises ConversionError.
     """
     from converters.torch_files import TorchReader
 
@@ -73,27 +73,27 @@ def open_checkpoint(folder: str | Path) -> Reader:
 
 
 def _shards_of(index: Path, suffixes: tuple[str, ...]) -> tuple[dict[str, Path], str]:
-    """The shards that an index names, in order, and its text. Raises ConversionError."""
+    """(shards by name, in order; text of the index). Raises ConversionError."""
     try:
         text = index.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise ConversionError(f"{index} cannot be read: {first_line(error)}") from None
     named = read_index(text, index)["weight_map"].values()
-    for name in named:  # before they are looked up: a list cannot be
+    for name in named:  # before set(), since a name may be unhashable
         inside(index.parent, name, index)
-    found = shards(index.parent, sorted(set(named)), suffixes, index)
-    if not found:
-        raise ConversionError(f"{index} names no shards")
-    for name, path in found.items():
+    files = shards(index.parent, sorted(set(named)), suffixes, index)
+    if not files:
+        raise ConversionError(f"{index} names no shards: fetch it again")
+    for name, path in files.items():
         if not path.is_file():
-            raise ConversionError(f"missing shard {shown(name)} named by {index}")
-    return found, text
+            raise ConversionError(f"missing shard {shown(name)} named by {index}: fetch it")
+    return files, text
 
 
 class AnyWriter(Protocol):
-    """Takes every tensor of a layout, in any order; then `close`, or `abandon`.
+    """Writes all tensors of a layout, in any order; then call `close` or `abandon`.
 
-    A context manager that does the one or the other.
+    As a context manager it closes on success and abandons on an error.
     """
 
     def __enter__(self) -> AnyWriter: ...
@@ -104,7 +104,7 @@ class AnyWriter(Protocol):
 
 
 def open_writer(folder: str | Path, layout: Layout) -> AnyWriter:
-    """The writer of a layout's kind of file, in `folder`."""
+    """A writer into `folder` for the layout's file format."""
     if layout.torch:
         from converters.torch_files import TorchWriter
 
@@ -112,13 +112,13 @@ def open_writer(folder: str | Path, layout: Layout) -> AnyWriter:
     return Writer(folder, layout)
 
 
-RECORD = "icp_run.json"  # what a run did, in the folder that it wrote
+RECORD = "icp_run.json"  # the record of a run, in its output folder
 
 
 def other_files(source: Path) -> list[Path]:
-    """Config, tokenizer and the like: files that hold no weights, nor the record of an earlier run.
+    """Files without weights, such as config and tokenizer; not the record of an earlier run.
 
-    Of a single file there is nothing else: its folder is the user's, not the model's.
+    Empty if `source` is a single file, whose folder is not a model folder.
     """
     if source.is_file():
         return []
@@ -132,20 +132,20 @@ def other_files(source: Path) -> list[Path]:
 
 
 def check_other_files(source: Path) -> None:
-    """Raises ConversionError where one of `other_files` cannot be read."""
+    """Raise ConversionError if one of `other_files` cannot be read."""
     for path in other_files(source):
         try:
             with path.open("rb") as file:
                 file.read(1)
         except OSError as error:
             raise ConversionError(
-                f"{path} cannot be read ({error.strerror}), and is to be copied: "
+                f"{path} must be copied but cannot be read ({error.strerror}): "
                 "make it readable, or move it away"
             ) from None
 
 
 def copy_other_files(source: Path, target: Path) -> None:
-    """Copy `other_files` into a folder."""
+    """Copy `other_files` to a folder."""
     for path in other_files(source):
         with path.open("rb") as old, create(target, path.name, source) as new:
             shutil.copyfileobj(old, new)
@@ -167,12 +167,12 @@ WEIGHT_SUFFIXES = (
 
 
 def holds_weights(name: str) -> bool:
-    """Whether a file of a Hugging Face folder holds weights (or lists the files that do)."""
+    """Whether a file of a Hugging Face folder holds weights or is an index of them."""
     return name.endswith(WEIGHT_SUFFIXES)
 
 
 def blocks_of_bytes(path: Path, size: int = 1 << 24) -> Iterator[bytes]:
-    """A file's bytes, 16 MiB at a time, for hashing."""
+    """Yield the bytes of a file, 16 MiB at a time, for hashing."""
     with path.open("rb") as file:
         while chunk := file.read(size):
             yield chunk

@@ -1,4 +1,4 @@
-"""Where every tensor lies in its safetensors file: headers read, checked, and made anew."""
+"""Safetensors layouts: read and check headers, and plan new ones."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ DTYPES: dict[str, np.dtype] = {
     "BOOL": np.dtype(np.bool_),
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-SHARD_BYTES = 5 * 10**9  # what a `.bin` source is cut into, as Hugging Face does
+SHARD_BYTES = 5 * 10**9  # shard size for a `.bin` source, as in Hugging Face's exports
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor in a safetensors file. start: byte offset in the file; nbytes: its length."""
+    """One tensor in a safetensors file. start: byte offset in the file; nbytes: length."""
 
     shard: str
     dtype: np.dtype
@@ -44,16 +44,16 @@ class Entry:
 
 @dataclass(frozen=True)
 class Layout:
-    """The header of every shard, byte for byte, so that an equal file can be written again."""
+    """The header of each shard, byte for byte, so that an export has identical headers."""
 
     headers: dict[str, bytes]  # shard file name -> 8-byte length + JSON
-    entries: dict[str, Entry]  # tensor name -> where it lies
-    index: str | None = None  # text of model.safetensors.index.json, where there is one
-    torch: bool = False  # the one file of `headers` is a `.pth`, and its header is empty
+    entries: dict[str, Entry]  # tensor name -> its position
+    index: str | None = None  # text of model.safetensors.index.json, if there is one
+    torch: bool = False  # the only file is a `.pth`, with an empty header
 
 
 def file_header(path: Path, shard: str) -> tuple[bytes, dict[str, Entry]]:
-    """A shard's header bytes and its tensors, checked against the file's length."""
+    """A shard's header bytes and tensors, checked against the file's length."""
     size = path.stat().st_size
     if what := foreign(path):
         raise ConversionError(f"{path} {what}")
@@ -61,18 +61,20 @@ def file_header(path: Path, shard: str) -> tuple[bytes, dict[str, Entry]]:
         head = file.read(8)
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
         if length > size - 8:
-            raise ConversionError(f"{path} is truncated: its header does not fit the file")
+            raise ConversionError(f"{path} is truncated within its header: fetch it again")
         raw = file.read(length)
     entries = read_header(shard, head + raw)
     expected = 8 + length + sum(e.nbytes for e in entries.values())
     if size != expected:
         what = "truncated" if size < expected else "longer than its header says"
-        raise ConversionError(f"{path} is {what}: {size} bytes, the header says {expected}")
+        raise ConversionError(
+            f"{path} is {what}: {size} bytes instead of {expected}; fetch it again"
+        )
     return head + raw, entries
 
 
 def read_header(shard: str, raw: bytes) -> dict[str, Entry]:
-    """The tensors of a shard whose header, length and all, is `raw`. Raises ConversionError."""
+    """The tensors of a shard. raw: its header, with the 8-byte length. Raises ConversionError."""
     try:
         header = json.loads(raw[8:])
         if len(raw) != 8 + struct.unpack("<Q", raw[:8])[0] or not isinstance(header, dict):
@@ -84,7 +86,9 @@ def read_header(shard: str, raw: bytes) -> dict[str, Entry]:
     at = len(raw)
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].nbytes)):
         if entry.start != at:
-            raise ConversionError(f"tensor {name!r} in {shard} overlaps another, or leaves a gap")
+            raise ConversionError(
+                f"tensor {name!r} in {shard} overlaps another or leaves a gap: fetch the file again"
+            )
         at += entry.nbytes
     return entries
 
@@ -100,7 +104,7 @@ def _entry(shard: str, name: str, raw: dict[str, Any], header_bytes: int) -> Ent
     if kind not in DTYPES:
         raise ConversionError(
             f"tensor {name!r} has dtype {kind}, which is not supported "
-            f"(already quantized?); supported: {', '.join(DTYPES)}"
+            f"(is it quantized?); supported: {', '.join(DTYPES)}"
         )
     dtype = DTYPES[kind]
     if math.prod(shape) * dtype.itemsize != end - begin:
@@ -113,7 +117,7 @@ def plan_layout(
     metadata: dict[str, str],
     shard_bytes: int = SHARD_BYTES,
 ) -> Layout:
-    """Headers for tensors that have no safetensors files yet, cut into shards of `shard_bytes`."""
+    """Headers for tensors without safetensors files, in shards of at most `shard_bytes`."""
     groups: list[dict[str, tuple[np.dtype, tuple[int, ...], int]]] = [{}]
     filled = 0
     for name, (dtype, shape) in tensors.items():
@@ -153,9 +157,9 @@ def plan_layout(
 
 
 def check_tensor(entry: Entry, name: str, tensor: np.ndarray) -> None:
-    """Raises ConversionError where a tensor's shape or dtype is not the layout's."""
+    """Raise ConversionError if a tensor's shape or dtype differs from the layout."""
     if tuple(tensor.shape) != entry.shape or tensor.dtype != entry.dtype:
         raise ConversionError(
-            f"tensor {name!r}: {tensor.dtype}{list(tensor.shape)} does not fit "
-            f"{entry.dtype}{list(entry.shape)}"
+            f"tensor {name!r} is {tensor.dtype}{list(tensor.shape)}, "
+            f"the layout expects {entry.dtype}{list(entry.shape)}"
         )

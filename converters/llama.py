@@ -1,11 +1,11 @@
-"""Llama and its relatives: Mistral, Qwen2, Qwen3. One set of rules; biases and norms differ."""
+"""Llama, Mistral, Qwen2 and Qwen3: one set of rules; only biases and norms differ."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from converters.rules import Rule, Table
 
-# What a `config.json` of each type means where it says nothing, after transformers' own classes.
+# Defaults of transformers for fields missing from `config.json`.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {"max_position_embeddings": 2048},
     "mistral": {
@@ -33,7 +33,7 @@ HAVE_ATTENTION_BIAS = ("llama", "qwen3")  # the types with an `attention_bias` s
 
 
 def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with what it leaves out filled in; num_key_value_heads and head_dim are set."""
+    """Fill in the missing fields of a config, including num_key_value_heads and head_dim."""
     full = {
         "hidden_act": "silu",
         "rms_norm_eps": 1e-6,
@@ -62,12 +62,12 @@ def has_o_bias(config: Mapping[str, Any]) -> bool:
 
 
 def has_mlp_bias(config: Mapping[str, Any]) -> bool:
-    """Whether gate, up and down have biases: a setting of Llama's alone."""
+    """Whether gate, up and down have biases: only in Llama, by `mlp_bias`."""
     return config["model_type"] == "llama" and bool(config.get("mlp_bias"))
 
 
 def has_qk_norm(config: Mapping[str, Any]) -> bool:
-    """Whether every head of q and k is normed, as in Qwen3."""
+    """Whether each head of q and k is normalised, as in Qwen3."""
     return config["model_type"] == "qwen3"
 
 

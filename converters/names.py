@@ -1,6 +1,6 @@
-"""Names of files that come from a file: an index, a layout. What they may be, and where they lead.
+"""Checks of file names that an index or a layout contains, so that none leaves its folder.
 
-Also what a file holds that is not what its name says, for a message.
+Also detects files that hold something other than weights.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from typing import BinaryIO
 
 from converters.rules import ConversionError
 
-COMPONENT, WHOLE = 255, 4095  # the longest name and path that Linux takes, in bytes
+COMPONENT, WHOLE = 255, 4095  # Linux's limits on a name and on a path, in bytes
 INDEX = "model.safetensors.index.json"
-SHOWN = 60  # characters of a name in a message
+SHOWN = 60  # most characters of a name in a message
 TORCH_SUFFIXES = (".pth", ".pt")  # whole models in one file, without a config
-SAFETENSORS, TORCH = (".safetensors",), (".bin", *TORCH_SUFFIXES)  # what a shard's name may end in
+SAFETENSORS, TORCH = (".safetensors",), (".bin", *TORCH_SUFFIXES)  # suffixes of shards
 
 
 def shown(name: object) -> str:
-    """A name for a message of one line."""
+    """A name in ASCII, shortened for a one-line message."""
     text = ascii(name)
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 20]}...{text[-17:]}"
 
 
 def inside(folder: Path, name: object, origin: object) -> Path:
-    """The path of `name` in `folder`, for a name that the file `origin` gives.
+    """The path of `name` in `folder`, for a name read from the file `origin`.
 
-    Such a name is relative and stays in the folder: it has no `..`, no drive and no backslash. A
-    link in the folder may point elsewhere, as a hub cache's do: it is followed by readers, see
-    `create` for writers. Raises ConversionError for any other name.
+    The name must be relative and stay in the folder, without `..`, drive or backslash. Links in
+    the folder may point elsewhere, as in a hub cache: readers follow them, writers do not (see
+    `create`). Raises ConversionError for any other name.
     """
     wrong = _wrong(folder, name)
     if wrong:
@@ -42,9 +42,9 @@ def inside(folder: Path, name: object, origin: object) -> Path:
 
 
 def _wrong(folder: Path, name: object) -> str:
-    """What speaks against a name; nothing where it may be used."""
+    """What is wrong with a name; empty if nothing is."""
     if not isinstance(name, str):
-        return "is no text"
+        return "is not a string"
     try:
         parts = [os.fsencode(part) for part in name.split("/")]
     except UnicodeEncodeError:
@@ -65,10 +65,10 @@ def _wrong(folder: Path, name: object) -> str:
 def shards(
     folder: Path, names: Iterable[str], suffixes: tuple[str, ...], origin: object
 ) -> dict[str, Path]:
-    """The places in `folder` of the weights' files that `origin` names, by name.
+    """The paths in `folder` of the shards that `origin` names, by name.
 
-    suffixes: what the names may end in, so that no shard takes the place of another file. Raises
-    ConversionError for a name that `inside` refuses, and for two that cannot both be there.
+    suffixes: of valid shards, so that a shard cannot replace another file. Raises ConversionError
+    for a name that `inside` refuses, and for two names of one path.
     """
     places = {name: inside(folder, name, origin) for name in names}
     taken = {*places.values(), folder / INDEX}
@@ -76,31 +76,35 @@ def shards(
         if path.suffix not in suffixes:
             raise ConversionError(
                 f"{origin} names the file {shown(name)} as a shard: "
-                f"the name of one ends in {' or '.join(suffixes)}"
+                f"its name must end in {' or '.join(suffixes)}"
             )
         if len(taken) <= len(places) or not taken.isdisjoint(path.parents):
-            raise ConversionError(f"{origin} names one place twice: {shown(name)} and another name")
+            raise ConversionError(
+                f"{origin} names the file {shown(name)}, whose path another name also uses"
+            )
     return places
 
 
 def create(folder: Path, name: str, origin: object = "the layout") -> BinaryIO:
-    """A new file in `folder`, open for reading and writing, with the folders on its way.
+    """Create a file in `folder` and its parent folders; returns it open for reading and writing.
 
-    Nothing is ever written through a link: raises ConversionError where one leads elsewhere.
+    Raises ConversionError rather than write through a link.
     """
     path = inside(folder, name, origin)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise ConversionError(f"{origin} names {shown(name)}, and a file is in its way") from None
+        raise ConversionError(
+            f"{origin} names {shown(name)}, but one of its folders is a file: remove that file"
+        ) from None
     if path.is_symlink() or not path.parent.resolve().is_relative_to(folder.resolve()):
-        raise ConversionError(f"{path} is behind a link, and is not written through it")
+        raise ConversionError(f"{path} would be written through a link: remove the link")
     flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.fdopen(os.open(path, flags, 0o666), "r+b")
 
 
 def foreign(path: Path) -> str:
-    """What a file holds instead of weights, with advice; nothing where it cannot be told."""
+    """What a file holds instead of weights, with advice; empty if unknown."""
     with path.open("rb") as file:
         head = file.read(512)
     if not head:

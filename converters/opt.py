@@ -1,4 +1,4 @@
-"""OPT, 125M to 66B: pre- and post-layer-norm, with and without projections, biases, affine."""
+"""OPT, 125M to 66B: pre- and post-norm, with optional projections, biases and affine norms."""
 
 from converters.rules import Rule, Table
 
@@ -12,7 +12,7 @@ def _affine(config):
 
 
 def embedding_width(config):
-    """Of the token embedding: word_embed_proj_dim, which unset or null is hidden_size."""
+    """The width of the token embedding: word_embed_proj_dim, or hidden_size if unset or null."""
     width = config.get("word_embed_proj_dim")
     return config["hidden_size"] if width is None else width
 

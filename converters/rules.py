@@ -1,7 +1,7 @@
 """A family's table of rules: torch name and shape <-> path in the Flax tree.
 
-A rule says where one tensor lives on either side. Linear weights are `[out, in]` in torch and
-2-D kernels `[in, out]` here, so the only transform there is is a transpose.
+A rule maps one tensor. Linear weights are `[out, in]` in torch and 2-D kernels `[in, out]` in
+Flax, so the only transform is a transpose.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ Dims = Mapping[str, int]
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, for a message of one line."""
+    """The first line of an exception's text, or its type, for a one-line message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class ConversionError(ValueError):
-    """A checkpoint that does not fit its table, in one line that names the tensor."""
+    """A checkpoint does not match its table. The message is one line and names the tensor."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Placed:
-    """A rule filled in for one config: the very name, path and shape."""
+    """A rule resolved for one config: the actual name, path and shape."""
 
     name: str
     path: Path
@@ -50,28 +50,27 @@ class Placed:
         return tensor.T if self.transpose else tensor
 
     def to_torch(self, leaf: np.ndarray) -> np.ndarray:
-        """The leaf in torch's order, contiguous: safetensors writes the buffer, not the view."""
+        """The leaf in torch's order, contiguous, since safetensors writes the buffer."""
         return np.ascontiguousarray(leaf.T if self.transpose else leaf)
 
 
 @dataclass(frozen=True)
 class Table:
-    """A family's rules. `dims(config)` gives the letters; `prefixes` are the spellings in use."""
+    """A family's rules. dims: config -> sizes of the letters. prefixes: of names in checkpoints."""
 
     family: str
     rules: tuple[Rule, ...]
     dims: Callable[[Mapping[str, Any]], Dims]
     n_blocks: Callable[[Mapping[str, Any]], int]
     prefixes: tuple[str, ...] = ("",)
-    ignored: tuple[str, ...] = field(default=())  # buffers that hold no weights, as in rules
-    tied_default: bool = True  # what a config without tie_word_embeddings means
+    ignored: tuple[str, ...] = field(default=())  # names of buffers, in the form of Rule.torch
+    tied_default: bool = True  # the default of tie_word_embeddings
 
     def place(self, config: Mapping[str, Any], names: Iterable[str] | None = None) -> list[Placed]:
-        """Every tensor of a model with this config.
+        """All tensors of a model with this config.
 
-        names: the checkpoint's tensor names. With them the prefix in use is found and the two
-        sets are compared: a name that is unknown or missing raises ConversionError. Without
-        them the first prefix is taken and optional tied tensors are left out.
+        names: the checkpoint's tensor names, which determine the prefix. An unknown, missing or
+        duplicate name raises ConversionError. None: use the first prefix.
         """
         listed = None if names is None else list(names)
         prefix = self._prefix(listed)
@@ -84,9 +83,9 @@ class Table:
     def compare(
         self, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
     ) -> tuple[list[Placed], dict[str, list[str]]]:
-        """What a config promises, and the tensors of `shapes` that do not keep the promise.
+        """(tensors of a model with this config, how `shapes` differ from them).
 
-        The second: names under `missing`, `unexpected` and `misshapen`.
+        The differences are lists of names under `missing`, `unexpected` and `misshapen`.
         """
         names = list(shapes)
         prefix = self._nearest_prefix(config, names)
@@ -101,7 +100,7 @@ class Table:
     def _rules(
         self, config: Mapping[str, Any], prefix: Any, names: Sequence[str] | None
     ) -> dict[str, Placed]:
-        """The tensors by name; of those that may be left out, the ones that are in `names`."""
+        """The tensors by name. With `names`, optional tensors only if they are listed."""
         dims = self.dims(config)
         placed: dict[str, Placed] = {}
         for rule in self.rules:
@@ -113,7 +112,7 @@ class Table:
                 placed[name] = Placed(name, path, shape, rule.transpose)
         tied = bool(config.get("tie_word_embeddings", self.tied_default))
         if names is not None and tied and "lm_head.weight" not in names:
-            placed.pop("lm_head.weight", None)  # the head is the embedding; the source had no copy
+            placed.pop("lm_head.weight", None)  # tied to the embedding, and not in the checkpoint
         return placed
 
     def _names(self, pattern: str, prefix: Any, config: Mapping[str, Any]) -> list[str]:
@@ -124,7 +123,7 @@ class Table:
         return {name for b in self.ignored for name in self._names(b, prefix, config)}
 
     def _spellings(self) -> dict[str, Any]:
-        """A tensor by which each spelling in use is known, and what tells `_rules` of it."""
+        """Name of a tensor that identifies each prefix -> the `prefix` argument of `_rules`."""
         return {self.rules[0].torch.format(p=prefix, i=0): prefix for prefix in self.prefixes}
 
     def _prefix(self, names: list[str] | None) -> Any:
@@ -139,14 +138,14 @@ class Table:
         )
 
     def _nearest_prefix(self, config: Mapping[str, Any], names: list[str]) -> Any:
-        """The spelling that most of the names are of."""
+        """The prefix that matches most of the names."""
         return max(
             self._spellings().values(),
             key=lambda prefix: len(self._rules(config, prefix, names).keys() & set(names)),
         )
 
     def _refuse(self, placed: dict[str, Placed], names: list[str], buffers: set[str]) -> None:
-        """Raises ConversionError for the first name that is there twice, unknown or missing."""
+        """Raise ConversionError for the first duplicate, unknown or missing name."""
         seen: set[str] = set()
         for name in names:
             if name in seen:
@@ -162,7 +161,7 @@ class Table:
 
 
 def check_shape(rule: Placed, shape: tuple[int, ...]) -> None:
-    """Raises ConversionError, naming the tensor, where the file's shape is not the config's."""
+    """Raise ConversionError, naming the tensor, if its shape differs from the config's."""
     if tuple(shape) != rule.shape:
         raise ConversionError(
             f"tensor {rule.name!r} has shape {list(shape)}, the config says {list(rule.shape)}"
@@ -170,7 +169,7 @@ def check_shape(rule: Placed, shape: tuple[int, ...]) -> None:
 
 
 def insert(tree: dict[str, Any], path: Path, leaf: Any) -> None:
-    """Put a leaf into a nested dict, making the dicts on the way. Refuses an occupied path."""
+    """Insert a leaf into a nested dict. Raises ConversionError if the path is occupied."""
     for key in path[:-1]:
         tree = tree.setdefault(key, {})
     if path[-1] in tree:
@@ -179,7 +178,7 @@ def insert(tree: dict[str, Any], path: Path, leaf: Any) -> None:
 
 
 def lookup(tree: Mapping[str, Any], path: Path) -> Any:
-    """The leaf at a path. Raises ConversionError where there is none."""
+    """The leaf at a path. Raises ConversionError if there is none."""
     node: Any = tree
     for key in path:
         if not isinstance(node, Mapping) or key not in node:

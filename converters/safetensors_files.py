@@ -1,7 +1,7 @@
 """Safetensors files, one tensor at a time.
 
-Reading: shards are memory-mapped. Writing: the output has the layout of the source (same shards,
-names, order and metadata), and tensors are written to their places as they finish.
+Readers memory-map the shards. Writers keep the layout of the source (shards, names, order and
+metadata) and write tensors in any order.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class SafetensorsReader:
         self.files = files
         self._maps: dict[str, mmap.mmap] = {}
         for shard, path in files.items():
-            headers[shard], found = file_header(path, shard)
-            for name in entries.keys() & found.keys():
+            headers[shard], tensors = file_header(path, shard)
+            for name in entries.keys() & tensors.keys():
                 where = f"{entries[name].shard} and {shard}"
                 raise ConversionError(f"duplicate tensor {name!r} in {where}")
-            entries |= found
+            entries |= tensors
         for shard, path in files.items():
             with path.open("rb") as file:
                 self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -49,14 +49,14 @@ class SafetensorsReader:
         return self.layout.entries[name].dtype
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor as a read-only view of the mapped file: no bytes move until it is used."""
+        """The tensor as a read-only view of the mapped file; bytes are read on use."""
         e = self.layout.entries[name]
         count = int(np.prod(e.shape, dtype=np.int64))
         flat = np.frombuffer(self._maps[e.shard], e.dtype, count, e.start)
         return flat.reshape(e.shape)
 
     def fetch(self, names: Iterable[str]) -> None:
-        """Ask the system to read these tensors ahead; returns at once."""
+        """Prefetch these tensors in the background."""
         for name in names:
             e = self.layout.entries[name]
             start = e.start // mmap.PAGESIZE * mmap.PAGESIZE
@@ -64,21 +64,21 @@ class SafetensorsReader:
                 self._maps[e.shard].madvise(mmap.MADV_WILLNEED, start, e.start + e.nbytes - start)
 
     def forget(self) -> None:
-        """Give back the memory of what was read; views stay good, and are read again if used."""
+        """Free the memory of tensors read so far; views stay valid and are reread on use."""
         if hasattr(mmap, "MADV_DONTNEED"):
             for pages in self._maps.values():
                 pages.madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
-        """Forget the maps; the system unmaps each when its last view is gone."""
+        """Drop the maps; each is unmapped when its last view is gone."""
         self._maps.clear()
 
 
 class Writer:
-    """Safetensors shards of a given layout in `folder`, filled tensor by tensor, in any order.
+    """Writes safetensors shards of a given layout into `folder`, tensor by tensor in any order.
 
-    A context manager: left well it is closed, left with an error abandoned. Raises
-    ConversionError for a layout whose names lead out of the folder.
+    As a context manager it closes on success and abandons on an error. Raises ConversionError if
+    a name in the layout leads out of the folder.
     """
 
     def __init__(self, folder: str | Path, layout: Layout):
@@ -106,7 +106,7 @@ class Writer:
         self.close() if error is None else self.abandon()
 
     def write(self, name: str, tensor: np.ndarray) -> None:
-        """Write one tensor, in torch's order. Shape and dtype must be the layout's."""
+        """Write one tensor, in torch's order. Shape and dtype must match the layout."""
         e = self.layout.entries[name]
         check_tensor(e, name, tensor)
         file = self._files[e.shard]
@@ -114,7 +114,7 @@ class Writer:
         file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
 
     def close(self) -> None:
-        """Flush to disk and close; a full disk raises OSError here at the latest."""
+        """Flush to disk and close. Raises OSError if the disk is full."""
         try:
             for file in self._files.values():
                 file.flush()
@@ -125,9 +125,9 @@ class Writer:
             raise
 
     def abandon(self) -> None:
-        """Close without caring for the contents."""
+        """Close the files, whatever their contents."""
         for file in self._files.values():
             try:
                 file.close()
-            except OSError:  # a full disk again, on the flush: the folder is about to go
+            except OSError:  # the flush may fail on a full disk; the folder is deleted anyway
                 continue

@@ -1,7 +1,7 @@
-"""SAM ViT-B, L and H, in Hugging Face's names or in those of Meta's `.pth` files.
+"""SAM ViT-B, L and H, with the names of Hugging Face or of Meta's `.pth` files.
 
-A checkpoint goes back out in the spelling it came in. Convolutions are folded into 2-D kernels.
-The Fourier frequencies lie in one or both of two Hugging Face tensors: each has its own leaf.
+An export keeps the names of its source. Convolutions are folded into 2-D kernels. Hugging Face
+checkpoints store the Fourier frequencies in one or both of two tensors; each has its own leaf.
 """
 
 from __future__ import annotations
@@ -142,9 +142,9 @@ def _tensors(config: Mapping[str, Any], s: Spelling, prefix: str) -> Iterator[Pl
 
 @dataclass(frozen=True)
 class SamTable(Table):
-    """Tables of `_tensors`, for the spelling and the prefix that are found in the names.
+    """A table of `_tensors`, with the spelling and prefix found in the names.
 
-    Without names: Hugging Face's, with the one copy of the frequencies that transformers writes.
+    Without names: Hugging Face's, with one copy of the frequencies, as transformers writes it.
     """
 
     def _rules(

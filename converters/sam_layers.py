@@ -1,4 +1,4 @@
-"""SAM's layers as rules: convolutions are folded into 2-D kernels."""
+"""Rules for SAM's layers. Convolutions are folded into 2-D kernels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from converters.rules import ConversionError, Placed
 
 @dataclass(frozen=True)
 class Folded(Placed):
-    """A convolution: all axes of the torch weight but the first become one of the kernel."""
+    """A convolution: all axes of the torch weight but the first are folded into one."""
 
     def to_tree(self, tensor: np.ndarray) -> np.ndarray:
         return super().to_tree(tensor.reshape(self.shape[0], -1))
@@ -21,7 +21,8 @@ class Folded(Placed):
         flat = super().to_torch(leaf)
         if flat.shape != (self.shape[0], int(np.prod(self.shape[1:]))):
             raise ConversionError(
-                f"tensor {self.name!r}: a kernel {list(leaf.shape)} is none of {list(self.shape)}"
+                f"tensor {self.name!r}: a kernel of shape {list(leaf.shape)} does not unfold to "
+                f"{list(self.shape)}"
             )
         return flat.reshape(self.shape)
 
@@ -47,7 +48,7 @@ def conv(
 
 
 def upscale(name: str, path: str, inp: int, out: int) -> Iterator[Placed]:
-    """A transposed convolution: torch has `[in, out, 2, 2]`, the kernel is `[in, out * 2 * 2]`."""
+    """A transposed convolution: `[in, out, 2, 2]` in torch, kernel `[in, out * 2 * 2]`."""
     shape = (inp, out, 2, 2)
     yield Folded(f"{name}.weight", (*path.split("/"), "kernel"), shape, transpose=False)
     yield plain(f"{name}.bias", f"{path}/bias", out)

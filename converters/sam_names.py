@@ -1,4 +1,4 @@
-"""The names of SAM's tensors: Hugging Face's words, Meta's, and what Meta's shapes tell."""
+"""The tensor names of SAM in Hugging Face's and Meta's checkpoints, and configs from shapes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from converters.rules import ConversionError
 
 @dataclass(frozen=True)
 class Spelling:
-    """The words in which one source differs from another."""
+    """The parts of tensor names that differ between sources."""
 
     encoder: str
     blocks: str
@@ -21,8 +21,8 @@ class Spelling:
     points: str
     mask: tuple[str, ...]  # conv, norm, conv, norm, conv
     upscale: tuple[str, ...]  # conv, norm, conv
-    ends: bool  # perceptrons: proj_in, layers, proj_out; or layers alone
-    frequencies: tuple[tuple[str, str], ...]  # (torch name, leaf): at least one is there
+    ends: bool  # perceptrons have proj_in, layers, proj_out; else only layers
+    frequencies: tuple[tuple[str, str], ...]  # (torch name, leaf); at least one exists
     optional: tuple[str, ...] = ()
     prefixes: tuple[str, ...] = ("",)
 
@@ -71,9 +71,9 @@ META = Spelling(
 
 
 def config_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """A `config.json` for a checkpoint in Meta's names, which comes without one, by its shapes.
+    """Derive a `config.json` from the shapes of a checkpoint of Meta's, which has none.
 
-    Raises ConversionError where a tensor that tells is missing.
+    Raises ConversionError if a tensor that determines the config is missing.
     """
     try:
         at = next(p for p in META.prefixes if f"{p}image_encoder.pos_embed" in shapes)

@@ -1,4 +1,4 @@
-"""torch's own files (torch is an extra: `pip install icp-jax[torch]`): `.bin` shards, `.pth`."""
+"""torch files: `.bin` shards and `.pth`. Needs torch: `pip install 'icp-jax[torch]'`."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from converters.torch_load import dtype_of, load, state_dict
 
 
 class TorchReader:
-    """`.bin` shards, or one `.pth` file, weights only and mapped where the format allows it.
+    """Reads `.bin` shards or one `.pth` file, weights only, memory-mapped if the format allows.
 
-    Shards are laid out anew, as safetensors; a `.pth` file goes back out as one.
+    Shards are exported as safetensors; a `.pth` file is exported as `.pth`.
     """
 
     def __init__(self, files: dict[str, Path], index: str | None):
@@ -42,7 +42,7 @@ class TorchReader:
                 if name in planned:
                     raise ConversionError(f"duplicate tensor {name!r} in {path.name}")
                 planned[name] = dtype_of(name, tensor), tuple(tensor.shape)
-                self._tensors[name] = tensor.detach()  # of a parameter, which may ask for gradients
+                self._tensors[name] = tensor.detach()  # a parameter may require gradients
                 self._mapped |= {name} if mapped else set()
         if index is None and first != "pytorch_model.bin":
             self.layout = _file_layout(first, planned)
@@ -67,21 +67,21 @@ class TorchReader:
         return tensor.numpy()
 
     def fetch(self, names: Iterable[str]) -> None:
-        """Ask the system to read these tensors ahead; returns at once."""
+        """Prefetch these tensors in the background."""
         self._advise(names, "MADV_WILLNEED")
 
     def forget(self) -> None:
-        """Give back the memory of what was read; arrays stay good, and are read again if used.
+        """Free the memory of tensors read so far; arrays stay valid and are reread on use.
 
-        Shards that cannot be mapped stay in memory.
+        Files that cannot be mapped stay in memory.
         """
         self._advise(self._tensors, "MADV_DONTNEED")
 
     def _advise(self, names: Iterable[str], advice: str) -> None:
         if not hasattr(mmap, advice):
             return
-        madvise = ctypes.CDLL(None).madvise  # torch has the mapping, and no such call
-        for name in self._mapped.intersection(names):  # in other memory it would be a loss of data
+        madvise = ctypes.CDLL(None).madvise  # torch owns the mapping and has no such call
+        for name in self._mapped.intersection(names):  # on unmapped memory it would lose data
             storage = self._tensors[name].untyped_storage()
             start = storage.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
             count = storage.data_ptr() + storage.nbytes() - start
@@ -92,7 +92,7 @@ class TorchReader:
 
 
 class TorchWriter:
-    """One `.pth` file: tensors are collected, and saved in the order of the layout at the end."""
+    """Writes one `.pth` file: collects the tensors and saves them on close, in layout order."""
 
     def __init__(self, folder: str | Path, layout: Layout):
         try:
@@ -113,12 +113,12 @@ class TorchWriter:
         self.close() if error is None else self.abandon()
 
     def write(self, name: str, tensor: np.ndarray) -> None:
-        """Take one tensor, in torch's order. Shape and dtype must be the layout's."""
+        """Collect one tensor, in torch's order. Shape and dtype must match the layout."""
         check_tensor(self.layout.entries[name], name, tensor)
         self._tensors[name] = np.array(tensor, order="C")
 
     def close(self) -> None:
-        """Save; a full disk raises OSError."""
+        """Save the file. Raises OSError if the disk is full."""
         import torch
 
         (shard,) = self.layout.headers
@@ -126,11 +126,11 @@ class TorchWriter:
         try:
             with create(self.folder, shard) as file:
                 torch.save(state, file)
-        except RuntimeError as error:  # what torch makes of a write that fails
+        except RuntimeError as error:  # torch's error for a failed write
             raise OSError(errno.ENOSPC, first_line(error), str(self.folder / shard)) from None
 
     def abandon(self) -> None:
-        """Forget everything; nothing was written yet."""
+        """Drop the tensors; nothing is written before close."""
         self._tensors.clear()
 
 

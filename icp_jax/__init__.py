@@ -7,7 +7,7 @@
     print(icp_jax.evaluate(pruned, "wikitext2"))
     icp_jax.save(pruned, "opt-125m-70")
 
-Names are imported when first used, so that the command line starts quickly.
+Names are imported on first use, so that the command line starts quickly.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _HOME = {
     "hyper": "icp_jax.core.hyper",
     "block_orders": "icp_jax.core.hyper",
 }
-_MODULES = ("masks", "pruners", "quantize", "stats")  # of icp_jax.core
+_MODULES = ("masks", "pruners", "quantize", "stats")  # modules of icp_jax.core
 
 __all__ = [*_HOME, *_MODULES]
 

@@ -1,4 +1,4 @@
-"""The library: load, prune, evaluate, save, on a param tree in memory."""
+"""The library API: load, calibrate, prune, evaluate and save a model in memory."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ __all__ = ["calibrate", "evaluate", "load", "prune", "save"]
 
 
 def load(model: str | Path, dtype: Any = None) -> Model:
-    """A model from a Hugging Face folder or hub id, as a Flax param tree of NumPy arrays.
+    """Load a model as a Flax param tree of NumPy arrays.
 
-    dtype: what to cast the leaves to; unset, they stay as stored. Raises InputError or
-    ConversionError.
+    model: Hugging Face folder or hub id, or a SAM `.pth` file. dtype: cast the params to it.
+    Default: the stored dtypes. Raises InputError or ConversionError.
     """
     with closing(FolderSource(resolve(str(model)))) as source:
         params = jax.tree.map(
@@ -63,8 +63,12 @@ def calibrate(
     seq_len: int | None = None,
     seed: int = 0,
 ) -> np.ndarray:
-    """Calibration samples, see `CalibrationConfig.data`: tokens `[samples, T]`, by the model's
-    tokenizer, or pixels `[samples, 3, S, S]` of images. Raises InputError.
+    """Load calibration samples for a model.
+
+    source: text, token ids or images, see `CalibrationConfig.data`. samples: number of windows or
+    images. Default: 128. seq_len: tokens per window. Default: the model's context, at most 2048.
+    seed: for drawing them. Returns tokens `[samples, T]` int32, or pixels `[samples, 3, S, S]`
+    float32. Raises InputError.
     """
     config = CalibrationConfig(str(source), samples, seq_len, seed)
     return inputs.calibration(check(RunConfig(calibration=config)).calibration, model)
@@ -84,12 +88,15 @@ def prune(
     progress: Progress = lambda block, phase, done, total, loss: None,
     **settings: Any,
 ) -> tuple[Model, list[BlockReport]]:
-    """Prune a model in memory on tokens `[N, T]`, or pixels `[N, 3, S, S]`; it stays as it is.
+    """Prune a model in memory. The given model is not changed.
 
-    memory: where the two streams live, and in what precision. `device` and `host` in it, and
-    `packed` in quant, are for `prune_folder` and refused here. devices: how many share the work.
-    settings: fields of PruneConfig, such as `sparsity=0.5, method="wanda"`. Returns the pruned
-    model, with leaves in the dtypes of the given one, and a report of every block.
+    tokens: `[N, T]`, or pixels `[N, 3, S, S]`. config: method and sparsity; its fields may be given
+    as keywords, such as `sparsity=0.5, method="wanda"`. compensation, quant, memory: see their
+    classes; `memory.device`, `memory.host` and `quant.packed` are only for `prune_folder`.
+    dtype: compute dtype of the blocks. seed: sample order in compensation. Default: 0.
+    devices: number of devices to share the work. Default: 1. progress: called with (block, phase,
+    done, total, loss). Returns the pruned model, in the same dtypes, and a report of every block.
+    Raises InputError.
     """
     run = RunConfig(
         prune=dataclasses.replace(PruneConfig() if config is None else config, **settings),
@@ -102,9 +109,11 @@ def prune(
     )
     run = check(run)
     if run.memory.device or run.memory.host:
-        raise InputError("memory.device and memory.host are for prune_folder: set streams instead")
+        raise InputError(
+            "memory.device and memory.host are for prune_folder: set memory.streams instead"
+        )
     if run.quant.packed:
-        raise InputError("quant.packed is for files: use prune_folder or icp-jax prune instead")
+        raise InputError("quant.packed is only for prune_folder and icp-jax prune: leave it out")
     tokens = inputs.checked(model, tokens)
     sink = TreeSink(model.params)
     hooks, several = Hooks(progress), mesh.choose(run.devices)
@@ -123,11 +132,13 @@ def evaluate(
     dtype: Dtype = "auto",
     progress: Progress = lambda block, phase, done, total, loss: None,
 ) -> Perplexity | Segmentation:
-    """Perplexity of a language model, IoU of SAM's masks; in memory, a folder, a file or a hub id.
+    """Measure the perplexity of a language model, or the IoU of SAM's masks.
 
-    data_or_windows: wikitext2, ptb, c4, a file or folder, or token windows `[W, T]`; for SAM
-    sa1b:DIR or coco:DIR. prompt, limit and seed are those of `segmentation`, for SAM alone;
-    seq_len is for a text that is to be cut. Raises InputError.
+    model: in memory, a Hugging Face folder or hub id, or a SAM `.pth` file.
+    data_or_windows: wikitext2, ptb, c4, a path, or token windows `[W, T]`; for SAM, sa1b:DIR or
+    coco:DIR. seq_len: tokens per window of a text. Default: the model's context, at most 2048.
+    prompt, limit, seed: for SAM only, see `segmentation`. dtype: compute dtype of the blocks.
+    Raises InputError.
     """
     config = check(EvalConfig(seq_len, prompt, limit, seed, dtype))
     if not isinstance(model, str | Path):
@@ -146,11 +157,11 @@ def _evaluate(
         return _segmentation(source, given, config, progress)
     for name in ("prompt", "limit", "seed"):
         if getattr(config, name) is not None:
-            raise InputError(f"{name} is for SAM, and this model reads text: leave it out")
+            raise InputError(f"{name} is for SAM, but this model reads text: leave it out")
     vocabulary = data.vocabulary(source.config)
     if isinstance(given, np.ndarray):
         if config.seq_len is not None:
-            raise InputError("seq_len is for a text: windows are taken as they are, leave it out")
+            raise InputError("seq_len is for text, but token windows are given: leave it out")
         windows = inputs.checked(source, given)
     else:
         encode = data.Encoder(source.folder, vocabulary, progress)
@@ -164,9 +175,9 @@ def _segmentation(
     from icp_jax.evaluation.iou import segmentation
 
     if config.seq_len is not None:
-        raise InputError("seq_len is for text, and this model reads images: leave it out")
+        raise InputError("seq_len is for text, but this model reads images: leave it out")
     if not isinstance(given, str | Path):
-        raise InputError("SAM is evaluated on sa1b:DIR or coco:DIR, not on an array")
+        raise InputError("SAM is evaluated on images, not on an array: give sa1b:DIR or coco:DIR")
     return segmentation(
         source,
         str(given),

@@ -1,4 +1,4 @@
-"""What signatures say of arrays."""
+"""The array type for signatures."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ import jax
 import numpy as np
 
 if TYPE_CHECKING:
-    AnyArray = jax.Array  # what becomes of either in a computation
+    AnyArray = jax.Array  # computations convert NumPy arrays
 else:
-    AnyArray = jax.Array | np.ndarray  # where NumPy's are taken too
+    AnyArray = jax.Array | np.ndarray  # at run time NumPy arrays are accepted

@@ -1,4 +1,4 @@
-"""What settings may be: of the types their dataclasses declare, in range, with a meaning."""
+"""Validation of settings: types, ranges, and conflicts between them."""
 
 from __future__ import annotations
 
@@ -10,17 +10,15 @@ import re
 import reprlib
 from collections.abc import Callable
 from types import NoneType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from icp_jax.errors import InputError
-
-if TYPE_CHECKING:
-    from icp_jax.config import RunConfig
+from icp_jax.settings import RunConfig
 
 T = TypeVar("T")
 
 SOLVERS, COMPENSATING = ("icp", "sparsegpt"), ("icp",)
-# What only some methods use.
+# Settings that only some methods use.
 USED_BY = {
     "prune.damping": SOLVERS,
     "prune.block_size": SOLVERS,
@@ -30,7 +28,7 @@ USED_BY = {
     "seed": COMPENSATING,
     "memory.remat": COMPENSATING,
 }
-# These turn off what the other methods do not do anyway.
+# Values that only turn off a step; every method accepts them.
 OFF = (("compensate.epochs", 0), ("memory.remat", False))
 UNSTRUCTURED = ("prune.sparsity", "prune.alpha", "prune.beta", "prune.rearrange")
 
@@ -46,8 +44,8 @@ LEAST = {
     "seq_len": 2,
     "limit": 1,
 }
-MOST = 2**31 - 1  # of what is counted; seeds may be larger
-TINY, HUGE = 2.0**-126, 2.0**128  # what float32 can hold
+MOST = 2**31 - 1  # largest count; seeds may be larger
+TINY, HUGE = 2.0**-126, 2.0**128  # range of normal float32 numbers
 OTHERS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "prune.sparsity": (lambda v: 0 <= v < 1, "in [0, 1)"),
     "prune.alpha": (lambda v: v >= 0, "at least 0, and finite"),
@@ -64,11 +62,11 @@ UNITS |= {f"{p}b": 1000**k for k, p in enumerate("kmgt", 1)}
 
 
 def plain(kind: type[T], value: Any, name: str = "") -> T:
-    """A copy of a dataclass whose fields are plain Python values of the types it declares.
+    """Copy a dataclass with its fields converted to plain Python values of the declared types.
 
-    NumPy and JAX scalars become the Python numbers they stand for, paths become text, and an
-    integer is taken where a float is declared. A bool is no number. name: of the whole, in
-    messages. Raises InputError.
+    NumPy and JAX scalars become Python numbers, paths become strings, and integers are accepted as
+    floats. A bool is not accepted as a number. name: prefix of the field names in messages.
+    Raises InputError.
     """
     if not isinstance(value, kind):
         raise InputError(
@@ -97,7 +95,7 @@ def _field(hint: Any, value: Any, name: str) -> Any:
 
 
 def _scalar(hint: Any, value: Any) -> Any:
-    """`value` as the type that `hint` names; None where it is of another type."""
+    """Convert `value` to the type `hint`; None if the types do not match."""
     if get_origin(hint) is Literal:
         return str(value) if isinstance(value, str) and value in get_args(hint) else None
     if hint is bool or isinstance(value, bool):
@@ -126,7 +124,7 @@ def _expected(hint: Any) -> str:
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Settings by dotted name."""
+    """All settings as a flat dict with dotted names."""
     found: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         name, value = prefix + field.name, getattr(config, field.name)
@@ -136,14 +134,14 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def put(run: RunConfig, name: str, value: Any) -> RunConfig:
-    """The run with another value of the setting of a dotted name."""
+    """Replace one setting, given by its dotted name."""
     part, _, rest = name.partition(".")
     inner = dataclasses.replace(getattr(run, part), **{rest: value}) if rest else value
     return dataclasses.replace(run, **{part: inner})
 
 
 def ranges(config: Any) -> None:
-    """Raises InputError for a setting out of its range. Unset ones are in it."""
+    """Raise InputError for a setting out of range. Unset settings are skipped."""
     for name, value in flat(config).items():
         if value is None:
             continue
@@ -159,9 +157,9 @@ def ranges(config: Any) -> None:
 
 
 def idle(run: RunConfig) -> list[str]:
-    """Settings that are given and have no meaning for the run's method or pattern.
+    """Settings that are set but not used by the run's method or pattern.
 
-    Raises InputError for a pattern that is none.
+    Raises InputError for an invalid pattern.
     """
     from icp_jax.core.masks import parse_pattern
 
@@ -176,11 +174,11 @@ def idle(run: RunConfig) -> list[str]:
 
 
 def sensible(run: RunConfig) -> None:
-    """Raises InputError for settings that contradict one another, or that nothing would use."""
+    """Raise InputError for settings that conflict or would be ignored."""
     parse_bytes("memory.device", run.memory.device)
     parse_bytes("memory.host", run.memory.host)
     if run.quant.bits is None and run.quant != type(run.quant)():
-        raise InputError("quant settings need quant.bits")
+        raise InputError("quant settings need quant.bits: set it, such as 4")
     unused = idle(run)
     if unused and unused[0] in USED_BY:
         methods = USED_BY[unused[0]]
@@ -197,7 +195,7 @@ def sensible(run: RunConfig) -> None:
 
 
 def parse_bytes(name: str, text: str) -> int | None:
-    """`8GiB` as a number of bytes, and nothing as None. Raises InputError."""
+    """Parse a size such as `8GiB` into bytes; None if empty. Raises InputError."""
     if not text:
         return None
     found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?) ?([kmgt]?i?b?)", text.strip().lower())

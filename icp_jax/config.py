@@ -1,157 +1,45 @@
-"""The settings of a run: frozen dataclasses that the command line and `configs/` fill in."""
+"""Validate the settings of a run, fill in their defaults, or load them from a config file."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from icp_jax import checks, config_files
-from icp_jax.checks import parse_bytes as parse_bytes
+from icp_jax.checks import parse_bytes
 from icp_jax.errors import InputError
+from icp_jax.settings import (
+    CalibrationConfig,
+    CompensateConfig,
+    Dtype,
+    EvalConfig,
+    MemoryConfig,
+    MethodName,
+    PruneConfig,
+    QuantConfig,
+    RunConfig,
+)
 
-Dtype = Literal["auto", "float32", "bfloat16"]
-MethodName = Literal["icp", "sparsegpt", "wanda", "magnitude"]
-
-
-@dataclass(frozen=True)
-class PruneConfig:
-    """What is pruned, how far, and by which method."""
-
-    method: MethodName = "icp"
-    """icp, or one of its baselines."""
-    sparsity: float | None = None
-    """Share of zeros in the linears of the blocks, in [0, 1). Unset: 0.7, or the pattern's."""
-    pattern: str | None = None
-    """n:m, such as 2:4: keep n of every m consecutive inputs. Instead of sparsity, alpha, beta."""
-    alpha: float | None = None
-    """Last block's share of the mean sparsity; 1 is uniform.
-    Unset: 0.691 for icp (SAM: 0.85), else 1."""
-    beta: float | None = None
-    """Share of their sparsity that layers give up to others.
-    Unset: 0.2 for icp, else (and for SAM) 0."""
-    rearrange: str | None = None
-    """Which layers give and which take, GIVES-TAKES. Unset: the family's own, qkv-f2 for OPT."""
-    damping: float | None = None
-    """Added to the diagonal of H, as a share of its mean (icp and sparsegpt). Unset: 0.01."""
-    block_size: int | None = None
-    """Inputs whose mask SparseGPT chooses together (icp and sparsegpt). Unset: 128."""
-
-    @property
-    def structured(self) -> bool:
-        """Whether the zeros follow an n:m pattern."""
-        return self.pattern not in (None, "unstructured")
-
-
-@dataclass(frozen=True)
-class CompensateConfig:
-    """How block t+1 is tuned after block t is pruned (icp only)."""
-
-    epochs: int | None = None
-    """Passes over the calibration samples; 0 turns compensation off. Unset: 1."""
-    lr: float | None = None
-    """Adam's learning rate in the first epoch. Unset: 1e-4."""
-    gamma: float | None = None
-    """The learning rate's factor after each epoch. Unset: 0.87."""
-
-
-@dataclass(frozen=True)
-class CalibrationConfig:
-    """The text, or the images, that the statistics and the compensation see."""
-
-    data: str = "c4"
-    """c4, wikitext2, ptb, or a path: .txt, .jsonl[.gz], .npy of token ids, or an Arrow folder.
-    For SAM a folder of images, sa1b:DIR or coco:DIR."""
-    samples: int | None = None
-    """Windows, or images, drawn from it.
-    Unset: 128, or as many as there are rows of token ids that are exactly windows."""
-    seq_len: int | None = None
-    """Tokens a window. Unset: the model's context, at most 2048."""
-    seed: int = 0
-    """Which windows or images are drawn."""
-
-    @property
-    def count(self) -> int:
-        """Samples to plan with: as many as are set, or 128."""
-        return 128 if self.samples is None else self.samples
-
-
-@dataclass(frozen=True)
-class QuantConfig:
-    """Rounding the kept weights to integer grids, inside the same walk."""
-
-    bits: int | None = None
-    """2 to 8 bits a weight. Unset: no quantization."""
-    group: int | None = None
-    """32, 64 or 128 inputs that share a scale. Unset: one scale an output channel."""
-    symmetric: bool = False
-    """Zero is the middle of the grid."""
-    search: bool = False
-    """Choose the range of least rounding error, not the whole one."""
-    packed: bool = False
-    """Export packed integers (compressed-tensors) instead of weights in the source's dtype."""
-
-
-@dataclass(frozen=True)
-class MemoryConfig:
-    """Where the hidden states of the calibration samples are kept, and how."""
-
-    streams: Literal["auto", "device", "host", "disk"] = "auto"
-    """The two streams' place; auto is the first of these that has room."""
-    stream_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Their precision: bfloat16 halves them."""
-    batch_tokens: int | None = None
-    """Tokens sent through a block at once by each device, where that is free to choose.
-    Unset: 1024 on the CPU, else 4096."""
-    remat: bool | None = None
-    """Compute attention's scores again for compensation's gradient: less memory, a third more time.
-    Unset: where it would not fit otherwise."""
-    device: str = ""
-    """What the run may take of the device's memory, such as 8GiB: place and batch are made to fit.
-    Unset: on an accelerator what is free there, on the CPU no limit."""
-    host: str = ""
-    """The same for the host's memory."""
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """One pruning run."""
-
-    model: str = ""
-    """A Hugging Face folder or hub id, or a .pth file of SAM's."""
-    out: str = ""
-    """The folder to write; it must not exist."""
-    prune: PruneConfig = field(default_factory=PruneConfig)
-    quant: QuantConfig = field(default_factory=QuantConfig)
-    compensate: CompensateConfig = field(default_factory=CompensateConfig)
-    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
-    memory: MemoryConfig = field(default_factory=MemoryConfig)
-    dtype: Dtype = "auto"
-    """What blocks compute in; auto is bfloat16 on GPU and TPU, float32 on CPU."""
-    seed: int | None = None
-    """The order of the samples in compensation (icp only). Unset: 0."""
-    devices: int | None = None
-    """Devices that share the samples and the solver's rows. Unset: one; with several hosts all."""
-
-
-@dataclass(frozen=True)
-class EvalConfig:
-    """How a model is measured."""
-
-    seq_len: int | None = None
-    """Tokens a window. Unset: the model's context, at most 2048."""
-    prompt: Literal["point", "box"] | None = None
-    """SAM: what points at each object. Unset: point."""
-    limit: int | None = None
-    """SAM: at most so many images."""
-    seed: int | None = None
-    """SAM: of the points that are drawn. Unset: 0."""
-    dtype: Dtype = "auto"
-    """What blocks compute in; auto is bfloat16 on GPU and TPU, float32 on CPU."""
-
+__all__ = [
+    "CalibrationConfig",
+    "CompensateConfig",
+    "Dtype",
+    "EvalConfig",
+    "MemoryConfig",
+    "MethodName",
+    "PruneConfig",
+    "QuantConfig",
+    "RunConfig",
+    "check",
+    "filled",
+    "load",
+    "parse_bytes",
+    "rechosen",
+]
 
 AnyConfig = TypeVar("AnyConfig", RunConfig, EvalConfig)
 
-# What stands for a setting that is left open, where that needs no model.
+# Defaults of unset settings that do not depend on the model.
 DEFAULTS = {
     "prune.sparsity": 0.7,
     "prune.damping": 0.01,
@@ -164,10 +52,9 @@ DEFAULTS = {
 
 
 def check(config: AnyConfig) -> AnyConfig:
-    """The same settings as plain Python values.
+    """Validate a config and convert its values to plain Python types.
 
-    Raises InputError, in one line, for a setting of another type, out of its range, or without a
-    meaning beside the others.
+    Raises InputError for a setting of the wrong type, out of range, or in conflict with others.
     """
     kind: Any = EvalConfig if isinstance(config, EvalConfig) else RunConfig
     config = checks.plain(kind, config)
@@ -178,9 +65,7 @@ def check(config: AnyConfig) -> AnyConfig:
 
 
 def filled(run: RunConfig) -> RunConfig:
-    """The run with its unset settings filled in, so far as DEFAULTS says; no sparsity beside a
-    pattern.
-    """
+    """Fill in unset settings from DEFAULTS. With a pattern, sparsity stays unset."""
     settings = checks.flat(run)
     for name, default in DEFAULTS.items():
         if settings[name] is None and not (name == "prune.sparsity" and run.prune.structured):
@@ -189,10 +74,9 @@ def filled(run: RunConfig) -> RunConfig:
 
 
 def rechosen(run: RunConfig, method: str | None, pattern: str | None = None) -> RunConfig:
-    """The run with another method or pattern; None leaves the run's own.
+    """Replace the method or the pattern of a run; None keeps the current one.
 
-    Settings that were chosen for the old one (alpha, beta and rearrange), or that have no meaning
-    for the new one, are unset.
+    Resets alpha, beta and rearrange, and all settings that the new method or pattern does not use.
     """
     other = method not in (None, run.prune.method)
     run = checks.put(run, "prune.method", method or run.prune.method)
@@ -205,7 +89,7 @@ def rechosen(run: RunConfig, method: str | None, pattern: str | None = None) -> 
 
 
 def load(name: str) -> RunConfig:
-    """The run that a config describes: a Python file, by path or by the name of one in the package.
+    """Load and validate a config: the path of a Python file, or the name of a bundled config.
 
     Raises InputError.
     """

@@ -1,4 +1,4 @@
-"""The old path of `icp_jax.runs.convert`; it goes with the next release."""
+"""Deprecated path of `icp_jax.runs.convert`, to be removed in the next release."""
 
 from icp_jax.runs.convert import convert
 

@@ -1,4 +1,4 @@
-"""The demo: the bundled model pruned by all four methods, compared on text it has never seen."""
+"""The demo: prune the bundled model with all four methods and compare held-out perplexity."""
 
 from __future__ import annotations
 
@@ -39,27 +39,29 @@ Watch = Callable[[str], contextlib.AbstractContextManager[Watcher]]
 
 
 def unwatched(label: str) -> contextlib.AbstractContextManager[Watcher]:
-    """No progress is shown."""
+    """A watcher that shows no progress."""
     return contextlib.nullcontext(Watcher())
 
 
 def demo(out: str | Path, sparsity: float, watch: Watch = unwatched) -> dict[str, Any]:
-    """Prune and evaluate by every method into `out`; returns what the table shows.
+    """Prune and evaluate the bundled model with every method.
 
-    watch: given a label, a context manager that gives the watcher of a step.
+    out: folder for the checkpoints and the figure; an earlier demo there is replaced. watch: maps a
+    label to a context manager that yields the watcher of a step. Returns the results of the table.
+    Raises InputError.
     """
     check(RunConfig(prune=PruneConfig(sparsity=sparsity)))
     out = Path(out).expanduser()
     if out.exists():
         if not _is_demo(out):
-            raise InputError(f"{out} exists and is not an earlier demo: choose another --out")
+            raise InputError(f"{out} exists and is not an earlier demo: choose another folder")
         shutil.rmtree(out)
     out.mkdir(parents=True)
     write_json(out / RESULT, {"model": BUNDLED.name, "methods": []})
     try:
         return _compare(out, sparsity, watch)
     except KeyboardInterrupt as error:
-        error.add_note(f"in the demo; what it had finished is in {out}")
+        error.add_note(f"in the demo; finished results are in {out}")
         raise
 
 

@@ -1,9 +1,9 @@
-"""The exceptions for bad input: a single line saying what is wrong and what to do."""
+"""Exceptions for bad input. The message is one line: what is wrong and what to do."""
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used. The command line prints it and exits with 2."""
+    """Invalid input from the user. The command line prints it and exits with status 2."""
 
 
 class Kept(InputError):
-    """A run cannot go on now, and what it had finished is worth keeping."""
+    """A run cannot continue; its finished blocks are kept for a later resume."""

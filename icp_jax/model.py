@@ -1,4 +1,4 @@
-"""A model in memory, as JAX sees it: a pytree whose leaves are its params."""
+"""A model in memory: a JAX pytree whose leaves are its params."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ Params = dict[str, Any]
 @jax.tree_util.register_pytree_with_keys_class
 @dataclass(frozen=True)
 class Model:
-    """A Flax param tree, and what it takes to write it as it was found.
+    """A Flax param tree, with the config and file layout needed to save it again.
 
     params: {'embed': ..., 'blocks': {'0': ...}, 'head': ...}; every kernel is `[in, out]`.
-    A pytree: the params are its leaves, and the rest is static. So `jax.jit`, `jax.grad`,
-    `jax.tree.map`, Optax and Orbax take a model as they take params, and `model(tokens)` is a
-    pure function of both.
+    A model is a pytree whose leaves are the params; the rest is static. `jax.jit`, `jax.grad`,
+    `jax.tree.map`, Optax and Orbax accept it wherever they accept params, and `model(tokens)` is
+    a pure function of both.
     """
 
     config: dict[str, Any] = field(repr=False)
     params: Params = field(repr=False)
     layout: Layout = field(repr=False)  # names, dtypes and shards of the source
-    folder: Path  # the source: tokenizer and other files are copied from it
+    folder: Path  # the source, from which the tokenizer and other files are copied
 
     def __call__(self, tokens: Any) -> jax.Array:
-        """Logits `[b, t, V]` float32 of tokens `[b, t]`; see `logits`."""
+        """Logits `[b, t, V]` float32 for tokens `[b, t]`; see `logits`."""
         return self.logits(tokens)
 
     def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Params]], Static]:
@@ -48,7 +48,7 @@ class Model:
 
     @property
     def family(self) -> Family:
-        """Embed, block and head as Flax modules, and the list of linears."""
+        """The embed, block and head modules, and the list of linears."""
         return make_family(self.config)
 
     def embed(self) -> Params:
@@ -64,24 +64,24 @@ class Model:
         return jax.tree.map(np.asarray, self.params["blocks"][str(t)])
 
     def forget(self) -> None:
-        """Nothing: the model stays in memory."""
+        """Do nothing: the model stays in memory."""
 
     def tree(self) -> Params:
         """The whole param tree."""
         return self.params
 
     def shapes(self, t: int) -> dict[str, tuple[int, int]]:
-        """(inputs, outputs) of every prunable linear of block t."""
+        """(inputs, outputs) of each prunable linear of block t."""
         block = self.params["blocks"][str(t)]
         return {spec.name: block[spec.name]["kernel"].shape for spec in self.family.linears}
 
     def logits(self, tokens: Any, params: Params | None = None) -> jax.Array:
-        """Logits `[b, t, V]` of tokens `[b, t]`: a pure function of `params`, fit for jit.
+        """Logits `[b, t, V]` for tokens `[b, t]`, as a pure function of `params`.
 
-        Of a vision family: the image embedding `[b, g, g, C]` of pixels `[b, 3, S, S]`.
+        For a vision family, the image embedding `[b, g, g, C]` of pixels `[b, 3, S, S]`.
         """
         family, params = self.family, self.params if params is None else params
-        with full_precision("float32"):  # in which the first activations are, whatever is stored
+        with full_precision("float32"):  # activations are float32, whatever the stored dtype
             x = family.embed.apply({"params": params["embed"]}, tokens)
             for t in range(family.n_blocks):
                 x = family.block_at(t).apply({"params": params["blocks"][str(t)]}, x)
@@ -93,7 +93,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Static:
-    """What of a model is no array. Equal for two models of one folder, so they share programs."""
+    """The static part of a model. Models of one folder are equal and share compiled programs."""
 
     config: dict[str, Any]
     layout: Layout
@@ -104,7 +104,7 @@ class Static:
 
 
 class TreeSink:
-    """Collects pruned blocks for a new tree; all else is shared with the old one."""
+    """Collect pruned blocks in a new tree, which shares all else with the old one."""
 
     def __init__(self, params: Mapping[str, Any]):
         self.params: Params = {**params, "blocks": dict(params["blocks"])}

@@ -1,6 +1,6 @@
 """The phases of a run: their names, their order, and which blocks and methods have them.
 
-The loop, the plan and the progress read them here. What a phase costs is one entry of
+The loop, the plan and the progress bar read them here. Their costs are in
 `icp_jax.planning.table`.
 """
 
@@ -9,25 +9,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-# (block, or -1 for what has none; phase; done; total; loss)
+# (block, or -1 outside blocks; phase; done; total; loss)
 Progress = Callable[[int, str, int, int, float | None], None]
 Shares = Mapping[tuple[int, str], float]  # (block, phase) -> its share of the run
 
 
 class Phase(NamedTuple):
-    """One phase, by the name that the progress, the plan and the records give it."""
+    """One phase. name: as shown by the progress bar, the plan and the records."""
 
     name: str
-    first: int | None = None  # the first block that has it; None: it comes once a run
-    tunes: bool = False  # it comes once an epoch, of methods that compensate
-    exact: bool = False  # it computes in float32, whatever the blocks compute in
+    first: int | None = None  # the first block that has it; None: once per run
+    tunes: bool = False  # runs once per epoch, for methods that compensate
+    exact: bool = False  # computes in float32, whatever the dtype of the blocks
 
     def of_block(self, t: int, epochs: int) -> bool:
-        """Whether block t has it. epochs: of compensation, 0 where the method has none."""
+        """Whether block t has this phase. epochs: of compensation; 0 without compensation."""
         return self.first is not None and t >= self.first and (not self.tunes or epochs > 0)
 
     def times(self, blocks: int, epochs: int) -> int:
-        """How often it comes in a run of so many blocks; every epoch counts."""
+        """How often the phase runs, every epoch counted, for this number of blocks."""
         if self.first is None:
             return 1
         return max(blocks - self.first, 0) * (epochs if self.tunes else 1)
@@ -45,13 +45,13 @@ EXPORT = Phase("export")
 CHECK = Phase("check")
 PUBLISH = Phase("publish")
 
-STREAMED = (EMBED, DENSE, COMPENSATE, STATISTICS, PRUNE, SPARSE, WRITE)  # the loop's; planned
+STREAMED = (EMBED, DENSE, COMPENSATE, STATISTICS, PRUNE, SPARSE, WRITE)  # in the loop and the plan
 ALL = (TOKENIZE, *STREAMED, EXPORT, CHECK, PUBLISH)
 WIDEST = max(len(phase.name) for phase in ALL)
 
 
 class Watcher(NamedTuple):
-    """Who is told how a run gets on."""
+    """Callbacks for the progress of a run."""
 
     tick: Progress = lambda block, phase, done, total, loss: None
-    expect: Callable[[Shares], None] = lambda shares: None  # before the first block
+    expect: Callable[[Shares], None] = lambda shares: None  # called before the first block

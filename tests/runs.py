@@ -1,6 +1,7 @@
 """Command lines of small runs, and what is compared of their outputs."""
 
 import json
+import re
 
 BLOCKS = 4
 
@@ -40,3 +41,19 @@ def error(capsys):
 def same(place, undisturbed):
     assert [p.name for p in (place / "work").iterdir()] == ["out"]
     assert contents(place / "work" / "out") == contents(undisturbed / "whole")
+
+
+# How a message says what to do: an imperative after punctuation, or what was expected instead.
+REMEDY = re.compile(
+    r"[:;,] (?:or )?(?:add|check|choose|create|delete|did you mean|expected|fix|free|give|"
+    r"install|leave|lower|move|name|pip install|put|raise|remove|rename|resize|restore|run|save|"
+    r"see|set|supported|try|unset|use|wait)\b|\bmust (?:be|have)\b|\bneeds? "
+)
+
+
+def helpful(line, args=()):
+    """Whether a message is short, and has a remedy or the value that is at fault."""
+    values = [re.escape(arg) for arg in args if len(arg) > 1 and not arg.startswith("-")]
+    named = re.search(r"\bgot \S|'[^']+'", line)
+    named = named or any(re.search(rf"(?<!\w){value}(?!\w)", line) for value in values)
+    return len(line) < 300 and bool(REMEDY.search(line) or named)

@@ -90,7 +90,7 @@ def test_a_rearrangement_lists_every_role_once(gives, takes, message):
 
 def test_a_rearrangement_of_other_roles():
     sizes = {role: n * 100 for role, n in OPT.items()}
-    with pytest.raises(InputError, match="down is no layer here"):
+    with pytest.raises(InputError, match="no layer has the role down; use q, k"):
         within_block(sizes, 100, 0.1, Rearrangement(("q",), ("down",)))
 
 

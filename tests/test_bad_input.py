@@ -23,7 +23,7 @@ from damage import (
     weights,
     write,
 )
-from runs import placed
+from runs import helpful, placed
 
 from icp_jax.cli import main
 
@@ -81,7 +81,7 @@ CASES = {
     "several arrays": (
         lambda p: [np.savez(p / "a.npz", a=np.arange(99)), (p / "a.npz").rename(p / "a.npy")],
         [DATA, "a.npy"], "not an array of token ids"),
-    "folder that datasets did not save": (NONE, [DATA, "model"], "not a folder that datasets saved"),
+    "folder that datasets did not save": (NONE, [DATA, "model"], "not a folder written by datasets"),
     "ids that are not integers": (ids("a.npy", [0.5] * 99), [DATA, "a.npy"], "integer token ids"),
     "ids beyond the vocabulary": (
         ids("a.npy", [5000] * 99), [DATA, "a.npy"], "vocabulary of 2048"),
@@ -99,14 +99,14 @@ CASES = {
         NONE, ["--sparsity", ".8", "--prune.beta", ".9"], r"largest feasible beta is 0\.\d{4}"),
     "alpha infeasible": (
         NONE, ["--sparsity", ".9", "--prune.alpha", "0"], "alpha must be above"),
-    "bad rearrangement": (NONE, ["--prune.rearrange", "qkv"], "GIVES-TAKES; named ones: qkvof1-f2"),
+    "bad rearrangement": (NONE, ["--prune.rearrange", "qkv"], "GIVES-TAKES; known names: qkvof1-f2"),
     "bad pattern": (NONE, ["--pattern", "4:2"], "not n:m"),
     "pattern that does not divide": (
-        NONE, ["--pattern", "3:7", "--sparsity", "None"], "no multiple of 7"),
+        NONE, ["--pattern", "3:7", "--sparsity", "None"], "not a multiple of 7"),
     "pattern and alpha": (
         NONE, ["--pattern", "2:4", "--prune.alpha", "1"], "apply to unstructured"),
     "pattern and sparsity": (NONE, ["--pattern", "2:4"], "--sparsity applies to unstruct"),
-    "roles listed twice": (NONE, ["--prune.rearrange", "qkq-f2"], "lists q twice; named ones"),
+    "roles listed twice": (NONE, ["--prune.rearrange", "qkq-f2"], "lists q twice; known names"),
     "rearrangement without beta": (
         NONE, ["--method", "wanda", "--prune.rearrange", "qkv-o"], "needs --prune.beta"),
     "block size without a solver": (
@@ -134,7 +134,7 @@ CASES = {
         write("c.py", b"def get_config():\n    return {}\n"), ["--config", "c.py"], "must return"),
     "no such folder": (NONE, ["--model", "./nowhere"], "no such folder: ./nowhere"),
     "model is a file": (NONE, ["--model", "text.txt"], "is a file"),
-    "hub id out of reach": (NONE, ["--model", "nobody/nothing"], "neither a folder here nor"),
+    "hub id out of reach": (NONE, ["--model", "nobody/nothing"], "is not a local folder and could not be downloaded"),
     "more devices than there are": (NONE, ["--devices", "99"], "devices 99: there are only 1 .cpu"),
     "no devices": (NONE, ["--devices", "0"], "devices must be at least 1, got 0"),
     "coordinator without a port": (
@@ -154,7 +154,7 @@ CASES = {
         lambda p: (p / "model/vocab.txt").symlink_to("gone"), [], "vocab.txt cannot be read"),
     "work folder of another program": (
         lambda p: [(p / "work/.out.partial").mkdir(), (p / "work/.out.partial/a.txt").write_text("")],
-        [], "is not the work folder of a run: it holds 'a.txt', which no run writes; move it away"),
+        [], "is not the work folder of a run: it has 'a.txt', which no run writes; move it away"),
 }  # fmt: skip
 
 
@@ -174,6 +174,7 @@ def run(place, capsys, monkeypatch, args, message):
     assert status == 2 and len(lines) == 1, err
     assert lines[0].startswith("icp-jax: ") and "Traceback" not in err
     assert re.search(message, lines[0]), lines[0]
+    assert helpful(lines[0], args), lines[0]
     assert out == ""
     assert sorted((place / "work").rglob("*")) == before
     assert tree_hash(place / "model") == source

@@ -77,7 +77,7 @@ def test_a_block_that_could_not_be_written_is_not_whole(place, whole, apart, mon
         patch.setattr(Work, "write", write)
         with pytest.raises(OSError, match="No space") as told:
             prune_folder(config)
-    assert told.value.__notes__ == ["after block 1; go on with --resume"]
+    assert told.value.__notes__ == ["after block 1; continue with --resume"]
     manifests = sorted(p.name for p in (place / "work" / ".out.partial").glob("block-*.json"))
     assert manifests == ["block-00000.json", "block-00001.json"]
     assert json.loads((place / "work" / ".out.partial" / manifests[1]).read_text())

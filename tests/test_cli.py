@@ -120,7 +120,7 @@ def test_an_interrupted_demo_says_what_is_there(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr("icp_jax.demo._compare", stop)
     assert main(["demo", "--out", str(tmp_path / "d")]) == 130
-    said = f"icp-jax: interrupted in the demo; what it had finished is in {tmp_path / 'd'}\n"
+    said = f"icp-jax: interrupted in the demo; finished results are in {tmp_path / 'd'}\n"
     assert capsys.readouterr().err == said
 
 

@@ -77,7 +77,7 @@ def test_zero_epochs_change_nothing(problem):
 
 def test_refuses_what_does_not_pair(problem):
     params, x, y = problem
-    with pytest.raises(ValueError, match="24 inputs and 23 targets"):
+    with pytest.raises(ValueError, match="24 inputs, 23 targets"):
         compensate(affine, params, x, y[:-1])
 
 

@@ -206,7 +206,7 @@ def test_python_and_command_line_refuse_alike(opt_folder, tokens, capsys):
 
 
 def test_in_memory_there_is_nothing_to_pack(opt_folder, tokens):
-    with pytest.raises(InputError, match="quant.packed is for files: use prune_folder"):
+    with pytest.raises(InputError, match="quant.packed is only for prune_folder"):
         icp_jax.prune(icp_jax.load(opt_folder), tokens, quant=QuantConfig(bits=4, packed=True))
 
 
@@ -220,15 +220,15 @@ def test_settings_of_images_are_refused_for_text(opt_folder, tokens, given, caps
 
 
 def test_windows_have_a_length_already(opt_folder, tokens):
-    with pytest.raises(InputError, match="seq_len is for a text"):
+    with pytest.raises(InputError, match="seq_len is for text, but token windows"):
         icp_jax.evaluate(icp_jax.load(opt_folder), tokens, seq_len=8)
 
 
 def test_settings_of_text_are_refused_for_images():
     sam = SimpleNamespace(family=SimpleNamespace(kind="vision"))
-    with pytest.raises(InputError, match="seq_len is for text"):
+    with pytest.raises(InputError, match="seq_len is for text, but this model reads images"):
         icp_jax.evaluate(sam, "sa1b:x", seq_len=8)
-    with pytest.raises(InputError, match="sa1b:DIR or coco:DIR, not on an array"):
+    with pytest.raises(InputError, match="not on an array: give sa1b:DIR or coco:DIR"):
         icp_jax.evaluate(sam, np.zeros((1, 3, 8, 8)))
 
 

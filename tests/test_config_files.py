@@ -43,7 +43,7 @@ def test_a_config_may_define_dataclasses(tmp_path):
         ("a = 1\n  b = 2\n", "line 2: IndentationError: unexpected indent"),
         ("import sys\nsys.exit(3)\n", "line 2: SystemExit: 3"),
         ("raise ValueError('x' * 999)\n", r"line 1: ValueError: x{160}\.\.\.$"),
-        ("x = 1\n", r"mine.py: it defines no get_config\(\)$"),
+        ("x = 1\n", r"mine.py: no get_config\(\) found; define one that returns an icp_jax.RunC"),
         ("get_config = lambda: None\n", "must return an icp_jax.RunConfig"),
         (
             "import icp_jax\ndef get_config():\n    return icp_jax.RunConfig(dtype='half')\n",

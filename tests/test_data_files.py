@@ -86,19 +86,19 @@ def test_texts(tmp_path, name, encoding):
 
 
 BAD = {
-    "surrogate": ('{"text": "ab"}\n{"text": "a\\ud83d"}', "line 2: its text is no Unicode"),
-    "text that is a list": ('{"text": "ab"}\n\n{"text": ["a"]}', "line 3: its text is no string"),
+    "surrogate": ('{"text": "ab"}\n{"text": "a\\ud83d"}', "line 2: invalid Unicode"),
+    "text that is a list": ('{"text": "ab"}\n\n{"text": ["a"]}', "line 3: 'text' must be a string"),
     "nested ids": ("[1, 2]\n[[3], [4]]", "expected a flat list"),
     "mask of another length": (
-        '{"input_ids": [1, 2], "attention_mask": [1]}', "line 1: attention_mask must hold"),
+        '{"input_ids": [1, 2], "attention_mask": [1]}', "line 1: attention_mask must have"),
     "mask of other values": (
-        '{"input_ids": [1, 2], "attention_mask": [1, 5]}', "line 1: attention_mask must hold"),
+        '{"input_ids": [1, 2], "attention_mask": [1, 5]}', "line 1: attention_mask must have"),
     "mask that is no list": (
-        '{"input_ids": [1, 2], "attention_mask": 1}', "line 1: attention_mask must hold"),
-    "empty rows alone": ('{"text": ""}\n{"text": null}', "no tokens: all its 2 rows are empty"),
-    "nothing": ("", "holds no text and no tokens"),
+        '{"input_ids": [1, 2], "attention_mask": 1}', "line 1: attention_mask must have"),
+    "empty rows alone": ('{"text": ""}\n{"text": null}', "no text or tokens, only 2 empty rows"),
+    "nothing": ("", "has no text or tokens, only 0 empty rows"),
     "masked whole": (
-        '{"input_ids": [1, 2], "attention_mask": [0, 0]}', "all its 1 rows are empty"),
+        '{"input_ids": [1, 2], "attention_mask": [0, 0]}', "only 1 empty rows"),
     "no text": ('{"label": 3}', "line 1 has neither 'text' nor 'input_ids'"),
     "ids beyond int64": ('{"input_ids": [99999999999999999999]}', "expected a flat list"),
 }  # fmt: skip
@@ -114,13 +114,13 @@ def test_bad_rows_are_named(tmp_path, name):
 @pytest.mark.parametrize(
     "rows, said",
     [
-        ([{"text": ["a b"]}, {"text": ["c"]}], "row 1: its text is no string"),
-        ([{"text": None}], "all its 1 rows are empty"),
-        ([{"text": ""}, {"text": ""}], "all its 2 rows are empty"),
-        ([{"input_ids": [1], "attention_mask": [1, 1]}], "row 1: attention_mask must hold"),
-        ([{"label": 1}], "has no column text or input_ids"),
-        ([], "a dataset in it has no rows"),
-        ({"train": [{"text": "a"}], "test": []}, "a dataset in it has no rows"),
+        ([{"text": ["a b"]}, {"text": ["c"]}], "row 1: 'text' must be a string"),
+        ([{"text": None}], "only 1 empty rows"),
+        ([{"text": ""}, {"text": ""}], "only 2 empty rows"),
+        ([{"input_ids": [1], "attention_mask": [1, 1]}], "row 1: attention_mask must have"),
+        ([{"label": 1}], r"has columns \['label'\]: rename one to text or input_ids"),
+        ([], "has a dataset without rows"),
+        ({"train": [{"text": "a"}], "test": []}, "has a dataset without rows"),
     ],
 )
 def test_bad_rows_of_a_folder(tmp_path, rows, said):
@@ -159,7 +159,7 @@ def test_splits(tmp_path, there, evaluated, calibrated):
         (calibrated, lambda: calibrate(folder, samples=2)),
     ):
         if chosen is None:
-            with pytest.raises(InputError, match=f"only {', '.join(there)}: give the folder"):
+            with pytest.raises(InputError, match=f"only {', '.join(there)}: give a split's folder"):
                 read()
         else:
             want = [row["input_ids"] for row in split(chosen)]

@@ -27,7 +27,7 @@ def at(monkeypatch):
             if (now, now_phase) == (block, phase) and todo:
                 todo.pop()()
 
-        monkeypatch.setattr("icp_jax.cli.console._lines", lambda err, label: tick)
+        monkeypatch.setattr("icp_jax.cli.progress._lines", lambda err, label: tick)
 
     return arrange
 
@@ -48,7 +48,7 @@ def test_a_disk_that_fills(undisturbed, place, at, capsys, phase, last):
         assert main(ARGUMENTS) == 2
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    said = f"icp-jax: the disk is full after block {last}; go on with --resume"
+    said = f"icp-jax: the disk is full after block {last}; continue with --resume"
     assert error(capsys) == said
     kept = {p.name for p in (place / "work" / ".out.partial").iterdir()}
     blocks = {f"block-{t:05d}{end}" for t in range(last + 1) for end in ("", ".json")}
@@ -112,9 +112,9 @@ def test_a_damaged_checkpoint(undisturbed, place, at, capsys, part, damage):
     at(1, "statistics", lambda: seen.append("block 1 again"))
     assert main([*ARGUMENTS, "--resume"]) == 0
     err = capsys.readouterr().err
-    assert "going on after block 0" in err and seen
+    assert "resuming after block 0" in err and seen
     if not (part is manifest and damage is Path.unlink):  # without its manifest it never was whole
-        assert "icp-jax: the checkpoint of block 1 is damaged: going on after block 0" in err
+        assert "icp-jax: the checkpoint of block 1 is damaged: resuming after block 0" in err
     same(place, undisturbed)
 
 
@@ -123,7 +123,7 @@ def test_a_damaged_first_checkpoint(undisturbed, place, at, capsys):
     assert main(ARGUMENTS) == 130
     flip(place / "work" / ".out.partial" / "block-00000.json")
     assert main([*ARGUMENTS, "--resume"]) == 0
-    assert "block 0 is damaged: going on from the beginning" in capsys.readouterr().err
+    assert "block 0 is damaged: starting from the beginning" in capsys.readouterr().err
     same(place, undisturbed)
 
 
@@ -134,7 +134,7 @@ def test_damage_between_the_checkpoint_and_the_export(undisturbed, place, at, ca
     said = "icp-jax: the checkpoint of block 1 is damaged: --resume prunes it again; stopped after"
     assert error(capsys).startswith(said) and not (place / "work" / "out").exists()
     assert main([*ARGUMENTS, "--resume"]) == 0
-    assert "block 1 is damaged: going on after block 0" in capsys.readouterr().err
+    assert "block 1 is damaged: resuming after block 0" in capsys.readouterr().err
     same(place, undisturbed)
 
 
@@ -143,8 +143,8 @@ def test_a_source_shard_that_changes_while_the_export_is_checked(undisturbed, pl
     write_opt(place / "model", num_hidden_layers=BLOCKS, hidden_size=64, word_embed_proj_dim=64)
     at(BLOCKS - 1, "check", lambda: flip(place / "model" / "model.safetensors"))
     assert main(ARGUMENTS) == 2
-    said = "model.safetensors changed under the run: put it back as it was; stopped after block 3"
-    assert error(capsys) == f"icp-jax: {said}; go on with --resume"
+    said = "model.safetensors changed during the run: restore the original; stopped after block 3"
+    assert error(capsys) == f"icp-jax: {said}; continue with --resume"
     flip(place / "model" / "model.safetensors")
     assert main([*ARGUMENTS, "--resume"]) == 0
     same(place, undisturbed)
@@ -163,8 +163,8 @@ def test_a_source_shard_that_changes_under_the_run(undisturbed, place, at, capsy
 
     at(2, "prune", change)
     assert main(ARGUMENTS) == 2
-    said = "model.safetensors changed under the run: put it back as it was; stopped after block 1"
-    assert error(capsys) == f"icp-jax: {said}; go on with --resume"
+    said = "model.safetensors changed during the run: restore the original; stopped after block 1"
+    assert error(capsys) == f"icp-jax: {said}; continue with --resume"
     assert main([*ARGUMENTS, "--resume"]) == 2
     assert "source model.safetensors changed;" in error(capsys)
     shard.write_bytes(before)

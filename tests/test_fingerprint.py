@@ -90,7 +90,7 @@ def test_the_record_says_what_was_chosen_and_going_on_takes_limits(place, whole)
 
 def test_a_limit_that_only_another_batch_would_fit(place):
     cut_off(config_for(place), 1, "sparse")
-    with pytest.raises(Kept, match="too little by .*; going on keeps the batch and remat"):
+    with pytest.raises(Kept, match="it lacks .*; a resumed run keeps the batch size and remat"):
         prune_folder(config_for(place, memory=MemoryConfig(host="1MiB")), resume=True)
     assert (place / "work" / ".out.partial" / "block-00000.json").exists()
 
@@ -99,5 +99,5 @@ def test_another_processor_is_refused(place, monkeypatch):
     cut_off(config_for(place), 1, "prune")
     assert re.fullmatch(r"\w+( \w+)+", fingerprint._arithmetic())
     monkeypatch.setattr(fingerprint, "_arithmetic", lambda: "x86_64 sse sse2")
-    with pytest.raises(Kept, match="processor was .*, is x86_64 sse sse2; give what the run was"):
+    with pytest.raises(Kept, match="processor was .*, is x86_64 sse sse2; use the run.s original"):
         prune_folder(config_for(place), resume=True)

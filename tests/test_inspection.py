@@ -53,7 +53,7 @@ def test_the_command(pruned, opt_folder, capsys):
     assert main(["verify", str(pruned), "--source", str(opt_folder)]) == 0
     out = capsys.readouterr().out
     assert "18 tensors changed" in out and "tensors that are not finite: none" in out
-    assert "changed beside the layers above: none" in out
+    assert "other changed tensors: none" in out
 
 
 def test_what_changed_is_said_once_for_all_blocks(tmp_path, opt_folder, tokens, capsys):
@@ -61,7 +61,7 @@ def test_what_changed_is_said_once_for_all_blocks(tmp_path, opt_folder, tokens, 
     done, _ = icp_jax.prune(model, tokens, sparsity=0.5)
     folder = icp_jax.save(done, tmp_path / "pruned")
     assert main(["verify", str(folder), "--source", str(opt_folder)]) == 0
-    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("changed beside")]
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("other changed")]
     names = line.partition(": ")[2].split(", ")
     assert "model.decoder.layers.1-2.fc1.bias" in names and len(names) == 10
     assert console._ranges([1, 2, 3, 7, 9, 10]) == "1-3,7,9-10"
@@ -137,7 +137,7 @@ def test_files_that_break_the_promise_of_their_config(tmp_path, capsys, kind):
     assert list(wrong) == [key] and len(wrong[key]) == 1 and not any(whole[k] for k in wrong)
     assert main(["verify", str(folder)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"m is not whole: {key}: {wrong[key][0]}" in line
+    assert f"m is not a valid checkpoint: {key}: {wrong[key][0]}" in line
 
 
 def test_a_config_of_more_layers_than_there_are(tmp_path, capsys):
@@ -146,7 +146,10 @@ def test_a_config_of_more_layers_than_there_are(tmp_path, capsys):
     (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 5}))
     assert main(["verify", str(folder)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "is not whole: missing: model.decoder.layers.3." in line and "and 30 more" in line
+    assert (
+        "is not a valid checkpoint: missing: model.decoder.layers.3." in line
+        and "and 30 more" in line
+    )
 
 
 def test_readers_are_closed_on_every_path(tmp_path, opt_folder, monkeypatch):

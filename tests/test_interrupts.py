@@ -79,7 +79,7 @@ def ended(installed, opt_folder, bundled, tmp_path, monkeypatch, capsys):
 
 def test_a_signal_while_the_output_is_checked(ended, tmp_path):
     status, line, args = ended(run, "verify_export")
-    assert (status, line) == (130, "icp-jax: interrupted after block 2; go on with --resume")
+    assert (status, line) == (130, "icp-jax: interrupted after block 2; continue with --resume")
     assert not (tmp_path / "out").exists()
     assert main([*args, "--resume"]) == 0 and (tmp_path / "out").is_dir()
 
@@ -88,7 +88,7 @@ def test_a_signal_while_the_output_gets_its_name(ended, tmp_path):
     status, line, _ = ended(Work, "publish")
     assert (status, line) == (
         130,
-        f"icp-jax: interrupted when it had finished; {tmp_path / 'out'} is whole",
+        f"icp-jax: interrupted after the run had finished; {tmp_path / 'out'} is complete",
     )
     assert (tmp_path / "out" / "icp_run.json").is_file()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "text.txt"]

@@ -114,7 +114,7 @@ def test_killed_before_the_output_has_its_name(undisturbed, place, monkeypatch, 
     assert (place / "work" / ".out.partial" / "export").is_dir()
     capsys.readouterr()
     assert main([*ARGUMENTS, "--resume"]) == 0
-    assert f"going on after block {BLOCKS - 1}" in capsys.readouterr().err
+    assert f"resuming after block {BLOCKS - 1}" in capsys.readouterr().err
     same(place, undisturbed)
 
 

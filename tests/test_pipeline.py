@@ -111,7 +111,7 @@ def test_a_block_that_is_not_finite_is_named(model, tokens):
     fc2 = blocks["1"]["fc2"]
     blocks["1"]["fc2"] = {**fc2, "bias": np.full_like(fc2["bias"], np.nan)}
     broken = dataclasses.replace(model, params={**model.params, "blocks": blocks})
-    with pytest.raises(InputError, match="block 1 gives values that are not finite"):
+    with pytest.raises(InputError, match="block 1 returns values that are not finite"):
         icp_jax.prune(broken, tokens)
 
 

@@ -157,7 +157,7 @@ def test_what_is_set_stays_and_bfloat16_halves_the_streams(few, capsys):
 
 def test_nothing_fits(few, capsys):
     assert main(["plan", *few, "--host-memory", "1MiB"]) == 2
-    assert re.search(r"too little by [0-9.]+ GiB of host memory for", capsys.readouterr().err)
+    assert re.search(r"it lacks [0-9.]+ GiB of host memory for", capsys.readouterr().err)
 
 
 def test_prune_uses_the_same_plan(few, capsys, tmp_path):

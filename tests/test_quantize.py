@@ -177,8 +177,8 @@ def test_compressed_tensors_unpacks_it(tmp_path, text, kind, bits):
         (QuantConfig(bits=1), "from 2 to 8, got 1"),
         (QuantConfig(bits=9), "from 2 to 8, got 9"),
         (QuantConfig(bits=4, group=48), "32, 64 or 128, got 48"),
-        (QuantConfig(bits=4, group=64), "has 32 inputs, no multiple of 64"),
-        (QuantConfig(packed=True), "need --bits"),
+        (QuantConfig(bits=4, group=64), "has 32 inputs, not a multiple of 64"),
+        (QuantConfig(packed=True), "need quant.bits"),
     ],
 )
 def test_bad_settings(tmp_path, text, opt_folder, quant, message):

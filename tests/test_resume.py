@@ -93,7 +93,7 @@ def test_going_on_gives_the_same_bytes(place, quant, block, phase, first):
     assert not (place / "work" / "out").exists()
     said, ticks = [], Ticks()
     prune_folder(config, ticks, resume=True, say=said.append)
-    assert said == [f"going on after block {first - 1}"]
+    assert said == [f"resuming after block {first - 1}"]
     assert ticks.of("statistics") == list(range(first, BLOCKS))  # none again for finished blocks
     assert ticks.of("compensate") == list(range(first, BLOCKS))
     assert contents(place / "work" / "out") == contents(place / "work" / "whole")
@@ -110,7 +110,7 @@ def test_cut_off_twice(place, whole):
 def test_nothing_to_resume_starts_from_the_beginning(place, whole):
     said = []
     prune_folder(config_for(place), resume=True, say=said.append)
-    assert said == ["nothing to resume: starting from the beginning"]
+    assert said == ["no interrupted run found: starting from the beginning"]
     assert contents(place / "work" / "out") == whole
 
 
@@ -166,7 +166,7 @@ def test_a_source_that_breaks_while_it_is_read_does_not_cost_what_was_finished(p
     monkeypatch.undo()
     said = []
     prune_folder(config_for(place), resume=True, say=said.append)
-    assert said == ["going on after block 1"]
+    assert said == ["resuming after block 1"]
 
 
 def test_bad_input_does_not_cost_what_was_finished(place):
@@ -194,14 +194,14 @@ def test_the_second_run_is_told(place, capsys, monkeypatch):
 def test_an_interruption_says_how_to_go_on(place, whole, capsys, monkeypatch):
     monkeypatch.chdir(place)
     real = stop_in(2, "statistics", KeyboardInterrupt)
-    monkeypatch.setattr("icp_jax.cli.console._lines", lambda err, label: real)
+    monkeypatch.setattr("icp_jax.cli.progress._lines", lambda err, label: real)
     assert main(ARGUMENTS) == 130
-    line = "icp-jax: interrupted after block 1; go on with --resume\n"
+    line = "icp-jax: interrupted after block 1; continue with --resume\n"
     assert capsys.readouterr().err == line
     monkeypatch.undo()
     monkeypatch.chdir(place)
     assert main([*ARGUMENTS, "--resume"]) == 0
-    assert capsys.readouterr().err.splitlines()[0] == "icp-jax: going on after block 1"
+    assert capsys.readouterr().err.splitlines()[0] == "icp-jax: resuming after block 1"
     assert contents(place / "work" / "out")[0] == whole[0]
 
 

@@ -20,7 +20,8 @@ BELOW = {  # a room, and the rooms that it may import
     "runs": {"planning", "evaluation", "data", "streaming", "core", "models", "backend"},
 }
 PURE = ("backend", "models", "core")  # arrays in, arrays out
-IMPURE = ("config", "threading", "concurrent", "subprocess", "pathlib", "os", "io", "shutil")
+IMPURE = ("config", "settings", "checks", "pathlib", "os", "io", "shutil")
+IMPURE += ("threading", "concurrent", "subprocess")
 BACKEND = ("compile_cache", "heap")  # of `backend`: what is for the command line
 
 

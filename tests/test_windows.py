@@ -40,11 +40,11 @@ def test_rows_that_are_windows(tmp_path, form, caplog):
     places = [np.flatnonzero((row == ROWS).all(1))[0] for row in some]
     assert places == sorted(set(places))
     assert not np.array_equal(some, calibrate(path, samples=5, seed=1))
-    with pytest.raises(InputError, match="has 12 rows of 8 tokens, 13 are asked for"):
+    with pytest.raises(InputError, match="has 12 rows of 8 tokens, but 13 samples are asked for"):
         calibrate(path, samples=13)
     assert not caplog.records
     np.testing.assert_array_equal(calibrate(path, samples=None), ROWS)
-    assert "all its 12 windows are used" in caplog.text
+    assert "using all 12 windows" in caplog.text
 
 
 def test_shorter_rows_are_left_out(tmp_path):

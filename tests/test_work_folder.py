@@ -92,7 +92,7 @@ def test_what_the_user_puts_into_a_runs_folder_stays(place, capsys, monkeypatch,
         if phase == "dense":
             stop()
 
-    monkeypatch.setattr("icp_jax.cli.console._lines", tick_that(act, 3, phase))
+    monkeypatch.setattr("icp_jax.cli.progress._lines", tick_that(act, 3, phase))
     assert main(ARGUMENTS) == (130 if phase == "dense" else 0)
     assert (work / "notes.txt").read_text() == "mine"
     if phase == "export":
@@ -101,7 +101,7 @@ def test_what_the_user_puts_into_a_runs_folder_stays(place, capsys, monkeypatch,
     capsys.readouterr()
     before = state(work)
     assert main([*ARGUMENTS, "--resume"]) == 2
-    assert "it holds 'notes.txt', which no run writes" in error(capsys)
+    assert "it has 'notes.txt', which no run writes" in error(capsys)
     assert state(work) == before
     (work / "notes.txt").unlink()
     monkeypatch.undo()
@@ -140,8 +140,8 @@ def test_bad_input_that_shows_late_keeps_what_was_finished(place, capsys):
     spoilt(place)
     assert main(ARGUMENTS) == 2
     *_, last = capsys.readouterr().err.splitlines()
-    assert "block 1 gives values that are not finite" in last
-    assert last.endswith("; stopped after block 0; go on with --resume")
+    assert "block 1 returns values that are not finite" in last
+    assert last.endswith("; stopped after block 0; continue with --resume")
     work = place / "work" / ".out.partial"
     assert {path.name for path in work.iterdir()} == {
         "lock", "fingerprint.json", "block-00000", "block-00000.json"
@@ -154,7 +154,7 @@ def test_any_late_input_error_keeps_what_was_finished(place, undisturbed, monkey
     def act():
         raise InputError("more than a tenth of the layers needed a remedy")
 
-    monkeypatch.setattr("icp_jax.cli.console._lines", tick_that(act, 3, phase))
+    monkeypatch.setattr("icp_jax.cli.progress._lines", tick_that(act, 3, phase))
     assert main(ARGUMENTS) == 2
     assert (place / "work" / ".out.partial" / "block-00002.json").exists()
     monkeypatch.undo()

@@ -34,13 +34,24 @@ def to_rest(line):
     return "".join(out)
 
 
-def parted(lines):
-    """A line that begins with `name: ` begins a paragraph."""
-    for line in lines:
-        if found := re.match(r"([a-z_]+(?:, [a-z_]+)*): ", line):
-            yield ""
-            line = f"`{found[1]}`: {line[found.end() :]}"
-        yield line
+def names(obj):
+    """The parameters of a function, or the fields of a class."""
+    if inspect.isclass(obj):
+        return set(getattr(obj, "__annotations__", ()))
+    try:
+        return set(inspect.signature(obj).parameters)
+    except (TypeError, ValueError):
+        return set()
+
+
+def parted(lines, known):
+    """`name: ` begins a paragraph, where it begins a line or a sentence and the name is known."""
+    if not known:
+        return lines
+    name = "|".join(sorted(map(re.escape, known), key=len, reverse=True))
+    start = re.compile(rf"(?:^|(?<=\. ))((?:{name})(?:, (?:{name}))*): ", re.MULTILINE)
+    text = "\n".join(lines)
+    return start.sub(lambda found: f"\n\n`{found[1]}`: ", text).split("\n")
 
 
 @cache
@@ -75,7 +86,7 @@ def process(app, what, name, obj, options, lines):
             log.warning("%s has no docstring", name)
     elif inspect.isclass(obj) and text.startswith(f"{obj.__name__}("):  # as dataclass makes it
         log.warning("%s has no docstring", name)
-    lines[:] = parted(lines)
+    lines[:] = parted(lines, names(obj))
     code = False
     for n, line in enumerate(lines):
         indented = line.startswith("    ")

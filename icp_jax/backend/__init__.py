@@ -1,7 +1,7 @@
-"""What depends on the backend: its name, its forms of products, its heap, its compile cache.
+"""Backend-specific code: device, matrix products, heap, compile cache.
 
-The names of `current` are taken from there when first used: `compile_cache` must be set up before
-JAX is imported.
+The names of `current` are imported on first use, since `compile_cache` must be set up before JAX
+is imported.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""How XLA compiles, for the command line: into a cache on disk, so that a second run compiles
-nothing, and on a GPU without trying kernels for each product. And what it may pin of the host.
+"""XLA settings of the command line: a compile cache on disk, cuBLAS for products, pinned memory.
 
-The user's own variables win: JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE=false for no
-cache, XLA_FLAGS, XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB.
+Variables set by the user take precedence: JAX_COMPILATION_CACHE_DIR,
+JAX_ENABLE_COMPILATION_CACHE=false for no cache, XLA_FLAGS, XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB.
 """
 
 from __future__ import annotations
@@ -14,23 +13,22 @@ import warnings
 import zlib
 from pathlib import Path
 
-ZSTD = b"\x28\xb5\x2f\xfd"  # how its frames begin
-# Products go to cuBLAS. Triton's, of which XLA compiles and times some hundred, took more than two
-# minutes at OPT-6.7B's shapes before the first block.
+ZSTD = b"\x28\xb5\x2f\xfd"  # magic number of a zstd frame
+# Autotuning Triton kernels takes over two minutes at OPT-6.7B's shapes; use cuBLAS.
 NO_TRITON = "--xla_gpu_enable_triton_gemm=false"
 
 
 def use() -> None:
-    """Point JAX at the user's cache folder. To be called before JAX is imported.
+    """Point JAX at the user's cache folder. Call this before JAX is imported.
 
-    Pinned memory, which XLA limits to 64 GiB if not told otherwise, is the plan's to limit.
+    Also lifts XLA's default limit of 64 GiB on pinned memory; the plan limits it instead.
     """
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    os.environ.setdefault("XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB", str(max(there >> 30, 1)))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    os.environ.setdefault("XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB", str(max(memory >> 30, 1)))
     flags = os.environ.get("XLA_FLAGS", "")
     if NO_TRITON.split("=")[0] not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {NO_TRITON}".strip()
-    for name, value in (  # keep every program, however quickly compiled
+    for name, value in (  # cache every program, however quickly it compiles
         ("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", 0),
         ("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", -1),
     ):
@@ -42,10 +40,10 @@ def use() -> None:
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         folder = base / "icp-jax" / f"xla-{_processor()}"
-        if base.is_absolute():  # a relative HOME is no place
+        if base.is_absolute():  # a relative HOME is not usable
             folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # the second for a user without a home
-        return  # one that cannot be written to costs seconds, not the run
+    except (OSError, RuntimeError):  # RuntimeError: the user has no home
+        return  # without a cache the run is only slower
     if not base.is_absolute() or not os.access(folder, os.W_OK):
         return
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
@@ -53,27 +51,27 @@ def use() -> None:
 
 
 def repair(folder: Path) -> None:
-    """Remove the entries that a full disk cut short: JAX cannot read them, nor replaces them.
+    """Remove entries truncated by a full disk, which JAX can neither read nor replace.
 
-    Each entry is looked through once: a mark keeps the time of the last look.
+    A marker file keeps the time of the last check, so that each entry is checked once.
     """
     mark = folder / ".looked-through"
     try:
         last = mark.stat().st_mtime if mark.is_file() else 0.0
-        mark.touch()  # first: what is written meanwhile is looked through the next time
+        mark.touch()  # before the check, so that entries written during it are checked next time
         for entry in folder.glob("*-cache"):
             if entry.stat().st_mtime >= last - 2 and not _whole(entry.read_bytes()):
                 entry.unlink()
     except OSError:
-        return  # a cache that cannot be read or written costs seconds, not the run
+        return  # without a cache the run is only slower
 
 
 def _whole(entry: bytes) -> bool:
-    """Whether an entry can be unpacked: zlib's, or zstd's where its package is there."""
+    """Whether an entry can be decompressed; True if zstd is needed but not installed."""
     try:
         if entry.startswith(ZSTD):
             try:
-                from compression import zstd  # Python 3.14, which JAX then uses too
+                from compression import zstd  # from Python 3.14, where JAX uses it too
             except ImportError:
                 import zstandard
 
@@ -84,13 +82,13 @@ def _whole(entry: bytes) -> bool:
             zlib.decompress(entry)
     except ImportError:
         return True
-    except Exception:  # each package has its own
+    except Exception:  # each package has its own error
         return False
     return True
 
 
 def features() -> str:
-    """What this processor says that it can do, in words of its own."""
+    """The processor's feature flags, as the system lists them."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line for line in lines if line.startswith(("flags", "Features")))
@@ -99,5 +97,5 @@ def features() -> str:
 
 
 def _processor() -> str:
-    """A name for what it can do: a home may be shared, and compiled code fits one kind."""
+    """A hash of the features: machines may share a home, and compiled code fits one kind."""
     return hashlib.sha256(f"{platform.machine()} {features()}".encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""Which backend it is, and its device."""
+"""The current backend and its device."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from typing import Any
 
 import jax
 
-# Part of the key of every compiled program, so that one made for another backend is not reused.
+# Part of the cache key of every compiled program, so that backends do not share programs.
 use = jax.make_user_context(None)
 
 
 def name() -> str:
-    """`cpu`, `gpu` or `tpu`: the one said by `with use(...)`, else the one JAX computes on.
+    """`cpu`, `gpu` or `tpu`: as set by `with use(...)`, else JAX's default backend.
 
-    Functions that are traced ask here. Inside `with use("gpu")` they take the GPU's forms on
-    any machine.
+    Traced functions ask here. Inside `with use("gpu")` they compile the GPU's code paths on any
+    machine.
     """
     return use.value or jax.default_backend()
 
 
 def is_host() -> bool:
-    """Whether the device is the host itself: nothing travels, and one memory holds both."""
+    """Whether the device is the host itself, with one memory and no transfers."""
     return name() == "cpu"
 
 

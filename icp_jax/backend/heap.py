@@ -1,6 +1,6 @@
-"""glibc's heap: what it keeps of freed buffers, which XLA has many of, and when they go.
+"""glibc's heap: keep freed buffers for reuse, and return them to the system on demand.
 
-Elsewhere than on glibc both do nothing. `benchmarks/bench_prune.py` measures what they bring.
+Both functions do nothing without glibc. `benchmarks/bench_prune.py` measures the gain.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ import contextlib
 import ctypes
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # from malloc.h
-KEPT = 1 << 28  # bytes of the largest buffer kept: holes left by larger ones cost too much
+KEPT = 1 << 28  # bytes of the largest buffer to keep; larger ones fragment the heap
 
 
 def reuse() -> None:
-    """Let all threads share one heap, and keep what is freed for the next program.
+    """Share one heap among all threads, and keep freed buffers for the next program.
 
-    Left alone, glibc returns every large buffer at once, and a program pays a page fault for
-    each page of its temporaries whenever it runs. For processes that call `give_back`.
+    By default glibc returns each large buffer at once, and every run of a program page-faults on
+    its temporaries. For processes that call `give_back`.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)

@@ -1,7 +1,6 @@
-"""Matrix products: their precision, and those with a transposed left side.
+"""Matrix products: their precision, and products with a transposed left side.
 
-XLA's CPU backend is slow at the latter as they stand (`benchmarks/bench_dot.py`). On other
-backends all is left to it.
+The latter are slow on XLA's CPU backend (`benchmarks/bench_dot.py`); other backends need no help.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from icp_jax import backend
 
 
 def full_precision(dtype: str) -> contextlib.AbstractContextManager[Any]:
-    """While tracing: products of float32 arrays in float32, where a GPU would take TF32 for them.
+    """A context for tracing in which float32 products use float32, not a GPU's TF32.
 
-    The CPU knows nothing else, and products of bfloat16 arrays are left as they are.
+    Does nothing on the CPU or for bfloat16.
     """
     if dtype != "float32" or backend.is_host():
         return contextlib.nullcontext()
@@ -33,7 +32,7 @@ def left_transposed(
 ) -> Float[Array, "*s m n"]:
     """aᵀ b."""
     left = a.mT
-    if backend.is_host():  # laid out before it is used
+    if backend.is_host():  # materialise the transpose before the product
         left = jax.lax.optimization_barrier(left)
     return jnp.matmul(left, b, precision=precision)
 
@@ -41,10 +40,10 @@ def left_transposed(
 def product32(
     a: Float[Array, "*#s m k"], b: Float[Array, "*#s _ _"], turned: bool = False
 ) -> Float[Array, "*#s m _"]:
-    """a @ b, of one dtype, in float32; turned: a @ bᵀ, of b `[*s, n, k]`.
+    """a @ b with a float32 result; turned: a @ bᵀ, with b `[*s, n, k]`.
 
-    Leading axes broadcast.
+    a and b have one dtype; leading axes broadcast.
     """
-    # not by b.mT, which XLA joins to what b was turned by before and lays out apart
+    # not b.mT, which XLA merges with earlier transposes of b and copies
     axes = "...mk,...nk->...mn" if turned else "...mk,...kn->...mn"
     return jnp.einsum(axes, a, b, preferred_element_type=jnp.float32)

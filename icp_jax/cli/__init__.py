@@ -1,4 +1,4 @@
-"""The command line: what users type, and what they see."""
+"""The command line interface."""
 
 from icp_jax.cli.app import main
 

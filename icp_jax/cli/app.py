@@ -1,4 +1,4 @@
-"""The entry point of the command line. Bad input is one line on standard error and status 2."""
+"""Entry point of the command line. Bad input gives one line on standard error and status 2."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from icp_jax.errors import InputError
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; the entry point. Returns the exit status."""
+    """Run a command and return the exit status. argv: the arguments; unset: `sys.argv[1:]`."""
     from converters.names import shown
     from converters.rules import ConversionError
     from icp_jax.cli.options import as_options
@@ -37,36 +37,36 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(f"interrupted{_kept(error) or '; nothing was written'}", 130)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            nothing = "; nothing was kept: free space, or write elsewhere"
+            nothing = "; nothing was kept: free some space, or choose an output on another disk"
             return _fail(f"the disk is full{_kept(error) or nothing}")
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENAMETOOLONG):
             name = shown(error.filename) if len(str(error.filename)) > 200 else error.filename
             why = f"{name}: {error.strerror}{_kept(error, '; stopped ')}"
             return _fail(f"cannot open {why}")
         if error.errno == errno.ENOENT and error.filename is None:
-            return _fail("the current folder is gone: change to one that is there")
+            return _fail("the current folder no longer exists: change to an existing one")
         raise
     except (MemoryError, RuntimeError) as error:  # XLA's errors are RuntimeErrors
         if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-            advice = "see what fits with icp-jax plan, then set --device-memory or --host-memory"
+            advice = "run icp-jax plan to see what fits, or set --device-memory or --host-memory"
             return _fail(f"out of memory: {advice}{_kept(error, '; stopped ')}")
         raise
     return 0
 
 
 def _prepare() -> None:
-    """Settings of this process, before anything is imported that reads them."""
-    # OpenBLAS' threads and XLA's get in each other's way: seconds lost in a Cholesky.
+    """Set up the process. Must run before JAX, NumPy or transformers is imported."""
+    # OpenBLAS threads compete with XLA's and slow the Cholesky factorization by seconds
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is not there
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found"
     compile_cache.use()
     heap.reuse()
-    absl.logging.set_verbosity(absl.logging.FATAL)  # Orbax raises what it logs
+    absl.logging.set_verbosity(absl.logging.FATAL)  # Orbax also raises the errors it logs
     interrupts.install()
 
 
 def _kept(error: BaseException, lead: str = " ") -> str:
-    """Where the run can be taken up again, as `Work` notes it on what ended a run; or nothing."""
+    """The notes that `Work` adds to an exception: where and how to resume. Empty if none."""
     return "".join(lead + note for note in getattr(error, "__notes__", []))
 
 

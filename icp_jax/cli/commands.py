@@ -1,4 +1,4 @@
-"""The command line's arguments, one dataclass a command; docstrings are the help texts."""
+"""The arguments of each command, as dataclasses. The docstrings are the help texts."""
 
 from __future__ import annotations
 
@@ -18,34 +18,35 @@ class Demo:
     """Prune the bundled model with all four methods and compare them."""
 
     out: str = "demo-out"
-    """Folder for the pruned checkpoints and the figure; an earlier demo there is replaced."""
+    """Output folder for the pruned checkpoints and the figure. Replaces an earlier demo there."""
     sparsity: float = 0.7
-    """Share of zeros in the linears of the blocks, in [0, 1)."""
+    """Fraction of weights to set to zero in the blocks' linear layers, in [0, 1)."""
     json: bool = False
-    """Print one JSON object on standard output instead of the table."""
+    """Print the result as one JSON object instead of a table."""
     quiet: bool = False
-    """Show no progress."""
+    """Do not show progress."""
 
 
-JSON = (bool, False, "Print one JSON object on standard output, and nothing else there.")
-QUIET = (bool, False, "Show no progress.")
+JSON = (bool, False, "Print the result as one JSON object instead of a table.")
+QUIET = (bool, False, "Do not show progress.")
 CONFIG = (
     str,
     "",
-    "Start from a config: a Python file with get_config(), or the name of one in the package. If "
-    "you set another method or a pattern, the config's alpha, beta and rearrange are reset.",
+    "Config to start from: a Python file with get_config(), or the name of a bundled config. If "
+    "you set another method or a pattern, the config's alpha, beta and rearrange are reset. "
+    "Default: no config.",
 )
-MODEL = ("MODEL", "A Hugging Face folder or hub id, or one of SAM's .pth files.")
+MODEL = ("MODEL", "Hugging Face folder or hub id, or a SAM .pth file.")
 
 Prune = options.command(
     "Prune",
     "Prune a checkpoint block by block into a new folder.",
-    {"model": MODEL, "out": ("OUT", "The folder to write. It must not exist.")},
+    {"model": MODEL, "out": ("OUT", "Output folder. It must not exist.")},
     {
         "method": {"config": CONFIG},
         "output": {
             "resume": (bool, False, "Continue an interrupted run into OUT after its last block."),
-            "dry-run": (bool, False, "Print the zeros of every layer and the cost. Write nothing."),
+            "dry-run": (bool, False, "Print the zeros per layer and the cost, and write nothing."),
             "json": JSON,
             "quiet": QUIET,
         },
@@ -53,91 +54,102 @@ Prune = options.command(
             "hosts.coordinator": (
                 str,
                 "",
-                "Address of process 0, to share a run among several hosts. Start the same "
-                "command on each, with its own --hosts.index. auto: as Slurm, MPI or the pod says.",
+                "Address of process 0, to share a run among several hosts; auto takes it from "
+                "Slurm, MPI or the TPU pod. Start the same command on each host, with its own "
+                "--hosts.index. Default: one host.",
             ),
-            "hosts.count": (int | None, None, "Number of processes."),
-            "hosts.index": (int | None, None, "This process, from 0. Process 0 writes OUT."),
+            "hosts.count": (
+                int | None,
+                None,
+                "Number of processes. Required with --hosts.coordinator, except for auto.",
+            ),
+            "hosts.index": (
+                int | None,
+                None,
+                "Index of this process, from 0; process 0 writes OUT. Required with "
+                "--hosts.coordinator, except for auto.",
+            ),
         },
     },
 )
 
 Plan = options.command(
     "Plan",
-    "Show what a run needs: memory, FLOPs, bytes moved and the least time, phase by phase.",
-    {"model": (MODEL[0], f"{MODEL[1]} Its config.json is enough.")},
+    "Estimate a run's memory, FLOPs, bytes moved and minimum time, phase by phase.",
+    {"model": (MODEL[0], f"{MODEL[1]} Only its config.json is needed.")},
     {"method": {"config": CONFIG}, "output": {"json": JSON}},
 )
 
 
 @dataclass(frozen=True)
 class Eval:
-    """Perplexity of a language model, IoU of SAM's masks, by the field's protocols."""
+    """Measure the perplexity of a language model, or the IoU of SAM's masks."""
 
     model: tyro.conf.Positional[Model]
-    """A Hugging Face folder or hub id, or a .pth file of SAM's."""
+    """Hugging Face folder or hub id, or a SAM .pth file."""
     data: str
-    """wikitext2, ptb, c4, or a path: .txt, .jsonl[.gz], .npy of token ids, or an Arrow folder.
-    For SAM sa1b:DIR or coco:DIR."""
+    """Evaluation data: wikitext2, ptb, c4, or a path to .txt, .jsonl[.gz], .npy token ids or an
+    Arrow folder. For SAM: sa1b:DIR or coco:DIR."""
     seq_len: int | None = None
-    """Tokens a window. Unset: the model's context, at most 2048."""
+    """Tokens per window. Default: the model's context, at most 2048."""
     prompt: Literal["point", "box"] | None = None
-    """SAM: what points at each object. Unset: point.
-    Points: SA-1B's own; for COCO drawn inside the mask."""
+    """Prompt for each object (SAM only). Points are SA-1B's own, or drawn inside COCO's masks.
+    Default: point."""
     limit: int | None = None
-    """SAM: at most so many images."""
+    """Maximum number of images (SAM only). Default: all."""
     seed: int | None = None
-    """SAM: of the points that are drawn. Unset: 0."""
+    """Random seed for drawing points (SAM on COCO only). Default: 0."""
     dtype: Dtype = "auto"
-    """What blocks compute in; auto is bfloat16 on GPU and TPU, float32 on CPU."""
+    """Compute dtype of the blocks. auto: bfloat16 on GPU and TPU, float32 on CPU."""
     json: bool = False
-    """Print one JSON object on standard output, and nothing else there."""
+    """Print the result as one JSON object instead of text."""
     quiet: bool = False
-    """Show no progress."""
+    """Do not show progress."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Segment one object of an image with SAM, and paint its mask over it."""
+    """Segment one object of an image with SAM and write the image with its mask."""
 
     model: tyro.conf.Positional[Model]
-    """A Hugging Face folder or hub id, or a .pth file of SAM's."""
+    """Hugging Face folder or hub id, or a SAM .pth file."""
     image: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="IMAGE")]]
-    """An image file."""
+    """Image file."""
     out: str
-    """The image to write; it must not exist."""
+    """Output image. It must not exist."""
     point: Annotated[str | None, tyro.conf.arg(metavar="X,Y")] = None
-    """x,y of a pixel of the object, from the top left corner."""
+    """A point on the object, in pixels from the top left corner. Default: use --box."""
     box: Annotated[str | None, tyro.conf.arg(metavar="X0,Y0,X1,Y1")] = None
-    """x0,y0,x1,y1: the object's left, top, right and bottom."""
+    """The object's left, top, right and bottom, in pixels. Default: use --point."""
     dtype: Dtype = "auto"
-    """What the encoder computes in; auto is bfloat16 on GPU and TPU, float32 on CPU."""
+    """Compute dtype of the encoder. auto: bfloat16 on GPU and TPU, float32 on CPU."""
     json: bool = False
-    """Print one JSON object on standard output, and nothing else there."""
+    """Print the result as one JSON object instead of text."""
 
 
 @dataclass(frozen=True)
 class Convert:
-    """Hugging Face folder to Orbax checkpoint of the Flax tree, or back; both ways bit-exact."""
+    """Convert a Hugging Face folder to an Orbax checkpoint of the Flax tree, or back; bit-exact."""
 
     src: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SRC")]]
-    """A Hugging Face folder or hub id, or a folder that this command wrote."""
+    """Hugging Face folder or hub id, or a folder that this command wrote."""
     dst: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DST")]]
-    """The folder to write; it must not exist."""
+    """Output folder. It must not exist."""
     json: bool = False
-    """Print one JSON object on standard output, and nothing else there."""
+    """Print the result as one JSON object instead of text."""
 
 
 @dataclass(frozen=True)
 class Verify:
-    """Re-read a pruned folder: sparsity, pattern, values that are not finite, what changed."""
+    """Check a pruned folder: sparsity, n:m patterns, non-finite values, changed tensors."""
 
     folder: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DIR")]]
-    """A Hugging Face folder."""
+    """Hugging Face folder."""
     source: str = ""
-    """The checkpoint it was made from: says which tensors changed."""
+    """Dense checkpoint to compare with, to list the tensors that changed. Default: no
+    comparison."""
     json: bool = False
-    """Print one JSON object on standard output, and nothing else there."""
+    """Print the result as one JSON object instead of a table."""
 
 
 COMMANDS: dict[str, type] = {

@@ -1,4 +1,4 @@
-"""What each command prints on standard output when it is done."""
+"""Format the result of each command for standard output."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.table import Table
 
 
 def demo(result: dict[str, Any]) -> None:
-    """The demo's one table, and where its files lie."""
+    """Print the demo's table and the paths of its files."""
     dense = result["dense"]
     table = Table("method")
     for name in ("sparsity", "perplexity", "seconds"):
@@ -33,18 +33,18 @@ def demo(result: dict[str, Any]) -> None:
 
 
 def evaluated(found: Any) -> None:
-    """A perplexity, or the measures of masks, in a line or two."""
+    """Print a perplexity, or the mask metrics of SAM."""
     if hasattr(found, "iou"):
         print(
-            f"IoU {found.iou:.4f} ({found.masks} masks, a {found.prompt} each, "
-            f"of {found.images} images)\n"
+            f"IoU {found.iou:.4f} ({found.masks} masks on {found.images} images, "
+            f"one {found.prompt} per mask)\n"
             f"pixel accuracy {found.pixel_accuracy:.4f}, precision {found.precision:.4f}, "
             f"recall {found.recall:.4f}, F1 {found.f1:.4f}"
         )
         if found.crowds:
-            print(f"{found.crowds} crowds are no objects")
+            print(f"{found.crowds} crowd annotations skipped")
         if found.left_out:
-            print(f"{found.left_out} annotations left out; the first: {found.unusable[0]}")
+            print(f"{found.left_out} invalid annotations skipped; the first: {found.unusable[0]}")
         return
     print(
         f"perplexity {found.perplexity:.4f} "
@@ -53,12 +53,12 @@ def evaluated(found: Any) -> None:
 
 
 def segmented(record: dict[str, Any]) -> None:
-    """What `icp-jax segment` found."""
+    """Print the size of the mask and its predicted IoU."""
     print(f"{record['out']}: {record['area']} pixels, predicted IoU {record['predicted_iou']:.4f}")
 
 
 def dry_run(found: Any) -> None:
-    """Counts of every layer and the cost; equal blocks are folded together."""
+    """Print the zeros per layer, with equal blocks folded into one row, and the cost."""
     table = Table("block", "layer", "role", title=f"{found.model} by {found.method}")
     for name in ("inputs", "outputs", "zeros", "sparsity"):
         table.add_column(name, justify="right")
@@ -89,7 +89,7 @@ def dry_run(found: Any) -> None:
 
 
 def planned(found: Any) -> None:
-    """What `icp-jax plan` found, a line a phase."""
+    """Print a plan: one row per phase, then the totals and the chosen settings."""
     need, seconds = found.need, found.seconds
     table = Table("phase", title=f"{found.model} on {found.device_kind}")
     for name in ("device MiB", "host MiB", "TFLOP", "moved GiB", "at least s"):
@@ -123,7 +123,7 @@ def planned(found: Any) -> None:
 
 
 def _folded(layers: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
-    """Layers by name, with runs of blocks that have the same counts as `0-4`."""
+    """(blocks, row) pairs; consecutive blocks with equal counts become one row, such as `0-4`."""
     runs: list[tuple[list[int], dict[str, Any]]] = []
     for row in sorted(layers, key=lambda row: row["block"]):
         same = {k: v for k, v in row.items() if k != "block"}
@@ -140,7 +140,7 @@ def _folded(layers: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def pruned(done: Any) -> None:
-    """What a run did: a line a block, then the whole run and the next command to type."""
+    """Print a finished run: one row per block, the totals, and the next command to run."""
     from icp_jax.core.outcomes import remedies
 
     table = Table("block")
@@ -173,7 +173,7 @@ def pruned(done: Any) -> None:
 
 
 def verified(facts: dict[str, Any]) -> None:
-    """What `icp-jax verify` found, a line a layer."""
+    """Print the facts of `verify`: one row per layer, then a summary."""
     table = Table("tensor", title=facts["folder"])
     for name in ("size", "zeros", "sparsity", "pattern"):
         table.add_column(name, justify="right")
@@ -194,13 +194,13 @@ def verified(facts: dict[str, Any]) -> None:
         for kind in ("reshaped", "missing", "added"):
             lines.append(f"{kind}: {', '.join(facts[kind]) or 'none'}")
         others = [n for n in facts["changed"] if n not in {x["name"] for x in facts["layers"]}]
-        lines.append(f"changed beside the layers above: {', '.join(_by_name(others)) or 'none'}")
+        lines.append(f"other changed tensors: {', '.join(_by_name(others)) or 'none'}")
     for line in lines:
         out.print(line, highlight=False, soft_wrap=True)
 
 
 def _by_name(names: list[str]) -> list[str]:
-    """Names of tensors, those that only differ in the block as one: `layers.1-5.fc1.bias`."""
+    """Tensor names, with those of several blocks merged: `layers.1-5.fc1.bias`."""
     blocks: dict[str, list[int]] = {}
     for name in names:
         head, *rest = re.split(r"\.(\d+)\.", name, maxsplit=1)

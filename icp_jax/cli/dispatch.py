@@ -1,4 +1,4 @@
-"""What each command does: call the library, print its result. Heavy imports happen here."""
+"""Run each command: call the library and print the result. Heavy imports are local to it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Say = Callable[[str], None]
 
 
 def run(command: Any, say: Say) -> None:
-    """Run a parsed command. say: told lines that are no result."""
+    """Run a parsed command. say: called with messages that are not part of the result."""
     from icp_jax.cli.commands import COMMANDS
 
     machine.variables()
     name = next(name for name, kind in COMMANDS.items() if isinstance(command, kind))
-    if name not in ("prune", "verify"):  # hosts meet before JAX starts; verify needs no JAX
+    if name not in ("prune", "verify"):  # prune must join hosts first; verify needs no device
         machine.platforms()
     if name == "prune":
         _prune(command, say)
@@ -44,9 +44,7 @@ def _prune(command: Any, say: Say) -> None:
     config, output, hosts = run_config(command), command.output, command.hosts
     if output.dry_run:
         if output.resume:
-            raise InputError(
-                "--dry-run writes nothing, so there is nothing to --resume: choose one"
-            )
+            raise InputError("--dry-run and --resume exclude each other: leave out one of them")
         machine.platforms()
         found = dry_run(config)
         _print(output.json, dataclasses.asdict(found), lambda: console.dry_run(found))
@@ -66,7 +64,7 @@ def _prune(command: Any, say: Say) -> None:
         _print(output.json, record, lambda: console.pruned(done))
     except KeyboardInterrupt as error:
         if done is not None:
-            error.add_note(f"when it had finished; {done.out} is whole")
+            error.add_note(f"after the run had finished; {done.out} is complete")
         raise
 
 

@@ -1,7 +1,7 @@
-"""ctrl-C and SIGTERM, taken where it is safe.
+"""Handle Ctrl-C and SIGTERM where it is safe.
 
-An exception raised by a signal while XLA calls back into Python may be lost, or bring the process
-down. So once a run shows progress a signal waits for its next tick; a second one does not wait.
+An exception raised while XLA calls back into Python may be lost or crash the process. So during a
+run, a signal takes effect at the next progress tick; a second signal exits at once.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-_waits = False  # for a tick
-_signal = 0  # that came
-_pending = False  # whether it waits still
+_waits = False  # signals take effect at the next tick
+_signal = 0  # number of the received signal
+_pending = False  # a signal is waiting for a tick
 
 
 def install() -> None:
-    """Both signals raise KeyboardInterrupt, at once or in `at_ticks`. Main thread only."""
+    """Make both signals raise KeyboardInterrupt, at once or at a tick. Main thread only."""
     global _waits, _signal, _pending
     _waits, _signal, _pending = False, 0, False
-    with contextlib.suppress(ValueError):  # not the main thread: signals stay as they are
+    with contextlib.suppress(ValueError):  # not the main thread: keep the current handlers
         signal.signal(signal.SIGINT, _take)
         signal.signal(signal.SIGTERM, _take)
 
@@ -39,9 +39,9 @@ def _take(number: int, frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def at_ticks(tick: Callable[..., None]) -> Iterator[Callable[..., None]]:
-    """`tick`, which from its first call on raises the KeyboardInterrupt of a signal that came.
+    """Yield a wrapper of `tick` that raises KeyboardInterrupt if a signal was received.
 
-    One that came after the last call is raised on the way out.
+    Signals are delayed from its first call on; one after the last call is raised on exit.
     """
     global _waits, _pending
 

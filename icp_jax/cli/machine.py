@@ -1,4 +1,4 @@
-"""What the machine must be for the command line: Linux, files by UTF-8 names, JAX's platforms."""
+"""Checks of the environment: Linux, UTF-8 file names, and the JAX platforms asked for."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from icp_jax import backend
 from icp_jax.errors import InputError
 
 PLATFORMS = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")
-REASON = 100  # characters of what JAX says
+REASON = 100  # characters shown of JAX's own message
 
 
 def linux() -> None:
-    """Raises InputError on any other system."""
+    """Raise InputError if the system is not Linux."""
     if sys.platform != "linux":
         raise InputError(
             f"icp-jax runs on Linux only, and this is {sys.platform}: "
@@ -25,10 +25,10 @@ def linux() -> None:
 
 
 def utf8() -> None:
-    """Start anew in Python's UTF-8 mode where the locale would have names of files otherwise.
+    """Restart in Python's UTF-8 mode if the locale's file name encoding is not UTF-8.
 
-    The libraries that read weights and tokenizers take UTF-8 alone. What is printed stays in the
-    locale's encoding. For the process that is the command line alone.
+    The libraries that read weights and tokenizers accept only UTF-8. Output keeps the locale's
+    encoding. Call only from the command line's own process.
     """
     if sys.getfilesystemencoding().lower() == "utf-8" or not sys.executable:
         return
@@ -38,7 +38,7 @@ def utf8() -> None:
 
 
 def names(args: list[str]) -> None:
-    """Raises InputError for an argument that is not UTF-8: no library opens such a file."""
+    """Raise InputError for an argument that is not UTF-8."""
     for arg in args:
         try:
             arg.encode()
@@ -47,7 +47,7 @@ def names(args: list[str]) -> None:
 
 
 def variables() -> None:
-    """Raises InputError where JAX refuses one of its variables, such as JAX_ENABLE_X64=maybe."""
+    """Raise InputError if JAX rejects an environment variable, such as JAX_ENABLE_X64=maybe."""
     try:
         import jax  # noqa: F401
     except ValueError as error:
@@ -55,9 +55,9 @@ def variables() -> None:
 
 
 def platforms() -> None:
-    """Raises InputError where the variables ask JAX for what this machine does not have.
+    """Raise InputError if an environment variable selects a platform this machine lacks.
 
-    To be called before JAX computes. Does nothing where no variable asks for a platform.
+    Call before JAX computes anything. Does nothing if no such variable is set.
     """
     asked = {name: os.environ[name] for name in PLATFORMS if os.environ.get(name)}
     if not asked:
@@ -67,15 +67,14 @@ def platforms() -> None:
     try:
         jax.devices()
         return
-    except (RuntimeError, AssertionError) as error:  # the second for what JAX knows and has not
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a known but absent platform
         reason = first_line(error)
-    logging.disable(logging.WARNING)  # what JAX says of other hardware
+    logging.disable(logging.WARNING)  # JAX warns about hardware it does not use
     jax.config.update("jax_platforms", None)
     jax.config.update("jax_platform_name", None)
-    there = " and ".join(sorted({backend.name(), "cpu"}))
+    there = " or ".join(sorted({backend.name(), "cpu"}))
     given = " ".join(f"{name}={shown(value)[1:-1]}" for name, value in asked.items())
     told = f" ({reason[:REASON]})" if reason and "known backends" not in reason else ""
     raise InputError(
-        f"{given}: JAX finds no such platform here{told}; there is {there}: "
-        "set it to one of these, or unset it"
+        f"{given}: JAX finds no such platform here{told}; set it to {there}, or unset it"
     )

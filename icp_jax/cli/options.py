@@ -1,4 +1,4 @@
-"""The options of a pruning run: their names, their groups in the help, what each one sets."""
+"""The options of a pruning run: names, help groups, and the setting that each one sets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import tyro
 from icp_jax import checks
 from icp_jax.config import RunConfig
 
-# Group of the help -> option -> setting of RunConfig. The first five are what people use most.
+# Help group -> option -> setting of RunConfig. The most used groups come first.
 GROUPS: dict[str, dict[str, str]] = {
     "method": {"method": "prune.method"},
     "sparsity": {"sparsity": "prune.sparsity", "pattern": "prune.pattern", "bits": "quant.bits"},
@@ -74,7 +74,7 @@ def _spelled_as_setting(setting: str) -> str:
     return f"--{setting.replace('_', '-')}"
 
 
-# Spellings of the release before, which still work.
+# Spellings of the previous release, which still work.
 RENAMED = {
     old: new for setting, new in OPTION.items() if (old := _spelled_as_setting(setting)) != new
 }
@@ -82,14 +82,14 @@ RENAMED = {
 
 @cache
 def helps(kind: type) -> dict[str, str]:
-    """The docstring below each field of a dataclass."""
+    """The docstring of each field of a dataclass."""
     found = docstring_parser.parse_from_object(kind).params
     return {p.arg_name: " ".join((p.description or "").split()) for p in found}
 
 
 @cache
 def kinds() -> dict[str, tuple[type, str]]:
-    """The dataclass that declares each setting of a run, and its field there."""
+    """Setting -> (the dataclass that declares it, its field name)."""
     found: dict[str, tuple[type, str]] = {}
     for setting in checks.flat(RunConfig()):
         part, _, inner = setting.partition(".")
@@ -98,7 +98,7 @@ def kinds() -> dict[str, tuple[type, str]]:
     return found
 
 
-# What an option is: its type, default and help.
+# (type, default, help)
 Option = tuple[Any, Any, str]
 
 
@@ -108,10 +108,10 @@ def command(
     arguments: Mapping[str, tuple[str, str]],
     more: Mapping[str, Mapping[str, Option]],
 ) -> type:
-    """A command with the options of a run, as a dataclass for tyro.
+    """Build the tyro dataclass of a command that takes the options of a run.
 
-    arguments: the positional ones, with metavar and help. more: options that are no settings, by
-    group; groups that GROUPS does not have come last.
+    arguments: positional arguments with their metavar and help. more: options that are not
+    settings, by group; groups that are not in GROUPS come last.
     """
     fields: list[Any] = []
     for argument, (metavar, help) in arguments.items():
@@ -137,7 +137,7 @@ def _group(title: str, more: Mapping[str, Option]) -> type | None:
 
 
 def _field(option: str, hint: Any, default: Any, help: str) -> tuple[str, Any, Any]:
-    hidden = "" if default in (None, "", False) else None  # the help says what unset means
+    hidden = "" if default in (None, "", False) else None  # the help text states the default
     metavar = METAVARS.get(option) or _metavar(hint)
     said = tyro.conf.arg(name=option, help=help, metavar=metavar, help_behavior_hint=hidden)
     known = dataclasses.field(default=default, metadata={"option": option})
@@ -145,7 +145,7 @@ def _field(option: str, hint: Any, default: Any, help: str) -> tuple[str, Any, A
 
 
 def _metavar(hint: Any) -> str | None:
-    """Of an option that may be unset, the type alone."""
+    """The metavar of an optional type, without `None`."""
     kinds = [kind for kind in get_args(hint) if kind is not NoneType]
     if NoneType not in get_args(hint):
         return None
@@ -153,12 +153,12 @@ def _metavar(hint: Any) -> str | None:
 
 
 def attribute(option: str) -> str:
-    """An option's name as that of an attribute."""
+    """The attribute name of an option."""
     return option.replace("-", "_").replace(".", "_")
 
 
 def run_config(command: Any) -> RunConfig:
-    """The run that a parsed command describes."""
+    """Build the RunConfig of a parsed command."""
     run = RunConfig(model=command.model, out=getattr(command, "out", ""))
     for title, options in GROUPS.items():
         for option, setting in options.items():
@@ -167,7 +167,7 @@ def run_config(command: Any) -> RunConfig:
 
 
 def defaults(kind: type, run: RunConfig) -> dict[str, Any]:
-    """The fields of a command's dataclass as a config has them."""
+    """The values of a config for the fields of a command's dataclass."""
     settings = checks.flat(run)
     found = {name: settings[name] for name in ("model", "out") if settings[name]}
     for field in dataclasses.fields(kind):
@@ -181,7 +181,7 @@ SETTING = re.compile(r"(?<![\w./'\"-])(?:prune|compensate|calibration|quant|memo
 
 
 def as_options(message: str) -> str:
-    """A message of the library with the settings in it named as the command line names them."""
-    if message.startswith("config "):  # about a Python file, which has the settings' own names
+    """Replace the names of settings in a library message by their command line options."""
+    if message.startswith("config "):  # a config file uses the library's names
         return message
     return SETTING.sub(lambda found: OPTION.get(found[0], found[0]), message)

@@ -1,4 +1,4 @@
-"""From arguments to a command: names, old spellings, configs, and errors in one line."""
+"""Parse arguments into a command: option names, old spellings, configs, one-line errors."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from icp_jax.errors import InputError
 PROG = "icp-jax"
 NO_PATTERN = "unstructured"
 COMPLETION = "--install-completion"
-SHELLS = {  # where each shell looks for completions, below the home folder
+SHELLS = {  # completion file of each shell, relative to the home folder
     "bash": ".local/share/bash-completion/completions/icp-jax",
     "zsh": ".zfunc/_icp-jax",
     "tcsh": ".icp-jax.tcsh",
 }
 EPILOG = f"""\
-Exit status: 0 done, 1 standard output was closed, 2 bad input or no room, 130 interrupted.
-{PROG} --version prints the version; {PROG} {COMPLETION} bash|zsh|tcsh sets up the Tab key."""
+Exit status: 0 success, 1 standard output closed, 2 bad input or no space, 130 interrupted.
+{PROG} --version prints the version.
+{PROG} {COMPLETION} bash|zsh|tcsh installs shell completion."""
 
 
 def parse(args: list[str], say: Callable[[str], None] = lambda line: None) -> Any:
-    """Arguments to one of the commands' dataclasses. Raises InputError; exits for --help.
+    """Parse arguments into the dataclass of a command. Raises InputError; exits for --help.
 
-    say: told the new spelling of every option that is given by its old one.
+    say: called with one line for every option given by its old spelling.
     """
     import tyro
 
@@ -76,7 +77,7 @@ def parse(args: list[str], say: Callable[[str], None] = lambda line: None) -> An
 
 
 def _current(args: list[str], say: Callable[[str], None]) -> Iterator[str]:
-    """The arguments with old spellings replaced; `--model` and `--out` become positional."""
+    """Replace old spellings in the arguments; `--model` and `--out` become positional."""
     from icp_jax.cli.options import RENAMED
 
     moved: dict[str, str] = {}
@@ -88,8 +89,8 @@ def _current(args: list[str], say: Callable[[str], None]) -> Iterator[str]:
         if new is None:
             kept.append(arg)
             continue
-        said = f"as the argument {new}" if new.isupper() else f"as {new}"
-        say(f"{name} is the old spelling: give it {said}")
+        used = f"the argument {new}" if new.isupper() else new
+        say(f"{name} is an old spelling: use {used}")
         if new.isupper():
             moved[new] = value if equals else next(left, "")
         else:
@@ -102,7 +103,7 @@ def _current(args: list[str], say: Callable[[str], None]) -> Iterator[str]:
 
 
 def _from_config(kind: type, args: list[str], options: dict[str, bool]) -> tuple[Any, list[str]]:
-    """(what the arguments override, the arguments): with --config, the run that it describes."""
+    """(defaults from --config or None, the arguments to parse)."""
     import tyro
 
     from icp_jax import config
@@ -120,14 +121,14 @@ def _from_config(kind: type, args: list[str], options: dict[str, bool]) -> tuple
         run = config.rechosen(run, method, pattern)
     fields = dict.fromkeys(named, tyro.MISSING) | defaults(kind, run)
     if "out" in named and given == 1 and run.model and not run.out:
-        args = [run.model, *args]  # the one argument is OUT
+        args = [run.model, *args]  # the only argument is OUT
     elif dry and fields["out"] is tyro.MISSING:
         fields["out"] = ""
     return kind(**fields), args
 
 
 def _positional(args: list[str], options: dict[str, bool]) -> Iterator[str]:
-    """The arguments that are neither options nor their values."""
+    """The positional arguments: neither options nor values of options."""
     left = iter(args)
     for arg in left:
         if not arg.startswith("-"):
@@ -137,7 +138,7 @@ def _positional(args: list[str], options: dict[str, bool]) -> Iterator[str]:
 
 
 def _value(args: list[str], option: str) -> str | None:
-    """The value of an option, `--x VALUE` or `--x=VALUE`; of several, the last."""
+    """The value of an option, given as `--x VALUE` or `--x=VALUE`; the last one wins."""
     found = None
     for k, arg in enumerate(args):
         name, equals, value = arg.partition("=")
@@ -147,7 +148,7 @@ def _value(args: list[str], option: str) -> str | None:
 
 
 def _name(arg: str) -> str:
-    """An option without its value; underscores are as good as hyphens."""
+    """The option without its value, with underscores turned into hyphens."""
     return arg.split("=")[0].replace("_", "-")
 
 
@@ -156,7 +157,7 @@ def _fields(kind: type) -> set[str]:
 
 
 def _options(kind: type) -> Iterator[tuple[str, bool]]:
-    """The long options of a command, and whether each takes a value."""
+    """(long option, whether it takes a value) for a command."""
     yield "--help", False
     for field in dataclasses.fields(kind):
         if dataclasses.is_dataclass(field.default_factory):
@@ -167,7 +168,7 @@ def _options(kind: type) -> Iterator[tuple[str, bool]]:
 
 
 def _nearest(word: str, known: Any) -> str:
-    """Advice on a name that is none: the known one that is spelled most like it, or the help."""
+    """The advice for an unknown name: the closest known name, or the help."""
     last = {name.rsplit(".", 1)[-1].lstrip("-"): name for name in known}
     names = last | {name.lstrip("-"): name for name in known}
     near = difflib.get_close_matches(word.lstrip("-"), names, 1, 0.5)
@@ -175,8 +176,8 @@ def _nearest(word: str, known: Any) -> str:
 
 
 def _one_line(boxed: str, command: str) -> str:
-    """The sentence inside tyro's box."""
-    lines = [line.strip(" │╭╮├┤╰╯") for line in boxed.strip().splitlines()[1:]]  # after its title
+    """Extract the message from tyro's box as one line."""
+    lines = [line.strip(" │╭╮├┤╰╯") for line in boxed.strip().splitlines()[1:]]  # after the title
     rules = [bool(line) and set(line) <= set("─-") for line in lines]  # "-" in an ASCII terminal
     start = next((k for k, rule in enumerate(rules) if not rule), 0)
     end = next((k for k, rule in enumerate(rules) if rule and k > start), len(lines))
@@ -185,12 +186,12 @@ def _one_line(boxed: str, command: str) -> str:
         named = re.findall(r"^\W {5}(\S+)", boxed.split("For full")[0], re.MULTILINE)
         missing = f"{' and '.join(named)} {'are' if named[1:] else 'is'}"
         return f"{missing} missing: see {PROG} {command} --help"
-    # of the types an option may have, None comes first: only the last one's error helps
+    # a type `X | None` fails for both members; only the error of X is useful
     return re.sub(r"no type matching .* - <class '\w+'>: ", "", said)
 
 
 def _complete(given: list[str], settings: Any) -> str:
-    """Write a shell's completions where it looks for them; what to tell the user."""
+    """Install the completions of a shell; returns the message for the user."""
     import tyro
 
     from icp_jax.cli.commands import AnyCommand
@@ -199,12 +200,16 @@ def _complete(given: list[str], settings: Any) -> str:
         raise InputError(f"{COMPLETION} needs the name of your shell: {', '.join(SHELLS)}")
     path = Path.home() / SHELLS[given[0]]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(SystemExit):
+    try:
         write = ["--tyro-write-completion", given[0], str(path)]
         tyro.cli(AnyCommand, prog=PROG, args=write, config=settings)
+    except SystemExit:
+        pass
+    except ImportError:  # tyro writes tcsh completions with shtab
+        raise InputError(f"{given[0]} completion needs shtab: pip install shtab") from None
     then = {
-        "bash": "open a new shell",
-        "zsh": f"add fpath+=({path.parent}) before compinit in .zshrc, and open a new shell",
-        "tcsh": f"add source {path} to .tcshrc, and open a new shell",
+        "bash": "open a new shell to use them",
+        "zsh": f"add fpath+=({path.parent}) before compinit in .zshrc and open a new shell",
+        "tcsh": f"add source {path} to .tcshrc and open a new shell",
     }
-    return f"{path}: completions for {given[0]}; {then[given[0]]}"
+    return f"completions for {given[0]} installed in {path}: {then[given[0]]}"

@@ -1,4 +1,4 @@
-"""Progress on standard error: a bar for the whole run, or a line a phase outside a terminal."""
+"""Progress on standard error: one bar for the run, or one line per phase without a terminal."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from icp_jax.phases import Progress, Shares, Watcher
 
 @dataclass
 class Done:
-    """How much of a run is done, by each phase's share of its FLOPs."""
+    """The finished fraction of a run, weighted by the FLOPs of each phase."""
 
     shares: dict[tuple[int, str], float] = field(default_factory=dict)
-    before: dict[tuple[int, str], float] = field(default_factory=dict)  # done when each starts
+    before: dict[tuple[int, str], float] = field(default_factory=dict)  # fraction at its start
 
     def expect(self, shares: Shares) -> None:
         self.shares, whole = dict(shares), 0.0
@@ -29,7 +29,7 @@ class Done:
             whole += share
 
     def at(self, block: int, phase: str, done: int, total: int) -> float:
-        """The share that is done; of a phase without a share of the run, its own."""
+        """The finished fraction of the run, or of the phase if the run has no shares."""
         key = block, phase
         part = done / max(total, 1)
         if key in self.shares:
@@ -41,7 +41,7 @@ class Done:
 
 
 def shown(quiet: bool) -> Callable[[str], contextlib.AbstractContextManager[Watcher]]:
-    """How a command shows progress: by label, a context manager that gives a `Watcher`."""
+    """A function from a label to a context manager that yields a `Watcher`."""
     return _nothing if quiet else _progress
 
 
@@ -90,5 +90,5 @@ def _lines(err: Console, label: str) -> Progress:
 
 
 def _at(block: int) -> str:
-    """The block's name in a line; -1 is for what has no blocks."""
+    """The block as text; empty for -1, a phase outside the blocks."""
     return "" if block < 0 else f"block {block} "

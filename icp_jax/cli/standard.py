@@ -1,4 +1,4 @@
-"""Standard output and standard error of the command line, whatever lies behind them."""
+"""Robust standard output and standard error for the command line."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import os
 import sys
 from collections.abc import Iterator
 
-ESCAPED = "backslashreplace"  # what an encoding lacks is shown as \xfc, never an error
+ESCAPED = "backslashreplace"  # characters outside the encoding are shown as \xfc
 
 
 def prepare() -> None:
-    """Make both streams safe to write to. For the process that is the command line alone."""
+    """Make both streams safe to write to. Call only from the command line's own process."""
     _fill()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors=ESCAPED)
@@ -23,9 +23,9 @@ def prepare() -> None:
 
 
 def _fill() -> None:
-    """Closed descriptors lead nowhere: else the next file opened gets XLA's log written into it.
+    """Open closed descriptors on /dev/null, so that no log is written into the next opened file.
 
-    Standard output cannot be written to even so, for a result that nobody gets is an error.
+    Standard output is opened read-only: a result that cannot be written must be an error.
     """
     for number, mode in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
         try:
@@ -35,7 +35,7 @@ def _fill() -> None:
 
 
 class Lossy(io.TextIOWrapper):
-    """A stream whose lines are lost where they cannot be written: a run is worth more."""
+    """A stream that drops what cannot be written, so that logging never ends a run."""
 
     def write(self, text: str) -> int:
         try:
@@ -52,7 +52,7 @@ class Lossy(io.TextIOWrapper):
 
 
 def silence(number: int) -> None:
-    """Let a descriptor lead nowhere, so that what is still buffered is no error at exit."""
+    """Redirect a descriptor to /dev/null, so that flushing it at exit cannot fail."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, number)
     os.close(nowhere)
@@ -60,10 +60,10 @@ def silence(number: int) -> None:
 
 @contextlib.contextmanager
 def written(failed: type[Exception], kept: object = None) -> Iterator[None]:
-    """All that the body prints is on standard output when it is left, or it is said why not.
+    """Flush standard output on exit and report a failed write.
 
-    failed: raised where nothing more can be written; kept: the folder or file that is there.
-    Raises SystemExit(1), without a word, where the reader has gone, as `| head` does.
+    failed: exception to raise if writing fails; kept: path of the result, for the message.
+    Raises SystemExit(1) without a message if the reader closed the pipe, as `| head` does.
     """
     try:
         try:
@@ -71,7 +71,7 @@ def written(failed: type[Exception], kept: object = None) -> Iterator[None]:
         finally:
             sys.stdout.flush()
     except OSError as error:
-        if error.filename is not None:  # no write, but some file's opening
+        if error.filename is not None:  # an error of opening a file, not of writing
             raise
         with contextlib.suppress(OSError):  # a stream without a descriptor
             silence(sys.stdout.fileno())

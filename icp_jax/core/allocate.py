@@ -1,6 +1,6 @@
-"""How many weights each block and each layer loses: alpha across blocks, beta within. Counts only.
+"""Allocation of sparsity: alpha across blocks, beta within a block.
 
-Sparsities become integer counts of zeros by largest remainders, so that every total is exact.
+Sparsities become integer counts of zeros by largest remainders, so every total is exact.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ def apportion(shares: Sequence[float], total: int) -> list[int]:
 
 
 def across_blocks(sizes: Sequence[int], sparsity: float, alpha: float) -> list[int]:
-    """Zeros of each block. sizes: prunable weights a block; returns counts, their sum s·Σsizes.
+    """Zeros of each block; they sum to s·Σsizes, rounded. sizes: prunable weights per block.
 
-    The last block gets alpha·s, the earlier ones share what it was spared in proportion to
-    their sizes: s + (1-alpha)·s/(L-1) each where blocks are equal. alpha ≥ 1, or a single block,
-    means uniform. Raises InputError where an earlier block would be pruned whole.
+    The last block gets a sparsity of alpha·s. The earlier blocks make up for it in proportion to
+    their sizes: s + (1-alpha)·s/(L-1) each if all blocks are equal. With alpha ≥ 1 or a single
+    block the sparsity is uniform. Raises InputError if an earlier block would be pruned entirely.
     """
     if not 0 <= sparsity < 1:
         raise InputError(f"sparsity must be in [0, 1), got {sparsity:g}")
@@ -50,15 +50,16 @@ def across_blocks(sizes: Sequence[int], sparsity: float, alpha: float) -> list[i
 def within_block(
     sizes: Mapping[str, int], zeros: int, beta: float, rearrangement: Rearrangement
 ) -> dict[str, int]:
-    """Zeros of each role of a block, `zeros` in all. sizes: weights a role.
+    """Zeros of each role of a block; they sum to `zeros`. sizes: weights per role.
 
-    Layers that give get (1-beta) of the block's sparsity; what they gave up goes to the layers
-    that take, in proportion to their sizes. Raises InputError where a layer would reach 1.
+    Roles in `gives` are pruned to (1-beta) times the block's sparsity. The rest is shared by the
+    roles in `takes`, in proportion to their sizes. Raises InputError if a role would reach 1.
     """
     if not 0 <= beta <= 1:
         raise InputError(f"beta must be in [0, 1], got {beta:g}")
     if unknown := {*rearrangement.gives, *rearrangement.takes} - set(sizes):
-        raise InputError(f"the rearrangement's {', '.join(sorted(unknown))} is no layer here")
+        names = ", ".join(sorted(unknown))
+        raise InputError(f"rearrangement: no layer has the role {names}; use {', '.join(sizes)}")
     sparsity = zeros / sum(sizes.values())
     gives = sum(sizes[role] for role in rearrangement.gives)
     takes = sum(sizes[role] for role in rearrangement.takes)

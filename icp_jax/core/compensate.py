@@ -1,4 +1,4 @@
-"""Compensation: tune one block so that its output comes near a target, as a scan over samples."""
+"""Compensation: tune one block until its output approximates a target. A scan over samples."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Params = Any
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 Undo = Literal["all", "probe", "never"]
 
-PROBE, PROBE_MOST = 16, 8  # losses before and after: on one sample in so many, at most so many
+PROBE, PROBE_MOST = 16, 8  # the probe takes one sample in 16, and at most 8
 
 
 class State(NamedTuple):
-    """What one step hands to the next."""
+    """The state carried from step to step."""
 
     params: Params
     optimizer: Any  # the state of the optax transformation
@@ -37,9 +37,9 @@ def mse(outputs: Float[Array, "*s"], targets: Float[Array, "*s"]) -> Float[Array
 
 
 def adam() -> optax.GradientTransformationExtraArgs:
-    """Adam whose rate is part of its state, so that it can be traced."""
-    fixed = ("b1", "b2", "eps", "eps_root")  # Python numbers: they stay exact
-    tiny = float(np.finfo(np.float32).tiny)  # changes no update, but gives sqrt(0) a derivative
+    """Adam with the learning rate in its state, so that the rate can be traced."""
+    fixed = ("b1", "b2", "eps", "eps_root")  # static: Python floats stay exact
+    tiny = float(np.finfo(np.float32).tiny)  # leaves updates as they are; makes sqrt(0) smooth
     return optax.inject_hyperparams(optax.adam, fixed, jnp.float32)(1e-4, eps_root=tiny)
 
 
@@ -47,9 +47,9 @@ ADAM = adam()
 
 
 def with_rate(optimizer: Any, rate: Float[Array, ""] | None) -> Any:
-    """An optimizer's state with this learning rate; None leaves it.
+    """Set the learning rate in an optimizer's state; None leaves it unchanged.
 
-    Raises ValueError where the rate is no injected hyperparameter of the optimizer.
+    Raises ValueError if the rate is not an injected hyperparameter of the optimizer.
     """
     if rate is None:
         return optimizer
@@ -62,24 +62,24 @@ def with_rate(optimizer: Any, rate: Float[Array, ""] | None) -> Any:
 
 
 def probe(samples: int) -> int:
-    """How many of the first samples the losses before and after are measured on."""
+    """Size of the probe: the first samples, on which the loss is measured before and after."""
     return min(PROBE_MOST, max(1, samples // PROBE))
 
 
 def sample_loss(apply, loss: Loss, params: Params, keep, x, y) -> Float[Array, ""]:
-    """The loss of one sample `[1, ...]`, with the masks held."""
+    """Loss of one sample `[1, ...]`, with the masks applied."""
     return loss(apply(apply_keep(params, keep), x), y)
 
 
 def tune_step(apply, tx, loss: Loss, keep, state: State, x, y) -> tuple[State, Float[Array, ""]]:
-    """One optimizer step on one sample `[1, ...]`; gives the loss before it."""
-    found, grads = jax.value_and_grad(lambda p: sample_loss(apply, loss, p, keep, x, y))(
+    """One optimizer step on one sample `[1, ...]`. Returns (state, loss before the step)."""
+    value, grads = jax.value_and_grad(lambda p: sample_loss(apply, loss, p, keep, x, y))(
         state.params
     )
     with jax.numpy_dtype_promotion("standard"):  # optax counts in int32
         updates, optimizer = tx.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-    return State(params, optimizer), found
+    return State(params, optimizer), value
 
 
 def mean_loss(apply, loss: Loss, params: Params, keep, inputs, targets) -> Float[Array, ""]:
@@ -94,7 +94,7 @@ def mean_loss(apply, loss: Loss, params: Params, keep, inputs, targets) -> Float
 
 
 class Task(NamedTuple):
-    """How a block is tuned: static under jit."""
+    """How a block is tuned; static under jit."""
 
     apply: Callable[[Params, jax.Array], jax.Array]
     tx: optax.GradientTransformation
@@ -107,8 +107,8 @@ class Samples(NamedTuple):
 
     inputs: Float[Array, "n *s"]
     targets: Float[Array, "n *t"]
-    rates: Float[Array, "e"] | None  # one an epoch; None leaves the optimizer's own
-    order: Int[Array, "e n"]  # of the samples in every epoch
+    rates: Float[Array, "e"] | None  # one per epoch; None keeps the optimizer's own
+    order: Int[Array, "e n"]  # sample indices of each epoch
 
 
 @partial(jax.jit, static_argnames="task")
@@ -160,21 +160,23 @@ def compensate(
     keep: Params | None = None,
     undo: Undo = "all",
 ) -> tuple[Params, CompensationMetrics]:
-    """Tune `params` so that apply(params, inputs) comes near `targets`, one sample a step.
+    """Tune `params` so that apply(params, inputs) approximates `targets`, one sample per step.
 
-    apply: a pure function of (params, one sample `[1, ...]`). It, tx and loss are static under
-    jit: pass the same, or equal hashable, ones to reuse the compiled program.
-    tx: any optax transformation. lr: its learning rate, times gamma after each epoch, or one rate
-    an epoch; for transformations whose rate is injected, as that of the default Adam is (1e-4
-    where lr is unset). order: the samples of each epoch; unset, permutations by `seed`. keep: masks
-    of `params`, held inside the loss and in the result. undo: give the params back as they were
-    where a loss was not finite, or rose: "probe" asks the first samples, "all" asks all samples
-    where those say so, "never" leaves the result as it is.
+    apply: a pure function of (params, one sample `[1, ...]`). apply, tx and loss are static under
+    jit: pass the same objects, or equal hashable ones, to reuse the compiled program.
+    tx: any optax transformation. lr: its learning rate, multiplied by gamma after each epoch, or
+    one rate per epoch. It requires an injected rate, as in the default Adam (1e-4 if lr is
+    unset). order: sample indices of each epoch; if unset, permutations drawn from `seed`.
+    keep: masks of `params`, applied in the loss and to the result. undo: return the original
+    params if a loss is not finite or rises. "probe" measures the rise on the first samples, "all"
+    confirms it on all samples, "never" always returns the tuned params.
     Works under jit, vmap (over lr, gamma, params or samples), jvp and grad. Returns (params,
-    CompensationMetrics). Raises ValueError for arrays that do not fit. Source: ICP, section 3.
+    CompensationMetrics). Raises ValueError if shapes do not match. Reference: ICP, section 3.
     """
     if len(inputs) != len(targets) or len(inputs) == 0:
-        raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets: need as many, above 0")
+        raise ValueError(
+            f"{len(inputs)} inputs, {len(targets)} targets: give equal numbers, at least 1"
+        )
     order = jnp.asarray(sample_order(seed, epochs, len(inputs)) if order is None else order)
     rates = _rates(lr, gamma, len(order))
     samples = Samples(jnp.asarray(inputs), jnp.asarray(targets), rates, order)
@@ -182,12 +184,12 @@ def compensate(
 
 
 def _rates(lr: Any, gamma: Any, epochs: int) -> Float[Array, "e"] | None:
-    """One rate an epoch: made on the host in float64 unless lr or gamma is traced."""
+    """One rate per epoch, computed on the host in float64 unless lr or gamma is traced."""
     if lr is None:
         return None
     if np.ndim(lr) == 1:
         if len(lr) != epochs:
-            raise ValueError(f"{len(lr)} rates for {epochs} epochs: give one an epoch")
+            raise ValueError(f"{len(lr)} rates for {epochs} epochs: give one rate per epoch")
         return jnp.asarray(lr, jnp.float32)
     if isinstance(lr, jax.core.Tracer) or isinstance(gamma, jax.core.Tracer):
         powers = jnp.asarray(gamma, jnp.float32) ** np.arange(epochs, dtype=np.float32)

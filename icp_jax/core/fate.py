@@ -1,4 +1,4 @@
-"""What a compensation did to its loss, and whether its result is kept."""
+"""How a compensation changed its loss, and whether its result is kept."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from jaxtyping import Array, Float, Int
 
 from icp_jax.core.hyper import Numbers
 
-MATTERS = 1e-3  # a rise of the loss below this share of the targets' mean square is rounding
+MATTERS = 1e-3  # a smaller rise, as a share of the targets' mean square, is rounding
 
 
 class Fate(IntEnum):
-    """What became of a compensation; all from NOT_FINITE on were undone."""
+    """The outcome of a compensation; NOT_FINITE and above are undone."""
 
     NONE = 0  # nothing was tuned
     KEPT = 1
@@ -24,25 +24,25 @@ class Fate(IntEnum):
 
 
 class CompensationMetrics(NamedTuple):
-    """What a compensation did to its loss."""
+    """The loss of a compensation."""
 
     before: Float[Numbers, "*p"]  # mean over the probe, before the first step
     after: Float[Numbers, "*p"]  # the same after the last step
-    epochs: Float[Numbers, "*p E"]  # mean of the losses met during each epoch
+    epochs: Float[Numbers, "*p E"]  # mean training loss of each epoch
     fate: Int[Numbers, "*p"]  # a Fate
 
 
 def not_compensated(epochs: int) -> CompensationMetrics:
-    """The metrics of a block that was not tuned: NaN, and Fate.NONE."""
+    """Metrics of a block that was not tuned: NaN and Fate.NONE."""
     nothing = jnp.full((), jnp.nan, jnp.float32)
     losses = jnp.full((epochs,), jnp.nan, jnp.float32)
     return CompensationMetrics(nothing, nothing, losses, jnp.int32(Fate.NONE))
 
 
 def fate(before, after, finite, square: Float[Array, ""]) -> Int[Array, ""]:
-    """The Fate that the losses call for.
+    """The Fate that follows from the losses.
 
-    finite: whether those of all steps are. square: the targets' mean square.
+    finite: whether the losses of all steps are finite. square: the targets' mean square.
     """
     finite = finite & jnp.isfinite(after)
     rose = jnp.where(after - before > MATTERS * square, Fate.ROSE, Fate.NO_GAIN)
@@ -51,5 +51,5 @@ def fate(before, after, finite, square: Float[Array, ""]) -> Int[Array, ""]:
 
 
 def mean_square(targets: Float[Numbers, "n *s"]) -> Float[Array, ""]:
-    """What a rise of the loss is compared with."""
+    """Mean square of the targets, in float32: the scale for a rise of the loss."""
     return jnp.mean(jnp.square(targets.astype(jnp.float32)))

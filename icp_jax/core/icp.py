@@ -1,10 +1,10 @@
-"""Immediate Compensation Pruning (CVPR 2025), to be read beside the paper.
+"""Immediate Compensation Pruning (CVPR 2025), to be read along with the paper.
 
-Two streams of hidden states run through the model: `dense`, the unpruned model's, and `sparse`,
-the model's as pruned so far. The dense stream goes through block t; block t, still dense, is
-tuned to turn the sparse stream into that; then block t is pruned on what the sparse stream
-feeds it, and the sparse stream goes through what is left. So every block repairs the damage of
-those before it. Everything here is pure: jit it, vmap or map it over `Hyper`, differentiate it.
+Two streams of hidden states run through the model: `dense` is the unpruned model's, `sparse` that
+of the model as pruned so far. The dense stream passes through block t. Block t, still dense, is
+tuned to map the sparse stream to the result. Then it is pruned on the sparse stream, which passes
+through the pruned block. So each block repairs the damage of the blocks before it. Everything here
+is pure: jit it, vmap or map it over `Hyper`, differentiate it.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ ICP = Recipe()
 
 
 class BlockMetrics(NamedTuple):
-    """What happened to a block: one structure for every block and method, stacked `[L]`."""
+    """Metrics of a block: the same structure for every block and method, stacked `[L]`."""
 
     layers: LayerMetrics
     compensation: CompensationMetrics  # of this block, before it was pruned
     error: Float[Array, "*L"]  # ‖sparse-dense‖² / ‖dense‖² of the streams after the block
-    heldout: Float[Array, "*L"]  # the same of held-out samples; NaN where none were given
+    heldout: Float[Array, "*L"]  # the same on held-out samples; NaN without any
 
 
 def block_step(
@@ -51,11 +51,11 @@ def block_step(
     order: Int[AnyArray, "E N"],
     damaged: bool | Bool[Array, ""] = True,
 ) -> tuple[Params, list[Streams], BlockMetrics]:
-    """Prune one block, and take the streams through it. Params come back in their dtypes.
+    """Prune one block and pass the streams through it. Params keep their dtypes.
 
-    through: the streams of the calibration samples, then of held-out ones if there are any.
-    hyper: with the counts of this block, `[linears]`. order: the samples of every epoch of its
-    compensation. damaged: whether an earlier block is pruned, so there is something to repair.
+    through: the streams of the calibration samples, then of the held-out samples if any.
+    hyper: with the counts of this block, `[linears]`. order: sample indices of each epoch of its
+    compensation. damaged: whether an earlier block is pruned, so that there is error to repair.
     """
     dtypes, (epochs, samples) = [leaf.dtype for leaf in jax.tree.leaves(params)], order.shape
     stored_as = {s.name: params[s.name]["kernel"].dtype.name for s in family.linears}
@@ -76,7 +76,7 @@ def block_step(
     seen = streams.statistics(family, apply, tuned, sparse[0], samples)
     pruned, layers = prune_block(family, tuned, seen, hyper, recipe, stored_as)
     stored = narrowed(pruned, dtypes)
-    kept = widened(stored)  # what the checkpoint will hold
+    kept = widened(stored)  # as rounded in the checkpoint
     after = [streams.forward_beside(apply, kept, *pair) for pair in zip(sparse, dense, strict=True)]
 
     moved = [Streams(s, d) for (s, _), d in zip(after, dense, strict=True)]
@@ -93,13 +93,13 @@ def icp(
     recipe: Recipe = ICP,
     heldout: Int[AnyArray, "M T"] | Float[AnyArray, "M 3 S S"] | None = None,
 ) -> tuple[Params, BlockMetrics]:
-    """Prune a whole model on calibration samples, all of it in memory, in one trace.
+    """Prune a whole model on calibration samples in one trace, with everything in memory.
 
-    family and recipe are static. params: {'embed', 'blocks': {'0': ...}, 'head'}; they come back
-    in the same dtypes, the blocks pruned. hyper: see `hyper.hyper`. order: the samples of every
-    epoch of every block's compensation, see `hyper.block_orders`. heldout: samples on which only
-    the error of the streams is measured. Blocks that are alike are one scan over their stacked
-    params, so the program does not grow with depth. Source: ICP, algorithm 1.
+    family and recipe are static. params: {'embed', 'blocks': {'0': ...}, 'head'}; the result has
+    the same dtypes. hyper: see `hyper.hyper`. order: sample indices of each epoch of each block's
+    compensation, see `hyper.block_orders`. heldout: samples on which only the error of the
+    streams is measured. Equal blocks run as one scan over their stacked params, so the program
+    does not grow with depth. Reference: ICP, algorithm 1.
     """
     samples = (tokens,) if heldout is None else (tokens, heldout)
     with backend.use(recipe.backend or backend.use.value):
@@ -125,7 +125,7 @@ def _scan(
     order: Int[AnyArray, "L E N"],
     run: list[int],
 ) -> tuple[list[Streams], tuple[Params, BlockMetrics]]:
-    """`block_step` over consecutive blocks that are alike; their params are stacked."""
+    """`block_step` over consecutive equal blocks, with stacked params."""
     apply = Apply(family.block_at(run[0]), recipe.dtype)
 
     def step(through, block):

@@ -1,4 +1,4 @@
-"""Keep pruned weights at zero in the user's own training."""
+"""Keep pruned weights at zero during training."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Params = Any
 
 
 class KeepZerosState(NamedTuple):
-    """The state of `keep_zeros`: whole, so that a checkpoint of it needs nothing beside it."""
+    """The state of `keep_zeros`. It includes the masks, so a checkpoint of it is complete."""
 
-    keep: Params  # boolean masks: a tree like the params, None where a leaf has none
+    keep: Params  # boolean masks: a tree like the params, None for leaves without a mask
     inner: Any  # the state of the wrapped transformation
 
 
 def zeros_of(params: Params) -> Params:
-    """Masks that keep the zeros of all matrices: False where a weight is zero.
+    """Keep masks of the zeros in all matrices: False where a weight is zero.
 
     Vectors (biases, norms) get no mask.
     """
@@ -31,19 +31,19 @@ def zeros_of(params: Params) -> Params:
 def keep_zeros(
     tx: optax.GradientTransformation, keep: Params | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """`tx`, with pruned weights held at zero.
+    """Wrap `tx` so that pruned weights stay at zero.
 
-    keep: boolean masks, a tree like the params in which subtrees may be None or left out. Unset:
-    the zeros of the params that `init` is given, see `zeros_of`. The masks are part of the
-    state, so a jitted step over (params, state) holds none as constants. Gradients are masked
-    before `tx` (moments see no pruned weight) and updates after it (weight decay and noise move
-    none).
+    keep: boolean masks, a tree like the params in which subtrees may be None or left out. If
+    unset, the zeros of the params passed to `init`, see `zeros_of`. The masks are part of the
+    state, so a jitted step does not embed them as constants. Gradients are masked before `tx`, so
+    that moments ignore pruned weights. Updates are masked after it, so that weight decay and
+    noise leave them at zero.
     """
     tx = optax.with_extra_args_support(tx)
 
     def init(params: Params) -> KeepZerosState:
         masks = zeros_of(params) if keep is None else jax.tree.map(jnp.asarray, keep)
-        apply_keep(params, masks)  # a mask that fits no param is told now
+        apply_keep(params, masks)  # raises now if a mask fits no param
         return KeepZerosState(masks, tx.init(params))
 
     def update(updates, state, params=None, **extra):

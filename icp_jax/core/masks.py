@@ -1,6 +1,6 @@
-"""Boolean `keep` masks from scores: the smallest k of an array, the smallest of every n:m group.
+"""Boolean `keep` masks from scores: unstructured or n:m.
 
-Ties go to the lowest index: among equal scores the one that comes first is pruned first.
+Ties go to the lowest index: of equal scores, the first is pruned first.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from icp_jax.arrays import AnyArray
 from icp_jax.core import scaling
 from icp_jax.errors import InputError
 
-PARTS = 8  # of a row, that are counted side by side
+PARTS = 8  # parts of a row that are counted side by side
 
 
 def parse_pattern(text: str | None) -> tuple[int, int] | None:
-    """`"2:4"` to (2, 4): 2 of every 4 consecutive inputs are kept. None is unstructured."""
+    """Parse `"2:4"` to (2, 4): keep 2 of every 4 consecutive inputs. None is unstructured."""
     if text is None or text == "unstructured":
         return None
     match = re.fullmatch(r"(\d+):(\d+)", text)
@@ -35,16 +35,16 @@ def parse_pattern(text: str | None) -> tuple[int, int] | None:
 
 
 def counted(budget: Any, most: int, shape: tuple[int, ...] = ()) -> Int[Array, "*s"]:
-    """A budget, or one for each row, as int32.
+    """Check a budget, or one per row, and convert it to int32.
 
-    Raises TypeError for what is no integer, as a share or a bool, or not of this shape, and
-    ValueError for a number that is known and not in 0..most.
+    Raises TypeError for another shape or a type that is not an integer (a float, a bool), and
+    ValueError for a concrete value outside 0..most.
     """
     given = budget if isinstance(budget, jax.Array) else np.asarray(budget)
     if not jnp.issubdtype(given.dtype, jnp.integer):
         raise TypeError(
-            f"budget must be an integer, how many weights go, got {budget!r}: "
-            "of a share s it is round(s * kernel.size)"
+            f"budget must be an integer number of weights to prune, got {budget!r}: "
+            "for a sparsity s pass round(s * kernel.size)"
         )
     if given.shape != shape:
         wanted = f"of shape {shape}" if shape else "one integer"
@@ -57,15 +57,15 @@ def counted(budget: Any, most: int, shape: tuple[int, ...] = ()) -> Int[Array, "
 
 
 def sortable(scores: Float[AnyArray, "*s"]) -> Int[Array, "*s"]:
-    """Non-negative scores as integers in the same order: int64 of float64, int32 of all else."""
+    """Non-negative scores as integers of the same order: int64 for float64, int32 otherwise."""
     return scaling.bits(scores)
 
 
 def _count(test: Callable[..., Bool[Array, "r p"]], *arrays: Array) -> Int[Array, "r 1"]:
-    """How many places of every row pass `test`, which is given the same part of all arrays.
+    """Number of elements per row that pass `test`, which gets the same part of all arrays.
 
-    On the CPU by adding up PARTS parts of a row elementwise, which XLA makes one loop of; before
-    a sum along the row it would write the hits out.
+    On the CPU, PARTS parts of a row are added elementwise, which XLA fuses into one loop. A plain
+    sum along the row would write the hits to memory first.
     """
     columns = arrays[0].shape[1]
     parts = math.gcd(columns, PARTS) if backend.is_host() else 1
@@ -89,11 +89,11 @@ def _bisect(count_below, want, top: int, dtype=jnp.int32) -> Int[Array, "r 1"]:
 
 
 def keep_largest(scores: Float[AnyArray, "r c"], budget: Any) -> Bool[Array, "r c"]:
-    """False at the `budget[i]` smallest scores of row i, ties to the lowest index.
+    """False at the `budget[i]` smallest scores of row i; ties go to the lowest index.
 
-    The k-th value is found by bisecting the bits of the float: 31 passes that count (63 for
-    float64), no sort. Ties at the k-th value are resolved by a second bisection, which runs only
-    if there are any. Raises TypeError or ValueError for a budget that is no such count.
+    Finds the k-th value by bisecting the bits of the float: 31 counting passes (63 for float64),
+    no sort. A second bisection resolves ties at the k-th value if there are any. Raises TypeError
+    or ValueError for a bad budget, see `counted`.
     """
     chex.assert_rank(scores, 2)
     keys, (rows, columns) = sortable(scores), scores.shape
@@ -101,7 +101,7 @@ def keep_largest(scores: Float[AnyArray, "r c"], budget: Any) -> Bool[Array, "r 
     top = int(jnp.iinfo(keys.dtype).max) - 1
     threshold = _bisect(lambda v: _count(lambda k: k < v, keys), budget, top, keys.dtype)
     below, equal = keys < threshold, keys == threshold
-    wanted = budget - _count(lambda k: k < threshold, keys)  # how many of the equal ones go
+    wanted = budget - _count(lambda k: k < threshold, keys)  # ties to prune
 
     def first_ones(_):
         index = jnp.arange(columns, dtype=jnp.int32)
@@ -121,15 +121,15 @@ def keep_largest(scores: Float[AnyArray, "r c"], budget: Any) -> Bool[Array, "r 
 
 
 def keep_n_of_m(scores: Float[AnyArray, "i o"], n: int, m: int) -> Bool[Array, "i o"]:
-    """True at the n largest of every m consecutive inputs (axis 0), a group an output column.
+    """True at the n largest of every m consecutive inputs (axis 0), for each output.
 
-    By counting pairwise ranks: m² comparisons, no sort. Raises ValueError where the inputs make
-    no whole groups.
+    Counts pairwise ranks: m² comparisons, no sort. Raises ValueError if m does not divide the
+    inputs.
     """
     chex.assert_rank(scores, 2)
     inputs, outputs = scores.shape
     if inputs % m:
-        raise ValueError(f"pattern {n}:{m}: {inputs} inputs are no multiple of {m}")
+        raise ValueError(f"pattern {n}:{m}: {inputs} inputs are not a multiple of {m}")
     grouped = sortable(scores).reshape(inputs // m, m, outputs)
     order = jnp.arange(m)
     mine, other = grouped[:, :, None], grouped[:, None, :]
@@ -141,15 +141,15 @@ def keep_n_of_m(scores: Float[AnyArray, "i o"], n: int, m: int) -> Bool[Array, "
 def apply_keep(params: Any, keep: Any) -> Any:
     """`jnp.where(keep, p, 0)` for every leaf that has a mask.
 
-    keep: a tree like `params`, in which a dict may leave keys out and None stands for a subtree
-    without masks.
+    keep: a tree like `params`, in which dicts may leave keys out and None means a subtree without
+    masks. Raises KeyError for a key that the params do not have.
     """
     if keep is None:
         return params
     if isinstance(keep, Mapping):
         unknown = [key for key in keep if key not in params]
         if unknown:
-            raise KeyError(f"keep has {unknown[0]!r}, which the params have not")
+            raise KeyError(f"keep has {unknown[0]!r}, which is not in the params: remove it")
         return {key: apply_keep(leaf, keep.get(key)) for key, leaf in params.items()}
 
     def leaf(k: Any, p: Any) -> Any:

@@ -1,6 +1,6 @@
-"""What a run's metrics mean: reports of the blocks, in plain numbers and in words.
+"""Reports of a run: metrics as plain numbers, codes as messages, too many failures as an error.
 
-Functions of the host, for both drivers: codes become messages, and too many failures an error.
+These functions run on the host and serve both drivers.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ LESS_LR = "lower compensate.lr, or set compensate.epochs 0"
 class LayerReport:
     """One linear. error: ‖(W-Ŵ)ᵀx‖²/‖Wᵀx‖² on the inputs it was pruned with.
 
-    zeros: of the kernel as it is stored. They are as many as the count asked for, unless more
-    inputs are dead, or kept weights were zero before or are rounded to zero.
-    rungs: dampings tried because the configured one left the Hessian not positive definite; the
-    last was used.
+    zeros: in the kernel as stored. More than its budget if more inputs are dead, or if kept
+    weights were zero before or are rounded to zero.
+    rungs: dampings tried after the configured one, because the Hessian was not positive definite;
+    the last was used.
     """
 
     name: str
@@ -43,12 +43,12 @@ class LayerReport:
 
 
 class Compensation(NamedTuple):
-    """What a compensation did to its loss (mean squared error)."""
+    """The loss (mean squared error) of a compensation."""
 
     before: float  # on the probe, before the first step
     after: float  # on the probe, after the last
-    epochs: tuple[float, ...]  # mean of the losses met during each epoch
-    restored: str = ""  # why the params are those from before: NOT_FINITE, ROSE or NO_GAIN
+    epochs: tuple[float, ...]  # mean training loss of each epoch
+    restored: str = ""  # why it was undone: NOT_FINITE, ROSE or NO_GAIN
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,10 @@ class BlockReport:
 def layer_reports(
     family: Family, sizes: Mapping[str, int], found: LayerMetrics, damping: float, where: str
 ) -> tuple[LayerReport, ...]:
-    """The linears of one block. where: `block 3`. Raises InputError for an error not finite."""
+    """Reports of one block's linears. where: as `block 3`.
+
+    Raises InputError if an error is not finite.
+    """
     rows = []
     for spec, zeros, error, rungs in zip(family.linears, *map(np.asarray, found), strict=True):
         tried = ladder(damping, int(rungs))
@@ -80,25 +83,25 @@ def layer_reports(
 
 
 def compensation_report(found: CompensationMetrics) -> Compensation | None:
-    """None for a block that was not tuned."""
+    """The report of a compensation; None if the block was not tuned."""
     fate = Fate(int(found.fate))
     if fate == Fate.NONE:
         return None
     losses = np.asarray(found.epochs)
     wrong = np.flatnonzero(~np.isfinite(losses))
-    epochs = losses[: wrong[0] + 1] if len(wrong) else losses  # the rest says nothing more
+    epochs = losses[: wrong[0] + 1] if len(wrong) else losses  # later losses mean nothing
     return Compensation(
         float(found.before), float(found.after), tuple(map(float, epochs)), WORDS.get(fate, "")
     )
 
 
 def reports(family: Family, params: Any, metrics: Any, damping: float) -> list[BlockReport]:
-    """The blocks of a run of `core.icp`. params: of the model. Raises InputError, see `check`."""
+    """Reports of a run of `core.icp`. params: the model's. Raises InputError, see `check`."""
     metrics, found = jax.device_get(metrics), []
     for t in range(family.n_blocks):
         one, block = jax.tree.map(lambda x, t=t: x[t], metrics), params["blocks"][str(t)]
         if not np.isfinite(one.error):
-            raise InputError(f"block {t} gives values that are not finite (NaN or infinity)")
+            raise InputError(f"block {t} returns values that are not finite (NaN or infinity)")
         sizes = {spec.name: block[spec.name]["kernel"].size for spec in family.linears}
         layers = layer_reports(family, sizes, one.layers, damping, f"block {t}")
         tuned = compensation_report(one.compensation)
@@ -108,7 +111,7 @@ def reports(family: Family, params: Any, metrics: Any, damping: float) -> list[B
 
 
 def remedies(report: BlockReport) -> list[str]:
-    """A line for every remedy that a block needed."""
+    """One line for each remedy that a block needed."""
     return [*_damped(report), *_restored(report)]
 
 
@@ -135,10 +138,10 @@ def _restored(report: BlockReport) -> list[str]:
 
 
 def check(reports: Sequence[BlockReport], family: Family) -> None:
-    """Raises InputError, with the list, where more than a tenth of the layers needed a remedy.
+    """Raise InputError, with the list, if more than a tenth of the layers needed a remedy.
 
-    A remedy is a Hessian damped further, for all layers that read its tap, or a compensation that
-    diverged, for all layers of its block; a single one is never too many, however small the model.
+    Raised damping counts for all layers that read the tap, a diverged compensation for all layers
+    of the block. A single remedy is always allowed, however small the model.
     """
     taps = {spec.name: spec.tap for spec in family.linears}
     damped = {(r.block, taps[x.name]) for r in reports for x in r.layers if x.rungs}

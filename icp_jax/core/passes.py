@@ -1,4 +1,4 @@
-"""What a batch of samples does in one block: forward, and the sums that the pruners need."""
+"""Passes of a batch of samples through one block: forward, and the statistics for the pruners."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Shapes = Mapping[str, tuple[int, int]]  # linear -> (inputs, outputs)
 
 @dataclass(frozen=True)
 class Apply:
-    """A module as a pure function of (params, x), computing in `dtype`; gives float32."""
+    """A module as a pure function of (params, x). Computes in `dtype`, returns float32."""
 
     module: Any
     dtype: str
 
     def rematerialised(self) -> Apply:
-        """The same; its gradient recomputes what takes much memory to keep."""
-        if not hasattr(self.module, "remat"):  # SAM's attention always does
+        """The same function; its gradient recomputes attention instead of storing it."""
+        if not hasattr(self.module, "remat"):  # SAM's attention always recomputes
             return self
         return Apply(self.module.clone(remat=True), self.dtype)
 
@@ -41,7 +41,7 @@ class Apply:
     def watched(
         self, params: Params, x: AnyArray
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-        """The inputs of the block's linears by tap, and by linear ‖Wᵀx‖² of every sample."""
+        """(inputs of the linears by tap, ‖Wᵀx‖² per sample by linear)."""
         kinds = ["taps", "energies"]
         with full_precision(self.dtype):
             _, found = self.module.apply({"params": params}, x.astype(self.dtype), mutable=kinds)
@@ -50,23 +50,23 @@ class Apply:
 
 
 class Statistics(NamedTuple):
-    """What the pruners are told of a block's linears."""
+    """Calibration statistics of a block's linears, for the pruners."""
 
     sums: dict[str, stats.Sums]  # of the inputs, by tap
     energies: dict[str, jax.Array]  # ‖Wᵀx‖² over all tokens, by linear
 
 
 def embed(module: Any, dtype: str, params: Params, tokens: AnyArray) -> jax.Array:
-    """Tokens or pixels to the first hidden states, in the stream's dtype."""
+    """Embed tokens or pixels: the first hidden states, in the stream's dtype."""
     with full_precision("float32"):
         return module.apply({"params": params}, tokens).astype(dtype)
 
 
 def no_statistics(family: Family, shapes: Shapes, tokens: int) -> Statistics:
-    """Empty sums, for `tokens` in all.
+    """Empty statistics for a total of `tokens`.
 
-    The last linear is computed only for its energy, so its energy is left out where it takes
-    less work to compute that from the moments.
+    The last linear would run only for its energy. That energy is left out if computing it from
+    the moments is cheaper.
     """
     sums = {tap: stats.zeros(width) for tap, width in family.tap_widths(shapes).items()}
     *counted, last = (spec.name for spec in family.linears)
@@ -82,7 +82,7 @@ def collect(
     seen: Statistics,
     valid: Int[AnyArray, ""],
 ) -> Statistics:
-    """Add one batch to the statistics of every linear; only the first `valid` samples count."""
+    """Add the first `valid` samples of a batch to the statistics of every linear."""
     real = jnp.arange(x.shape[0], dtype=jnp.int32) < valid
     taps, energies = apply.watched(params, x)
     added = {}
@@ -100,7 +100,7 @@ def collect(
 def forward(
     apply: Apply, params: Params, x: Float[AnyArray, "b *s"], valid: Int[AnyArray, ""]
 ) -> tuple[Float[Array, "b *s"], Float[Array, ""]]:
-    """The block's output, and its energy (not finite where the output is not)."""
+    """(the block's output, its energy); the energy is not finite if the output is not."""
     y = apply(params, x)
     return y.astype(x.dtype), _energy(y, valid)
 
@@ -112,7 +112,7 @@ def forward_beside(
     dense: Float[AnyArray, "b *s"],
     valid: Int[AnyArray, ""],
 ) -> tuple[Float[Array, "b *s"], tuple[Float[Array, ""], Float[Array, ""]]]:
-    """The block's output, and the energies of its distance to `dense` and of `dense`."""
+    """The block's output, and the energies of (output - `dense`) and of `dense`."""
     y = apply(params, x)
     dense = dense.astype(y.dtype)
     return y.astype(x.dtype), (_energy(y - dense, valid), _energy(dense, valid))
@@ -124,12 +124,12 @@ def _energy(y: Float[AnyArray, "b *s"], valid: Int[AnyArray, ""]) -> Float[Array
 
 
 def widened(params: Params) -> Params:
-    """Stored params as float32 master weights."""
+    """Convert stored params to float32 master weights."""
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
 
 
 def narrowed(params: Params, dtypes: Sequence[np.dtype]) -> Params:
-    """float32 params rounded to what they are stored in, leaf by leaf.
+    """Round float32 params to their stored dtypes, leaf by leaf.
 
     The barrier keeps XLA from dropping the rounding when they are widened again.
     """
@@ -139,7 +139,7 @@ def narrowed(params: Params, dtypes: Sequence[np.dtype]) -> Params:
 
 
 def alike_runs(family: Family, blocks: Params) -> list[list[int]]:
-    """Consecutive blocks that are one program: of equal modules, shapes and dtypes."""
+    """Group consecutive blocks with equal modules, shapes and dtypes; each group is one program."""
 
     def kind(t: int) -> Any:
         leaves, tree = jax.tree.flatten(blocks[str(t)])

@@ -1,7 +1,7 @@
-"""Prune the linears of one block, tap by tap: linears that read one tap share its factor.
+"""Prune the linears of one block, tap by tap: linears with the same tap share its factor.
 
-Every piece is a compiled function of its own. Inside a trace they become one program; outside,
-a driver runs them one by one and holds one tap's matrices at a time.
+Each piece is a compiled function. In a trace they become one program; outside, a driver runs them
+one by one and holds the matrices of one tap at a time.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ Params = dict[str, Any]
 
 
 class LayerMetrics(NamedTuple):
-    """What pruning did to the linears of a block, in the order of `family.linears`."""
+    """Metrics of a block's pruned linears, in the order of `family.linears`."""
 
-    zeros: Int[Array, "*p linears"]  # of the kernels as they are stored; dead inputs add to counts
+    zeros: Int[Array, "*p linears"]  # in the kernels as stored; dead inputs may add to the counts
     error: Float[Array, "*p linears"]  # ‖(W-Ŵ)ᵀx‖² / ‖Wᵀx‖² on the inputs it was pruned with
-    rungs: Int[Array, "*p linears"]  # how often damping was raised because H was not definite
+    rungs: Int[Array, "*p linears"]  # how often the damping was raised, see `damping`
 
 
 @dataclass(frozen=True)
 class Pace:
-    """What a driver does between the pieces. In a trace: nothing."""
+    """What a driver does between the pieces; the default, for a trace, does nothing."""
 
     climb: Callable[..., tuple[Any, Int[Array, ""]]] = climb
-    settle: Callable[[Any], Any] = lambda tree: tree  # wait, where that saves memory
-    rows: Callable[[Any], Any] = lambda kernel: kernel  # split the outputs over devices
-    whole: Callable[[Any], Any] = lambda tree: tree  # join them again
+    settle: Callable[[Any], Any] = lambda tree: tree  # wait for results if that saves memory
+    rows: Callable[[Any], Any] = lambda kernel: kernel  # shard the outputs over devices
+    whole: Callable[[Any], Any] = lambda tree: tree  # gather them again
 
 
 IN_TRACE = Pace()
 
 
 class Tap(NamedTuple):
-    """The linears that read one tap, after pruning, by name."""
+    """The pruned linears of one tap, by name."""
 
     kernels: dict[str, Float[Array, "i o"]]
     grids: dict[str, quantize.Grid]  # empty without quantization
@@ -67,9 +67,9 @@ def prune_tap(
 ) -> Tap:
     """Prune the linears of one tap to their counts.
 
-    kernels: emptied on the way. sums: of the tap's inputs; outside a trace, used up. energies:
-    ‖Wᵀx‖² over all tokens, where it was counted. hyper: damping and bits. dtypes: what each
-    linear is stored in, which grids must fit.
+    kernels: emptied on the way. sums: of the tap's inputs; donated outside a trace. energies:
+    ‖Wᵀx‖² over all tokens, for linears that have it. hyper: damping and bits. dtypes: the stored
+    dtype of each linear, to which the grid's scales are rounded.
     """
     method = METHODS[recipe.method]
     options: dict[str, Any] = {}
@@ -80,7 +80,7 @@ def prune_tap(
     prepared, rungs = pace.climb(method.prepare, moments, hyper.damping)
     if method.walks:
         options["block"] = recipe.block_size
-        del moments  # the factor, which is as large, is all that a walk needs
+        del moments  # a walk needs only the factor, which is as large
     out = Tap({}, {}, {})
     for name in tuple(kernels):
         kernel, grid = pace.rows(kernels.pop(name)), None
@@ -126,7 +126,7 @@ def prune_block(
     recipe: Recipe,
     dtypes: Mapping[str, str],
 ) -> tuple[Params, LayerMetrics]:
-    """Prune every linear of a block to `hyper.counts` `[linears]`. For use in a trace."""
+    """Prune all linears of a block to `hyper.counts` `[linears]`. For use in a trace."""
     params = dict(params)
     found: dict[str, Any] = {}
     counts = {spec.name: hyper.counts[k] for k, spec in enumerate(family.linears)}
@@ -139,6 +139,6 @@ def prune_block(
 
 
 def in_order(family: Family, found: Mapping[str, Any]) -> LayerMetrics:
-    """The metrics by name as arrays in the order of `family.linears`."""
+    """Stack metrics by name in the order of `family.linears`."""
     rows = [found[spec.name] for spec in family.linears]
     return LayerMetrics(*(jnp.stack(column) for column in zip(*rows, strict=True)))

@@ -1,7 +1,7 @@
-"""Integer grids for the kept weights, from the weights before pruning.
+"""Integer grids for the kept weights, computed from the weights before pruning.
 
-A grid is shared by an output channel, or by a group of its inputs. It always contains zero, so a
-pruned weight stays exactly zero.
+There is one grid per output channel, or per group of its inputs. It always contains zero, so
+pruned weights stay exactly zero.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-SHRINKS = 40  # ranges tried in a search: from the whole one down to half of it
+SHRINKS = 40  # steps of a search, from the full range down to half of it
 
 
 class Grid(NamedTuple):
-    """value = scale · (q - zero), q in 0..levels; g groups of inputs, each with o channels."""
+    """value = scale · (q - zero) with q in 0..levels; g groups of inputs, o output channels."""
 
     scale: Float[Array, "g o"]
     zero: Float[Array, "g o"]  # an integer level
@@ -35,11 +35,11 @@ def make_grid(
     importance: Float[Array, "i"] | None = None,
     dtype: str = "float32",
 ) -> Grid:
-    """The grid of every output channel, or of every `group` of its inputs.
+    """The grid of each output channel, or of each `group` of its inputs.
 
-    Min-max; with `search` the range, shrunk by up to a half, whose rounding error is least,
-    inputs weighted by `importance` (their second moments). symmetric: zero is the middle level.
-    dtype: what scales are rounded to, so that a file can hold them as they were used.
+    The range is min-max. With `search` it is shrunk, by up to a half, to minimise the rounding
+    error weighted by `importance` (the inputs' second moments). symmetric: zero is the middle
+    level. dtype: scales are rounded to it, so that a file can store them exactly.
     """
     (inputs, outputs), held = kernel.shape, jnp.finfo(dtype)
     w = kernel.reshape(-1, group or inputs, outputs).astype(jnp.float32)
@@ -54,7 +54,7 @@ def make_grid(
     def grid(shrink) -> Grid:
         steps = levels.astype(jnp.float32)
         scale = (high - low) * shrink / steps
-        # XLA may drop a conversion there and back. This may make zeros of subnormals: no matter.
+        # XLA may drop a pair of conversions; flushing subnormals to zero is harmless here
         scale = jax.lax.reduce_precision(scale, held.nexp, held.nmant)
         scale = jnp.maximum(scale, held.tiny.astype(jnp.float32))
         middle = jnp.full_like(scale, 0.5) * (steps + 1.0)
@@ -72,26 +72,26 @@ def make_grid(
         now = 1.0 - 0.5 * k.astype(jnp.float32) / SHRINKS
         tried = grid(now)
         rounded = to_grid(w, Grid(tried.scale[:, None], tried.zero[:, None], levels))
-        found = jnp.sum(weight * jnp.square(w - rounded), axis=1)
-        return jnp.minimum(found, error), jnp.where(found < error, now, shrink)
+        tried_error = jnp.sum(weight * jnp.square(w - rounded), axis=1)
+        return jnp.minimum(tried_error, error), jnp.where(tried_error < error, now, shrink)
 
     start = (jnp.full_like(low, jnp.inf), jnp.ones_like(low))
     return grid(jax.lax.fori_loop(0, SHRINKS + 1, better, start)[1])
 
 
 def to_level(w: Float[Array, "*s"], grid: Grid) -> Float[Array, "*s"]:
-    """The nearest level; w and the grid's fields have shapes that broadcast."""
+    """Nearest level of w; w and the grid's fields must broadcast."""
     level = jnp.round(w / grid.scale) + grid.zero
     return jnp.clip(level, 0.0, grid.levels.astype(w.dtype))
 
 
 def to_grid(w: Float[Array, "*s"], grid: Grid) -> Float[Array, "*s"]:
-    """The nearest value of the grid; w and the grid's fields have shapes that broadcast."""
+    """Nearest grid value of w; w and the grid's fields must broadcast."""
     return grid.scale * (to_level(w, grid) - grid.zero)
 
 
 def at_input(grid: Grid, i: Int[Array, ""], inputs: int) -> Grid:
-    """The grid `[o]` of input i of a kernel with so many inputs."""
+    """The grid `[o]` of input i, for a kernel with this number of inputs."""
     group = inputs // grid.scale.shape[0]
     row = jnp.minimum(i // group, grid.scale.shape[0] - 1)  # padded inputs come last
     return Grid(grid.scale[row], grid.zero[row], grid.levels)
@@ -99,7 +99,7 @@ def at_input(grid: Grid, i: Int[Array, ""], inputs: int) -> Grid:
 
 @jax.jit
 def round_kernel(kernel: Float[Array, "i o"], keep: Array, grid: Grid) -> Float[Array, "i o"]:
-    """Every kept weight to its nearest value, without repair: what methods do that do not walk."""
+    """Round the kept weights to the grid, without repair. For methods that do not walk."""
     group = kernel.shape[0] // grid.scale.shape[0]
     scale, zero = (jnp.repeat(a, group, axis=0) for a in (grid.scale, grid.zero))
     return jnp.where(keep, to_grid(kernel, Grid(scale, zero, grid.levels)), 0.0)

@@ -1,7 +1,7 @@
-"""Arrays times a power of two, subnormal numbers and all.
+"""Scaling of arrays by a power of two, including subnormal numbers.
 
-XLA takes subnormal numbers for zero wherever it computes with floats or compares them, on the CPU
-at least. What is read from their bits is exact.
+XLA flushes subnormals to zero when it computes with floats or compares them, at least on the CPU.
+Reading their bits is exact.
 """
 
 from __future__ import annotations
@@ -12,33 +12,33 @@ from jaxtyping import Array, Float, Int
 
 from icp_jax.arrays import AnyArray
 
-TOP = 60  # lifted so, a kernel's subnormal numbers are normal beside weights of up to 2^80
+TOP = 60  # exponent of the lifted maximum: small weights become normal, squares stay finite
 
 
 def bits(x: Float[AnyArray, "*s"]) -> Int[Array, "*s"]:
-    """The bits of |x|, which order as |x| does: int64 of float64, int32 of all narrower floats."""
+    """The bits of |x|, ordered as |x|: int64 for float64, int32 for narrower floats."""
     x = jnp.asarray(x)
     x = x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
     return jax.lax.bitcast_convert_type(jnp.abs(x), _integer(x.dtype))
 
 
 def zeros(x: Float[Array, "*s"]) -> Int[Array, ""]:
-    """How many zeros there are; a subnormal number is none."""
+    """Number of zeros; subnormals do not count."""
     held = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
-    # without the barrier LLVM compares the floats themselves with zero
+    # without the barrier LLVM compares floats with zero, not bits
     stored = jax.lax.optimization_barrier(jax.lax.bitcast_convert_type(x, held))
     sign = jnp.asarray(1, held)
     return jnp.sum(stored << sign == 0, dtype=jnp.int32)
 
 
 def lift(x: Float[Array, "*s"]) -> tuple[Float[Array, "*s"], Int[Array, ""]]:
-    """(x · 2^shift, shift): the largest |x| comes near 2^TOP, by an even shift.
+    """(x · 2^shift, shift), with an even shift that brings the largest |x| near 2^TOP.
 
-    Exact for all that does not fall below the least normal number.
+    Exact for values that do not fall below the smallest normal number.
     """
     info, found = jnp.finfo(x.dtype), bits(x)
     bias = 1 - info.minexp
-    # a normal number is 1.f · 2^power; a subnormal one its bits, as a number, times the least one
+    # a normal number is 1.f · 2^power; a subnormal is its bits times the smallest subnormal
     fraction = found & ((1 << info.nmant) - 1) | (bias << info.nmant)
     subnormal = found >> info.nmant == 0
     power = jnp.where(subnormal, info.minexp - info.nmant, (found >> info.nmant) - bias)
@@ -50,7 +50,7 @@ def lift(x: Float[Array, "*s"]) -> tuple[Float[Array, "*s"], Int[Array, ""]]:
 
 
 def lower(x: Float[Array, "*s"], shift: Int[Array, ""]) -> Float[Array, "*s"]:
-    """x · 2^-shift, the inverse of `lift`, rounded where it is subnormal."""
+    """x · 2^-shift, the inverse of `lift`; subnormal results are rounded."""
     info = jnp.finfo(x.dtype)
     shift = shift.astype(_integer(x.dtype))
     size = (bits(x) >> info.nmant) - (1 - info.minexp) - shift
@@ -64,7 +64,7 @@ def _integer(dtype) -> jnp.dtype:
 
 
 def _times(x, power):
-    """x · 2^power, by halves, each of which is a normal number."""
+    """x · 2^power as two factors, each a normal number."""
     half = power // 2
     return x * _two_to(half, x.dtype) * _two_to(power - half, x.dtype)
 

@@ -1,4 +1,4 @@
-"""Streaming second moments of the taps: what the pruners know of a layer's inputs."""
+"""Streaming second moments of the taps: the pruners' statistics of a layer's inputs."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from jaxtyping import Array, Float, Int
 from icp_jax import backend
 from icp_jax.arrays import AnyArray
 
-TILE, TILE_MAX = 256, 512  # inputs a tile of the moments, on the CPU
-SIDE, SIDE_LEAST = 8, 1024  # elsewhere: tiles a side, of at least so many inputs
-PANEL = 512  # rows and columns of the moments that are multiplied at once, at most
+TILE, TILE_MAX = 256, 512  # inputs per tile of the moments, on the CPU
+SIDE, SIDE_LEAST = 8, 1024  # elsewhere: tiles per side, and the smallest number of inputs of one
+PANEL = 512  # largest panel of the moments that is multiplied at once
 
 
 class Sums(NamedTuple):
     """Running sums of one tap."""
 
-    second: Float[Array, "d d"]  # of x xᵀ; its upper half is summed
+    second: Float[Array, "d d"]  # sum of x xᵀ, upper half only
     rows: Int[Array, ""]  # tokens seen
 
 
 class Moments(NamedTuple):
     """Second moments of a linear's input."""
 
-    second: Float[Array, "d d"]  # mean of x xᵀ over tokens, float32; its upper half is read
+    second: Float[Array, "d d"]  # mean of x xᵀ over tokens, float32; only the upper half is read
     tokens: Int[Array, ""]
 
 
 def zeros(inputs: int) -> Sums:
-    """Empty sums for a tap of so many inputs."""
+    """Empty sums for a tap with this number of inputs."""
     return Sums(jnp.zeros((inputs, inputs), jnp.float32), jnp.zeros((), jnp.int32))
 
 
@@ -43,17 +43,17 @@ def _tile(inputs: int) -> int:
 
 
 def add(sums: Sums, x: Float[Array, "n d"], count: Int[Array, ""]) -> Sums:
-    """Add rows; `count` of them are real, the others are zero.
+    """Add rows, of which `count` are real and the others zero.
 
-    One tile of the upper half after the other, in place.
+    Updates the upper half in place, one tile at a time.
     """
-    if backend.is_host():  # knows no such product of half precision; exact elsewhere
+    if backend.is_host():  # the CPU has no bfloat16 product that sums in float32
         x = x.astype(jnp.float32)
     (tokens, inputs), columns = x.shape, x.T
     tile = _tile(inputs)
     pairs = jnp.stack(jnp.triu_indices(-(-inputs // tile)))
 
-    def some(k):  # (start, columns); the last tile reaches back, with zeros for what was added
+    def columns_of(k):  # (start, columns); the last tile overlaps, with zeros in the overlap
         start = jnp.minimum(k * tile, inputs - tile)
         part = jax.lax.dynamic_slice(columns, (start, 0), (tile, tokens))
         if inputs % tile:
@@ -61,7 +61,7 @@ def add(sums: Sums, x: Float[Array, "n d"], count: Int[Array, ""]) -> Sums:
         return start, part
 
     def add_tile(k, second):
-        (top, left), (start, right) = some(pairs[0, k]), some(pairs[1, k])
+        (top, left), (start, right) = columns_of(pairs[0, k]), columns_of(pairs[1, k])
         product = jax.lax.dot_general(
             left,
             right,
@@ -78,12 +78,12 @@ def add(sums: Sums, x: Float[Array, "n d"], count: Int[Array, ""]) -> Sums:
 
 @partial(jax.jit, donate_argnums=0)
 def moments(sums: Sums) -> Moments:
-    """The mean, in the place of the sums, which are used up."""
+    """The mean. The sums are donated."""
     return Moments(sums.second / jnp.maximum(sums.rows, 1).astype(jnp.float32), sums.rows)
 
 
 def from_inputs(x: Float[AnyArray, "*n d"]) -> Moments:
-    """The moments of a matrix of inputs, both halves, at once. For library use."""
+    """Moments of a matrix of inputs, with both halves filled in. For library use."""
     x = jnp.asarray(x)
     count = jnp.int32(x[..., 0].size)
     upper, _ = moments(add(zeros(x.shape[-1]), x.reshape(-1, x.shape[-1]), count))
@@ -91,26 +91,26 @@ def from_inputs(x: Float[AnyArray, "*n d"]) -> Moments:
 
 
 def outputs_cost_less(tokens: int, inputs: int) -> bool:
-    """Whether ‖Wᵀx‖² is less work from a linear's outputs than by `output_energy`."""
+    """Whether ‖Wᵀx‖² is cheaper from a linear's outputs than by `output_energy`."""
     return 2 * tokens <= inputs
 
 
 @jax.jit
 def output_energy(kernel: Float[Array, "i o"], m: Moments) -> Float[Array, ""]:
-    """‖Wᵀx‖², in the mean over the calibration tokens."""
+    """Mean of ‖Wᵀx‖² over the calibration tokens."""
     inputs = kernel.shape[0]
     panels = -(-inputs // PANEL)
     panel = -(-inputs // panels)
     upper = jnp.stack(jnp.triu_indices(panels))
 
-    def rows(k):  # (start, kernel); what the panel before holds too is zero
+    def rows(k):  # (start, kernel); the last panel overlaps, with zeros in the overlap
         start = jnp.minimum(k * panel, inputs - panel)
         w = jax.lax.dynamic_slice(kernel, (start, 0), (panel, kernel.shape[1]))
         if inputs % panel:
             w = jnp.where((start + jnp.arange(panel) >= k * panel)[:, None], w, 0)
         return start, w
 
-    def add(n, total):  # the matrix is symmetric: what is right of its diagonal counts twice
+    def add(n, total):  # by symmetry, entries right of the diagonal count twice
         (top, left), (start, right) = rows(upper[0, n]), rows(upper[1, n])
         tile = jax.lax.dynamic_slice(m.second, (top, start), (panel, panel))
         beyond = start - top + jnp.arange(panel) - jnp.arange(panel)[:, None]
@@ -125,7 +125,7 @@ def output_energy(kernel: Float[Array, "i o"], m: Moments) -> Float[Array, ""]:
 def lost_energy(
     before: Float[Array, "i o"], after: Float[Array, "i o"], m: Moments
 ) -> Float[Array, ""]:
-    """‖(W - Ŵ)ᵀx‖², in the mean over the calibration tokens."""
+    """Mean of ‖(W - Ŵ)ᵀx‖² over the calibration tokens."""
     return output_energy(before - after, m)
 
 
@@ -133,7 +133,7 @@ def lost_energy(
 def energy(
     kernel: Float[Array, "i o"], m: Moments, total: Float[Array, ""] | None = None
 ) -> Float[Array, ""]:
-    """`output_energy`, which is no work where its `total` over all tokens was counted."""
+    """`output_energy`, taken from its `total` over all tokens if that is known."""
     if total is None:
         return output_energy(kernel, m)
     return total / jnp.maximum(m.tokens, 1).astype(jnp.float32)
@@ -141,12 +141,12 @@ def energy(
 
 @jax.jit
 def share(lost: Float[Array, ""], energy: Float[Array, ""]) -> Float[Array, ""]:
-    """One energy of another, which may be zero."""
+    """lost / energy; the energy may be zero."""
     return lost / jnp.maximum(energy, jnp.finfo(jnp.float32).tiny)
 
 
 def output_error(
     before: Float[AnyArray, "i o"], after: Float[AnyArray, "i o"], m: Moments
 ) -> Float[Array, ""]:
-    """‖(W - Ŵ)ᵀx‖² / ‖Wᵀx‖², in the mean over the calibration tokens. For library use."""
+    """‖(W - Ŵ)ᵀx‖² / ‖Wᵀx‖² over the calibration tokens. For library use."""
     return share(lost_energy(before, after, m), energy(before, m))

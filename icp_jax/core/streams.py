@@ -1,4 +1,4 @@
-"""A stream of hidden states in memory, in chunks of one shape, and the passes over it."""
+"""Streams of hidden states in memory, in chunks of equal shape, and the passes over them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Params = dict[str, Any]
 
 
 class Chunks(NamedTuple):
-    """Samples `[N, ...]` in chunks of `b`; the last chunk is filled up with zeros."""
+    """Samples `[N, ...]` in chunks of `b`; the last chunk is padded with zeros."""
 
     values: Float[Array, "c b *s"]
-    valid: Int[Array, "c"]  # samples of each chunk that are real
+    valid: Int[Array, "c"]  # real samples in each chunk
 
     def samples(self, count: int) -> Float[Array, "n *s"]:
         """The first `count` samples."""
@@ -31,21 +31,21 @@ class Chunks(NamedTuple):
 
 
 class Streams(NamedTuple):
-    """The hidden states of some samples, in both models."""
+    """The hidden states of the same samples in the pruned and in the dense model."""
 
     sparse: Chunks
     dense: Chunks
 
 
 def start(family: Family, params: Params, samples: AnyArray, recipe: Recipe) -> Streams:
-    """Before the first block both streams are the embedding."""
+    """Both streams before the first block: the embedding."""
     hidden = passes.embed(family.embed, recipe.stream_dtype, params["embed"], samples)
     chunks = chunked(hidden, recipe.batch)
     return Streams(chunks, chunks)
 
 
 def chunked(x: Float[AnyArray, "n *s"], size: int) -> Chunks:
-    """Samples in chunks of `size`."""
+    """Split samples into chunks of `size`."""
     n, count = len(x), -(-len(x) // size)
     x = jnp.pad(x, [(0, count * size - n)] + [(0, 0)] * (x.ndim - 1))
     valid = np.minimum(size, n - size * np.arange(count))
@@ -61,7 +61,7 @@ def forward(apply: Apply, params: Params, stream: Chunks) -> Chunks:
 def forward_beside(
     apply: Apply, params: Params, stream: Chunks, dense: Chunks
 ) -> tuple[Chunks, Float[Array, ""]]:
-    """The block's output for all samples, and ‖output - dense‖² / ‖dense‖² over them."""
+    """(the block's output for all samples, ‖output - dense‖² / ‖dense‖²)."""
 
     def one(at):
         x, beside, valid = at
@@ -74,7 +74,7 @@ def forward_beside(
 def statistics(
     family: Family, apply: Apply, params: Params, stream: Chunks, samples: int
 ) -> Statistics:
-    """The sums over all samples that the pruners of a block need."""
+    """The statistics of a block's linears over all samples."""
     shapes = {spec.name: params[spec.name]["kernel"].shape for spec in family.linears}
     positions = int(np.prod(stream.values.shape[2:-1]))
     empty = passes.no_statistics(family, shapes, samples * positions)

@@ -1,10 +1,10 @@
-"""Calibration and evaluation tokens: from hub datasets, local text, or ready token ids.
+"""Calibration and evaluation tokens from hub datasets, local text or token ids.
 
-A corpus is one running text, a set of documents, or rows of token ids. Calibration windows are
-drawn at random: from a text anywhere, from documents out of those longer than a window (where
-there are none, the documents are joined and treated as a text); rows that are exactly windows are
-used as they are. Evaluation joins everything and cuts it into windows that do not overlap. Tokens
-that an `attention_mask` leaves out are dropped before anything else.
+A corpus is a single text, a set of documents, or rows of token ids. Calibration windows are drawn
+at random: from anywhere in a text, or from documents longer than a window. If no document is long
+enough, the documents are joined. Rows of exactly one window are used unchanged. Evaluation joins
+the corpus and cuts it into windows that do not overlap. Tokens masked by an `attention_mask` are
+dropped first.
 """
 
 from icp_jax.data.corpus import Corpus, Encode, Piece

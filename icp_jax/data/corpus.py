@@ -1,4 +1,4 @@
-"""A corpus: one running text, or documents, or rows of token ids."""
+"""A corpus: a single text, documents, or rows of token ids."""
 
 from __future__ import annotations
 
@@ -22,24 +22,22 @@ log = logging.getLogger("icp_jax")
 
 @dataclass(frozen=True)
 class Corpus:
-    """pieces: documents, or a single running text; gap: what joins them; limit: windows read;
-    rows: whether the pieces are rows of token ids, each of which may be a window;
-    empty: how many rows hold nothing.
-    """
+    """A corpus before it is cut into windows."""
 
     name: str
-    pieces: Sequence[Piece]
-    gap: str = GAP
-    limit: int | None = None
-    rows: bool = False
-    empty: int = 0
+    pieces: Sequence[Piece]  # documents, or a single text
+    gap: str = GAP  # separator of joined pieces
+    limit: int | None = None  # maximum number of evaluation windows
+    rows: bool = False  # the pieces are rows of token ids
+    empty: int = 0  # number of empty rows
 
 
 def corpus_of(name: str, rows: Iterable[tuple[Any, Any]]) -> Corpus:
-    """A corpus of `(where, row)`: a row is a text, a list of ids, or an object that holds one.
+    """Build a corpus from `(where, row)` pairs.
 
-    A row without anything (null, or no ids) is left out; an empty text keeps its place, as in the
-    field's own way to join WikiText's lines. Raises InputError, saying where, for a bad row.
+    A row is a text, a list of ids, or an object that holds one of them. Rows that are null or
+    without ids are dropped. Empty texts are kept, as in the usual join of WikiText's lines.
+    Raises InputError with the place of a bad row.
     """
     pieces: list[Piece] = []
     empty = 0
@@ -49,7 +47,7 @@ def corpus_of(name: str, rows: Iterable[tuple[Any, Any]]) -> Corpus:
         if piece is not None and (isinstance(piece, str) or piece.size):
             pieces.append(piece)
     if not any(map(len, pieces)):
-        raise InputError(f"{name} holds no text and no tokens: all its {empty} rows are empty")
+        raise InputError(f"{name} has no text or tokens, only {empty} empty rows: give other data")
     return Corpus(
         name, pieces, rows=not any(isinstance(piece, str) for piece in pieces), empty=empty
     )
@@ -62,27 +60,27 @@ def _piece(where: Any, row: Any) -> Piece | None:
     if isinstance(text, str):
         return checked_text(where, text)
     if text is not None:
-        raise InputError(f"{where}: its text is no string but a {type(text).__name__}")
+        raise InputError(f"{where}: 'text' must be a string, got {type(text).__name__}")
     found = next((row[key] for key in TOKEN_KEYS if row.get(key) is not None), None)
     if found is not None:
         return unmasked(where, ids_of(where, found), row.get(MASK_KEY))
     if any(key in row for key in (*TEXT_KEYS, *TOKEN_KEYS)):
         return None
-    raise InputError(f"{where} has neither 'text' nor 'input_ids'")
+    raise InputError(f"{where} has neither 'text' nor 'input_ids': add one of them")
 
 
 def checked_text(where: Any, text: str) -> str:
-    """The text itself. Raises InputError for half a character, which no tokenizer takes."""
+    """Return the text. Raises InputError for lone surrogates, which no tokenizer accepts."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         code = f"U+{ord(text[error.start]):04X}"
-        raise InputError(f"{where}: its text is no Unicode: a lone surrogate {code}") from None
+        raise InputError(f"{where}: invalid Unicode, lone surrogate {code}: remove it") from None
     return text
 
 
 def ids_of(where: Any, values: Any) -> np.ndarray:
-    """Token ids `[T]` int64. Raises InputError for what is no flat list of integers."""
+    """Token ids `[T]` int64. Raises InputError if `values` is not a flat list of integers."""
     try:
         ids = np.asarray(values)
     except (ValueError, OverflowError):
@@ -93,10 +91,10 @@ def ids_of(where: Any, values: Any) -> np.ndarray:
 
 
 def unmasked(where: Any, ids: np.ndarray, mask: Any) -> np.ndarray:
-    """The ids that an attention mask leaves in. Raises InputError where the two do not fit."""
+    """The ids that the attention mask keeps. Raises InputError for an invalid mask."""
     if mask is None:
         return ids
     keep = np.asarray(mask) if isinstance(mask, list | tuple | np.ndarray) else np.empty((0, 0))
     if keep.shape != ids.shape or not np.isin(keep, (0, 1)).all():
-        raise InputError(f"{where}: attention_mask must hold a 0 or a 1 for each token")
+        raise InputError(f"{where}: attention_mask must have a 0 or a 1 for each token")
     return ids[keep.astype(bool)]

@@ -1,5 +1,6 @@
-"""Local files: text, JSON, arrays of ids and what `datasets` saved. What a file holds decides,
-then how its name ends, in either case and compressed or not.
+"""Read a corpus from local files: text, JSON, NumPy, Parquet, and saved `datasets` folders.
+
+The format is detected from the first bytes, then from the file name's suffix.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ PACKED: dict[str, tuple[bytes, Callable[..., Any]]] = {
     ".bz2": (b"BZh", bz2.open),
     ".xz": (b"\xfd7zXZ", lzma.open),
 }
-# In each, the first that is there is taken.
+# Splits for calibration and evaluation; the first existing one is used.
 SPLITS = {False: ("train",), True: ("test", "validation", "valid", "val", "dev")}
 
 
 def load_corpus(data: str, evaluation: bool = False) -> Corpus:
-    """A corpus by name or path. Raises InputError for what is not there or cannot be read."""
+    """Load a corpus by name or path. Raises InputError if it is missing or unreadable."""
     if data in HUB:
         return from_hub(data, evaluation)
     path = Path(data).expanduser()
@@ -54,7 +55,7 @@ def load_corpus(data: str, evaluation: bool = False) -> Corpus:
             )
         return _file(path)
     except UnicodeDecodeError:
-        raise InputError(f"{data} is not UTF-8 text") from None
+        raise InputError(f"{data} is not UTF-8 text: convert it to UTF-8") from None
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise InputError(f"{data} cannot be read: {first_line(error)}") from None
 
@@ -66,7 +67,7 @@ def _file(path: Path) -> Corpus:
     packed = next((end for end, (magic, _) in PACKED.items() if start.startswith(magic)), None)
     named = ends.pop() if ends and ends[-1] in PACKED else None
     if named and packed is None:
-        raise InputError(f"{path} cannot be read: its name ends in {named}, its data is other")
+        raise InputError(f"{path} cannot be read: it is not a {named} file; rename it")
     if start.startswith(b"\x93NUMPY") or ends[-1:] == [".npy"]:
         return _read_npy(path)
     if start.startswith(b"PAR1"):
@@ -86,7 +87,7 @@ def _file(path: Path) -> Corpus:
 
 
 def _json_rows(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    """Rows of JSON lines, or of one array, with where each lies."""
+    """(place, row) pairs of JSON lines or of a JSON array."""
     whole = text.lstrip()[:2]
     if whole[:1] == "[" and not whole[1:].isdigit():
         try:
@@ -102,7 +103,7 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[str, Any]]:
         try:
             yield f"{path} line {number}", json.loads(line)
         except (ValueError, RecursionError):
-            raise InputError(f"{path} line {number} is not JSON") from None
+            raise InputError(f"{path} line {number} is not JSON: fix or remove it") from None
 
 
 def _read_npy(path: Path) -> Corpus:
@@ -111,7 +112,7 @@ def _read_npy(path: Path) -> Corpus:
     except ValueError as error:
         raise InputError(f"{path} is not an array of token ids: {first_line(error)}") from None
     if not isinstance(array, np.ndarray) or array.ndim not in (1, 2):
-        raise InputError(f"{path} is not an array of token ids, [T] or [N, T]")
+        raise InputError(f"{path} is not an array of token ids: save one array [T] or [N, T]")
     rows = [ids_of(path, row) for row in np.atleast_2d(array)]
     return Corpus(path.name, rows, rows=array.ndim == 2)
 
@@ -121,29 +122,30 @@ def _saved(path: Path, evaluation: bool) -> Corpus:
 
     try:
         rows = datasets.load_from_disk(str(path))
-    except Exception as error:  # pyarrow's and datasets' own kinds
+    except Exception as error:  # pyarrow and datasets raise unrelated types
         if isinstance(error, IndexError) and any(path.rglob("state.json")):
-            raise InputError(f"{path} holds no text: a dataset in it has no rows") from None
+            raise InputError(f"{path} has a dataset without rows: give other data") from None
         raise InputError(
-            f"{path} is not a folder that datasets saved: {first_line(error)}"
+            f"{path} is not a folder written by datasets.save_to_disk: {first_line(error)}"
         ) from None
     if isinstance(rows, datasets.DatasetDict):
         split = next((name for name in SPLITS[evaluation] if name in rows), None)
         if split is None:
             raise InputError(
                 f"{path} has no split {' or '.join(SPLITS[evaluation][:2])}, "
-                f"only {', '.join(rows)}: give the folder of one, as {path}/{next(iter(rows), '')}"
+                f"only {', '.join(rows)}: give a split's folder, such as "
+                f"{path}/{next(iter(rows), '')}"
             )
         return _columns(path / split, rows[split])
     return _columns(path, rows)
 
 
 def _columns(path: Path, rows: Any) -> Corpus:
-    """The text, or the tokens that their mask leaves in, of a `datasets.Dataset`."""
+    """The texts or the unmasked tokens of a `datasets.Dataset`."""
     names = rows.column_names
     wanted = [key for key in (*TEXT_KEYS, *TOKEN_KEYS) if key in names][:1]
     if not wanted:
-        raise InputError(f"{path} has no column text or input_ids, only {names}")
+        raise InputError(f"{path} has columns {names}: rename one to text or input_ids")
     if wanted[0] in TOKEN_KEYS and MASK_KEY in names:
         wanted.append(MASK_KEY)
     chosen = rows.select_columns(wanted)
@@ -155,7 +157,7 @@ def _columns(path: Path, rows: Any) -> Corpus:
 
 
 class Strings(Sequence[str]):
-    """Texts that stay in the file until they are asked for."""
+    """A sequence of texts that are read from an Arrow column on access."""
 
     def __init__(self, column: Any):
         self.column = column
@@ -168,7 +170,7 @@ class Strings(Sequence[str]):
 
 
 def _strings(path: Path, column: Any) -> Corpus:
-    """Documents of an Arrow column of strings, which are UTF-8; see `corpus_of`."""
+    """A corpus of an Arrow column of strings; drops nulls as `corpus_of` does."""
     if not len(column):
         return corpus_of(str(path), ())
     import pyarrow.compute as pc

@@ -1,4 +1,4 @@
-"""The Hugging Face hub: the files of a model, downloaded or from the cache."""
+"""Model files from the Hugging Face hub or its local cache."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from converters.files import lone_torch_file
 from icp_jax.data.hub_errors import SHOWN, not_given, pass_on
 from icp_jax.errors import InputError
 
-BESIDE = (".json", ".txt", ".model", ".jinja")  # config, tokenizer and the like
-# In the order in which transformers looks for them; an index names its shards.
+BESIDE = (".json", ".txt", ".model", ".jinja")  # config, tokenizer and similar files
+# Weight files in the order in which transformers looks for them; an index lists shards.
 WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -26,15 +26,15 @@ WEIGHTS = (
 
 
 def download(repo: str) -> Path:
-    """The folder of a model in the hub's cache, with the files that it takes and no others.
+    """Download a model's config, tokenizer and weights; returns its folder in the hub's cache.
 
-    Where the hub cannot be asked, what an earlier download left. Raises InputError.
+    Uses an earlier download if the hub cannot be reached. Raises InputError.
     """
     return _given(repo, _download)
 
 
 def config(repo: str) -> Path:
-    """The folder in the hub's cache that holds a model's `config.json`. Raises InputError."""
+    """Download a model's `config.json`; returns its folder in the cache. Raises InputError."""
     return _given(repo, _download_config)
 
 
@@ -42,19 +42,17 @@ def _given(repo: str, get: Callable[[str, Any], Path]) -> Path:
     with quiet():
         try:
             info = ask(repo)
-        except Exception as error:  # the clients' errors share no base
+        except Exception as error:  # the hub's clients raise unrelated types
             return _cached(repo, error)
         try:
             return get(repo, info)
-        except Exception as error:  # as above; `pass_on` raises again what is no fault of the hub's
+        except Exception as error:  # `pass_on` re-raises errors not caused by the hub
             pass_on(error)
             raise not_given(repo, error) from None
 
 
 def ask(repo: str, kind: str = "model") -> Any:
-    """What the hub says of a repository. Asked once, with a time limit: a download would go on
-    asking for minutes where nothing answers.
-    """
+    """Get the hub's info on a repository, with a timeout; a download would retry for minutes."""
     from huggingface_hub import HfApi, constants
 
     return HfApi().repo_info(repo, repo_type=kind, timeout=constants.HF_HUB_ETAG_TIMEOUT)
@@ -76,17 +74,17 @@ def _download(repo: str, info: Any) -> Path:
 
 
 def _beside(names: Sequence[str]) -> list[str]:
-    """Config, tokenizer and the like: of the top folder, and no lists of weights."""
+    """Config, tokenizer and similar files in the top folder, without weight indexes."""
     return [n for n in names if n.endswith(BESIDE) and "/" not in n and ".index." not in n]
 
 
 def _weights(repo: str, names: Sequence[str], revision: str | None) -> list[str]:
-    """The files of weights that transformers would load. Raises InputError where there are none."""
+    """The weight files that transformers would load. Raises InputError if there are none."""
     from huggingface_hub import hf_hub_download
 
     single = next((name for name in WEIGHTS if name in names), None)
     if single is None:
-        raise InputError(f"{repo} has no weights that can be read: one of {', '.join(WEIGHTS)}")
+        raise InputError(f"{repo} has no weights: expected one of {', '.join(WEIGHTS)}")
     if not single.endswith(".index.json"):
         return [single]
     index = Path(hf_hub_download(repo, single, revision=revision))
@@ -95,18 +93,18 @@ def _weights(repo: str, names: Sequence[str], revision: str | None) -> list[str]
     except (ValueError, KeyError, AttributeError, TypeError):
         raise InputError(f"{single} of {repo} is not a checkpoint index") from None
     if missing := sorted(str(shard) for shard in shards if shard not in names):
-        raise InputError(f"{single} of {repo} names {missing[0][:SHOWN]!r}, which is not there")
+        raise InputError(f"{repo} has no file {missing[0][:SHOWN]!r}, which its {single} lists")
     return [single, *sorted(shards)]
 
 
 def _cached(repo: str, error: Exception) -> Path:
-    """The folder that an earlier download left. Raises the InputError that `error` amounts to."""
+    """The folder of an earlier download. Raises InputError for `error` if there is none."""
     from huggingface_hub import try_to_load_from_cache
 
     pass_on(error)
     try:
         found = try_to_load_from_cache(repo, "config.json")
-    except ValueError:  # no valid id
+    except ValueError:  # not a valid id
         found = None
     if isinstance(found, str):
         return Path(found).parent
@@ -115,7 +113,7 @@ def _cached(repo: str, error: Exception) -> Path:
 
 @contextlib.contextmanager
 def cache_alone() -> Iterator[None]:
-    """The clients look into their caches and ask nobody."""
+    """Make the hub's clients use only their caches."""
     from huggingface_hub import constants
 
     before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
@@ -127,11 +125,11 @@ def cache_alone() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No warnings of the clients' own, and their bars on a terminal alone."""
+    """Silence the hub clients' warnings, and their progress bars outside a terminal."""
     from huggingface_hub import logging as hub_log
     from huggingface_hub import utils
 
-    hub_log.get_verbosity()  # importing it sets the level, which must not come later
+    hub_log.get_verbosity()  # its first use sets the level, which must happen before ours
     loggers = [logging.getLogger(n) for n in ("huggingface_hub", "datasets", "transformers")]
     levels = [logger.level for logger in loggers]
     bars = not utils.are_progress_bars_disabled() and not sys.stderr.isatty()
@@ -149,14 +147,14 @@ def quiet() -> Iterator[None]:
 
 
 def resolve(model: str) -> Path:
-    """A local folder or `.pth` file as it is; a hub id downloaded through huggingface_hub."""
+    """The local folder or `.pth` file, or the downloaded folder of a hub id. Raises InputError."""
     if not model:
-        raise InputError("no model given: name a Hugging Face folder or hub id")
+        raise InputError("no model given: give a Hugging Face folder or hub id")
     path = Path(model).expanduser()
     if path.is_dir() or lone_torch_file(path) is not None:
         return path
     if path.exists():
         raise InputError(f"{model} is a file: give the folder that holds config.json")
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise InputError(f"no such folder: {model}")
+        raise InputError(f"no such folder: {model}; give a Hugging Face folder or hub id")
     return download(model)

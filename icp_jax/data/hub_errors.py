@@ -1,4 +1,4 @@
-"""Why the hub gave nothing, in words for a message."""
+"""Turn errors of the hub's clients into short messages."""
 
 from __future__ import annotations
 
@@ -10,50 +10,50 @@ from icp_jax.errors import InputError
 
 OURS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPERM)
 FOREIGN = ("JSONDecodeError", "FileMetadataError", "KeyError", "AttributeError", "AssertionError")
-SHOWN = 120  # characters of a library's own words
+SHOWN = 120  # characters shown of a library's message
 STATUS = {
-    401: "the hub knows no such name, or wants a login (401): check the name, or `hf auth login`",
-    403: "access is denied (403): ask for it on the model's page, then `hf auth login`",
-    404: "the hub has no such name or file (404)",
-    407: "the proxy wants a login (407)",
-    429: "too many requests (429): wait a few minutes, or `hf auth login`",
+    401: "unknown name or login required (401): check the name, or run `hf auth login`",
+    403: "access denied (403): request it on the model's page, then run `hf auth login`",
+    404: "unknown name or file (404): check the name",
+    407: "the proxy requires a login (407)",
+    429: "too many requests (429): wait a few minutes, or run `hf auth login`",
 }
 
 
 def pass_on(error: Exception) -> None:
-    """Raise an error that is not the hub's: bad input, no memory, a disk that takes no more."""
+    """Re-raise an error not caused by the hub: bad input, out of memory, a full disk."""
     if isinstance(error, InputError | MemoryError) or getattr(error, "errno", None) in OURS:
         raise error
 
 
 def not_given(repo: str, error: Exception) -> InputError:
-    """What to say of a hub id that the hub gave nothing for."""
+    """The InputError for a model that is neither local nor available from the hub."""
     return InputError(
-        f"{repo} is neither a folder here nor a model that the hub gave: {reason(error)}"
+        f"{repo} is not a local folder and could not be downloaded from the hub: {reason(error)}"
     )
 
 
 def reason(error: BaseException) -> str:
-    """Why the hub gave nothing, in a few words, whichever client failed."""
+    """A short reason for an error of any of the hub's clients."""
     chain = list(_chain(error))
     names = {kind.__name__ for e in chain for kind in type(e).__mro__}
     for e in chain:
         status = getattr(getattr(e, "response", None), "status_code", None)
         if isinstance(status, int) and status >= 400:
-            return STATUS.get(status, f"the hub answers with an error ({status}): try again later")
+            return STATUS.get(status, f"the hub returned an error ({status}): try again later")
     if "HFValidationError" in names:
-        return "this is no valid name of a model"
+        return "not a valid hub id, which is OWNER/NAME"
     if "OfflineModeIsEnabled" in names or _offline():
-        return "it is not in the cache, and HF_HUB_OFFLINE forbids to ask the hub"
+        return "it is not in the cache and HF_HUB_OFFLINE is set: unset it to download"
     for kind, words in (
-        ("ProxyError", "the proxy refuses the connection"),
-        ("TimeoutException", "the hub does not answer in time"),
-        ("TimeoutError", "the hub does not answer in time"),
+        ("ProxyError", "the proxy refused the connection"),
+        ("TimeoutException", "the hub timed out: try again"),
+        ("TimeoutError", "the hub timed out: try again"),
         ("ConnectError", "no connection to the hub: check the network"),
         ("ConnectionRefusedError", "no connection to the hub: check the network"),
-        *((kind, "the answer is not the hub's: a proxy's page, perhaps") for kind in FOREIGN),
-        ("HTTPError", "the connection broke off: try again"),
-        ("ConnectionError", "the connection broke off: try again"),
+        *((kind, "unexpected response, maybe from a proxy: check the network") for kind in FOREIGN),
+        ("HTTPError", "the connection was lost: try again"),
+        ("ConnectionError", "the connection was lost: try again"),
     ):
         if kind in names:
             return words
@@ -62,7 +62,7 @@ def reason(error: BaseException) -> str:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception, and those that it came of."""
+    """An exception and its causes."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))

@@ -1,4 +1,4 @@
-"""What a model is calibrated on, by the kind of its family: windows of tokens, or images."""
+"""Calibration samples for a model: windows of tokens, or images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from icp_jax.phases import Progress
 
 
 class Described(Protocol):
-    """A model with its config: in memory or in a folder."""
+    """A model with its config, in memory or in a folder."""
 
     @property
     def config(self) -> dict[str, Any]: ...
@@ -27,15 +27,15 @@ class Described(Protocol):
 
 
 def resolved(config: CalibrationConfig, source: Described) -> CalibrationConfig:
-    """With every unset field filled in. Raises InputError for what the model cannot be fed."""
+    """Fill in the unset fields. Raises InputError for data that the model cannot take."""
     family = source.family
     config = dataclasses.replace(config, samples=config.count)
     if family.kind == "vision":
         if config.seq_len is not None:
-            raise InputError("calibration.seq_len is for text: this model reads images")
+            raise InputError("calibration.seq_len is for text: leave it out for this vision model")
         from icp_jax.vision import folders
 
-        # the default's data set is of text: nothing was given, which is enough to plan
+        # the default data set is text; it means that no data is given, which a plan accepts
         if config.data in data.HUB and config.data != CalibrationConfig().data:
             raise InputError(f"this model reads images, not {config.data}: {folders.ADVICE}")
         return config
@@ -46,9 +46,9 @@ def resolved(config: CalibrationConfig, source: Described) -> CalibrationConfig:
 def calibration(
     config: CalibrationConfig, source: Described, progress: Progress = lambda *event: None
 ) -> np.ndarray:
-    """Tokens `[samples, T]` int32, or pixels `[samples, 3, S, S]` float32. Raises InputError.
+    """Load tokens `[samples, T]` int32 or pixels `[samples, 3, S, S]` float32.
 
-    config: as the user gave it, since unset samples may come out as fewer than 128.
+    config: unresolved, since unset `samples` may become fewer than 128. Raises InputError.
     """
     given, config = config, resolved(config, source)
     if source.family.kind == "vision":
@@ -63,13 +63,13 @@ def calibration(
 
 
 def counted(config: RunConfig, samples: np.ndarray) -> RunConfig:
-    """A resolved config with the number of samples that there are."""
+    """Set a resolved config's `samples` to the actual number."""
     calibration = dataclasses.replace(config.calibration, samples=len(samples))
     return dataclasses.replace(config, calibration=calibration)
 
 
 def checked(source: Described, samples: np.ndarray) -> np.ndarray:
-    """Samples of the user's own, in the dtype of `calibration`'s. Raises InputError."""
+    """Validate the user's own samples and convert them to int32 or float32. Raises InputError."""
     samples = np.asarray(samples)
     return (_images if source.family.kind == "vision" else _tokens)(source, samples)
 
@@ -82,7 +82,7 @@ def _images(source: Described, pixels: np.ndarray) -> np.ndarray:
             f"got {pixels.dtype}{list(pixels.shape)}"
         )
     if not np.isfinite(pixels).all():
-        raise InputError("images must be finite numbers")
+        raise InputError("images must be finite, got NaN or infinity")
     return pixels.astype(np.float32)
 
 
@@ -91,14 +91,16 @@ def _tokens(source: Described, tokens: np.ndarray) -> np.ndarray:
     if tokens.ndim != 2 or not tokens.size or not np.issubdtype(tokens.dtype, np.integer):
         raise InputError(f"tokens must be integers [N, T], got {tokens.dtype}{list(tokens.shape)}")
     if tokens.shape[1] > context:
-        raise InputError(f"windows of {tokens.shape[1]} tokens: the model's context is {context}")
+        raise InputError(
+            f"windows of {tokens.shape[1]} tokens exceed the model's context {context}"
+        )
     if not 0 <= tokens.min() <= tokens.max() < vocabulary:
-        raise InputError(f"token ids must lie in [0, {vocabulary})")
+        raise InputError(f"token ids must be in [0, {vocabulary}), the model's vocabulary")
     return tokens.astype(np.int32)
 
 
 def record(source: Described, samples: np.ndarray) -> dict[str, Any]:
-    """What a result file says of the calibration samples."""
+    """The result file's record of the calibration samples: digest and shape."""
     what = "images" if source.family.kind == "vision" else "tokens"
     digest = hashlib.sha256(np.ascontiguousarray(samples).data).hexdigest()
     return {f"calibration_{what}": digest, "calibration_shape": list(samples.shape)}

@@ -1,4 +1,4 @@
-"""wikitext2, ptb and c4, as the pruning papers read them."""
+"""The data sets wikitext2, ptb and c4, read as in the pruning literature."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ C4_VALIDATION = "en/c4-validation.00000-of-00008.json.gz"
 
 
 def from_hub(name: str, evaluation: bool) -> Corpus:
-    """One of HUB. Raises InputError where it cannot be had."""
-    import datasets  # noqa: F401  whose import sets the level of its log
+    """Load a data set of HUB. Raises InputError if it is not available."""
+    import datasets  # noqa: F401  its import sets the log level, so it must precede `quiet`
 
     refusal: Exception | None = None
     with hub.quiet():
         try:
             hub.ask(REPOSITORIES[name], "dataset")
-        except Exception as error:  # the clients' errors share no base
+        except Exception as error:  # the hub's clients raise unrelated types
             refusal = error
         try:
             with hub.cache_alone() if refusal else contextlib.nullcontext():
                 return _load(name, evaluation)
-        except Exception as error:  # as above; `pass_on` raises again what is no fault of the hub's
+        except Exception as error:  # `pass_on` re-raises errors not caused by the hub
             pass_on(error)
             why = reason(refusal or error)
         raise InputError(
@@ -42,7 +42,7 @@ def from_hub(name: str, evaluation: bool) -> Corpus:
 
 
 def _load(name: str, evaluation: bool) -> Corpus:
-    import datasets  # whose version 4 and later run no code of a data set's own
+    import datasets  # version 4 and later never run a data set's own code
 
     path = REPOSITORIES[name]
     if name == "wikitext2":

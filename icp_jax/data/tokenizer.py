@@ -1,4 +1,4 @@
-"""Text to token ids, by the model's own tokenizer."""
+"""Tokenize text with the model's own tokenizer."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from icp_jax.data.hub_errors import SHOWN
 from icp_jax.errors import InputError
 from icp_jax.phases import TOKENIZE, Progress
 
-CHUNK = 1 << 18  # characters tokenized at once of a long text
-OVERLAP = 1 << 11  # of which two chunks have this many in common, and are joined amid them
-SAME = 8  # tokens on either side of the joint that both chunks must have
+CHUNK = 1 << 18  # characters per chunk of a long text
+OVERLAP = 1 << 11  # characters shared by neighbouring chunks
+SAME = 8  # equal tokens required on either side of a joint
 PATIENCE = 1.0  # seconds before progress is shown
 INSTEAD = "give token ids (.npy, .jsonl) instead of text"
 
 
 class Slowly:
-    """Passes progress on once the work has taken longer than PATIENCE."""
+    """A progress callback that stays silent for the first PATIENCE seconds."""
 
     def __init__(self, tick: Progress):
         self.tick, self.start = tick, time.monotonic()
@@ -40,9 +40,9 @@ class Slowly:
 
 
 class Encoder:
-    """Text to ids by the model's own tokenizer, loaded when the first text comes.
+    """Encodes texts as token ids. The tokenizer is loaded on the first text.
 
-    progress: called as a run's is, with block -1, while a long text is tokenized.
+    progress: called with block -1 while a long text is tokenized.
     """
 
     def __init__(self, folder: Path, vocab_size: int, progress: Progress = lambda *event: None):
@@ -50,12 +50,12 @@ class Encoder:
         self._tokenizer: Any = None
 
     def __call__(self, piece: Piece) -> np.ndarray:
-        """Token ids, int32, checked against the vocabulary."""
+        """Token ids `[T]` int32. Raises InputError for ids outside the vocabulary."""
         ids = self._encode(piece) if isinstance(piece, str) else piece
         if ids.size and not 0 <= ids.min() <= ids.max() < self.vocab_size:
             raise InputError(
-                f"token ids reach from {ids.min()} to {ids.max()}, "
-                f"the model has a vocabulary of {self.vocab_size}"
+                f"token ids range from {ids.min()} to {ids.max()}, outside the model's "
+                f"vocabulary of {self.vocab_size}: use ids of this model's tokenizer"
             )
         return ids.astype(np.int32)
 
@@ -73,10 +73,10 @@ def _ids(tokenizer: Any, text: str, **options: Any) -> np.ndarray:
 
 
 def in_chunks(tokenizer: Any, text: str, tick: Any) -> np.ndarray | None:
-    """What a fast tokenizer makes of the whole text, a chunk at a time.
+    """Tokenize a text in overlapping chunks; the ids equal those of the whole text.
 
-    Neighbours overlap, and are joined where both start a token and have the same ones around it.
-    None where there is no such place.
+    Neighbouring chunks are joined where both start a token and agree on the tokens around it.
+    Returns None if there is no such place. tokenizer: a fast one.
     """
     bare, dressed = (_ids(tokenizer, "a", add_special_tokens=s).tolist() for s in (False, True))
     at = next((k for k in range(len(dressed)) if dressed[k : k + len(bare)] == bare), None)
@@ -103,7 +103,7 @@ def in_chunks(tokenizer: Any, text: str, tick: Any) -> np.ndarray | None:
 
 
 def _joint(left, left_starts, right, right_starts, near: int) -> tuple[int, int] | None:
-    """(i, j): from where on the tokens of `right` follow those of `left` before i."""
+    """(i, j) such that `left[:i]` followed by `right[j:]` is the joined sequence, or None."""
     for place in np.intersect1d(left_starts, right_starts):
         i, j = np.searchsorted(left_starts, place), np.searchsorted(right_starts, place)
         around = slice(i - SAME, i + SAME), slice(j - SAME, j + SAME)
@@ -117,27 +117,27 @@ def _joint(left, left_starts, right, right_starts, near: int) -> tuple[int, int]
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a folder; code that the folder brings is never run. Raises InputError."""
+    """Load the tokenizer of a folder, never running the folder's own code. Raises InputError."""
     from transformers import AutoTokenizer
 
     try:
         with hub.quiet(), readable(folder) as place:
             tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
         if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
-            raise ValueError("no vocabulary")  # what transformers makes of no files at all
-    except Exception as error:  # the library's errors share no base
+            raise ValueError("no vocabulary")  # transformers loads an empty folder without error
+    except Exception as error:  # transformers raises unrelated types
         raise InputError(f"{folder} {_fault(folder, error)}; {INSTEAD}") from None
     return tokenizer
 
 
 def _fault(folder: Path, error: Exception) -> str:
     if "trust_remote_code" in str(error):
-        return "has a tokenizer that needs code of its own, which is never run"
+        return "has a tokenizer that needs its own code, which is never run"
     alone = (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file()
     lacking = [n for n in ("sentencepiece", "google.protobuf") if not _installed(n)]
     if alone and lacking:
         return (
-            "has a SentencePiece tokenizer alone (tokenizer.model), which needs packages: "
+            "has only a SentencePiece tokenizer (tokenizer.model), which needs "
             "pip install sentencepiece protobuf"
         )
     return f"has no tokenizer that can be loaded ({first_line(error)[:SHOWN]})"
@@ -146,14 +146,15 @@ def _fault(folder: Path, error: Exception) -> str:
 def _installed(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # the package that it would lie in
+    except ModuleNotFoundError:  # the parent package is missing
         return False
 
 
 @contextlib.contextmanager
 def readable(folder: Path) -> Iterator[Path]:
-    """A folder as transformers can read it: where JSON files begin with a byte-order mark, a copy
-    of the small files without.
+    """Yield a folder that transformers can read.
+
+    If JSON files start with a byte order mark, it is a copy of the small files without the marks.
     """
     small = [p for p in folder.iterdir() if p.suffix in (".json", ".txt", ".model", ".jinja")]
     marked = [p for p in small if p.suffix == ".json" and _has_mark(p)]
@@ -175,9 +176,9 @@ def _has_mark(path: Path) -> bool:
 
 
 def vocabulary(config: Mapping[str, Any]) -> int:
-    """The vocabulary's size. Raises InputError for a model that reads no text."""
+    """The size of the vocabulary. Raises InputError for a model that does not read text."""
     if "vocab_size" not in config:
         raise InputError(
-            f"model type {config.get('model_type')!r} reads no text: not supported here"
+            f"model type {config.get('model_type')!r} does not read text: give a language model"
         )
     return int(config["vocab_size"])

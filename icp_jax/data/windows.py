@@ -1,4 +1,4 @@
-"""Windows of tokens: drawn at random for calibration, one after another for evaluation."""
+"""Windows of tokens: random ones for calibration, consecutive ones for evaluation."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from icp_jax.data.tokenizer import Slowly
 from icp_jax.errors import InputError
 from icp_jax.phases import Progress
 
-MAX_WINDOW = 2048  # the field's window, where the model's context is longer
-LONG = 1 << 20  # characters from which on a text is tokenized only where windows are drawn
-BYTES = 4  # of a character in UTF-8, at most: no token covers less than one
-USUAL = 8  # characters that a token covers, at most, in the mean
-EDGE = 8  # tokens at the ends of a cut text, which the cut may have changed
+MAX_WINDOW = 2048  # the usual window for models with a longer context
+LONG = 1 << 20  # longer texts (in characters) are tokenized only around the drawn windows
+BYTES = 4  # maximum UTF-8 bytes, and so tokens, per character
+USUAL = 8  # upper bound on the mean characters per token
+EDGE = 8  # tokens dropped at each end of a cut text, which the cut may have changed
 
 
 def window(seq_len: int | None, context: int) -> int:
-    """The window to use: as asked, or the model's context up to 2048. Raises InputError."""
+    """The window length: `seq_len`, or the model's context up to 2048. Raises InputError."""
     if seq_len is not None and not 2 <= seq_len <= context:
-        raise InputError(f"seq-len must be from 2 to the model's context {context}, got {seq_len}")
+        raise InputError(f"seq_len must be from 2 to the model's context {context}, got {seq_len}")
     return seq_len or min(context, MAX_WINDOW)
 
 
@@ -31,10 +31,10 @@ def calibration_tokens(
     encode: Encode,
     progress: Progress = lambda *event: None,
 ) -> np.ndarray:
-    """`[samples, T]` int32: random windows, drawn with config.seed; rows of ids that are exactly
-    windows as they are.
+    """Draw calibration windows `[samples, T]` int32 with config.seed.
 
-    Unset, samples is 128, or the number of such rows if there are fewer. Raises InputError.
+    Rows of exactly one window are used unchanged. Unset `samples` is 128, or the number of such
+    rows if there are fewer. Raises InputError.
     """
     corpus = load_corpus(config.data)
     if corpus.empty:
@@ -47,7 +47,7 @@ def calibration_tokens(
 
 
 class Draw:
-    """One drawing of windows of `length` tokens."""
+    """Draws windows of `length` tokens from a corpus."""
 
     def __init__(self, config: CalibrationConfig, length: int, encode: Encode, tick: Slowly):
         self.data, self.length, self.encode, self.tick = config.data, length, encode, tick
@@ -55,7 +55,7 @@ class Draw:
         self.rng = np.random.default_rng(config.seed)
 
     def documents(self, corpus: Corpus) -> np.ndarray | None:
-        """Windows of documents longer than one, or of rows as long; None where there are none."""
+        """Windows from documents (or rows) that are long enough; None if there are none."""
         found: list[np.ndarray] = []
         least = self.length + (not corpus.rows)
         for i in self.rng.permutation(len(corpus.pieces)):
@@ -71,45 +71,46 @@ class Draw:
         if not found:
             return None
         windows = [self._cut(found[k % len(found)]) for k in range(self.samples)]
-        return self._said(np.stack(windows), sum(map(len, found)))
+        return self._warn_if_equal(np.stack(windows), sum(map(len, found)))
 
     def rows(self, corpus: Corpus) -> np.ndarray | None:
-        """Rows that are windows, where there are such rows and no longer ones."""
+        """Rows of exactly one window; None if there are none, or longer rows."""
         lengths = np.array([len(piece) for piece in corpus.pieces])
         there = np.flatnonzero(lengths == self.length)
         if not len(there) or lengths.max() > self.length:
             return None
         if self.asked is not None and len(there) < self.asked:
             raise InputError(
-                f"calibration data {self.data} has {len(there)} rows of {self.length} tokens, "
-                f"{self.asked} are asked for: give more, or set calibration.samples {len(there)}"
+                f"calibration data {self.data} has {len(there)} rows of {self.length} tokens, but "
+                f"{self.asked} samples are asked for: give more, or set calibration.samples to "
+                f"{len(there)}"
             )
         if len(there) < self.samples:
-            log.warning("%s: all its %d windows are used", self.data, len(there))
+            log.warning("%s: using all %d windows", self.data, len(there))
         elif len(there) > self.samples:
             drawn = self.rng.permutation(len(there))[: self.samples]
             there = there[np.sort(drawn)]
         return np.stack([self.encode(corpus.pieces[int(i)]) for i in there])
 
     def text(self, corpus: Corpus) -> np.ndarray:
-        """Windows from anywhere in the corpus, joined."""
+        """Windows from anywhere in the joined corpus."""
         texts = [piece for piece in corpus.pieces if isinstance(piece, str)]
         if len(texts) == len(corpus.pieces):
             drawn = self._long(corpus.gap.join(texts))
             if drawn is not None:
-                return self._said(drawn)
+                return self._warn_if_equal(drawn)
         ids = joined(corpus, self.encode)
         if len(ids) < self.length:
             raise InputError(
                 f"calibration data {self.data} has {len(ids)} tokens, shorter than one window of "
                 f"{self.length}: give more text or a smaller calibration.seq_len"
             )
-        return self._said(np.stack([self._cut(ids) for _ in range(self.samples)]), len(ids))
+        return self._warn_if_equal(
+            np.stack([self._cut(ids) for _ in range(self.samples)]), len(ids)
+        )
 
     def _long(self, text: str) -> np.ndarray | None:
-        """Windows of a text much longer than all of them, of which no more is tokenized than they
-        take; None for another text.
-        """
+        """Windows of a very long text, tokenized only around each window; None if it is shorter."""
         width = USUAL * (self.length + 2 * EDGE)
         if len(text) < max(LONG, 2 * self.samples * width):
             return None
@@ -118,7 +119,7 @@ class Draw:
             start = int(self.rng.integers(len(text) - width + 1))
             ids = self.encode(text[start : start + width])[EDGE:-EDGE]
             if len(ids) < self.length:
-                return None  # tokens of unusual length: the whole text tells
+                return None  # unusually long tokens: fall back to the whole text
             windows.append(ids[: self.length])
             self.tick(k + 1, self.samples)
         return np.stack(windows)
@@ -127,8 +128,8 @@ class Draw:
         start = self.rng.integers(len(ids) - self.length + 1)
         return ids[start : start + self.length]
 
-    def _said(self, windows: np.ndarray, tokens: int | None = None) -> np.ndarray:
-        """The windows; a line is logged where some are the same, for want of tokens."""
+    def _warn_if_equal(self, windows: np.ndarray, tokens: int | None = None) -> np.ndarray:
+        """Return the windows; log a warning if too few tokens made some of them equal."""
         if tokens is None or tokens < windows.size:
             distinct = len(np.unique(windows, axis=0))
             if distinct < len(windows):
@@ -140,7 +141,7 @@ class Draw:
 
 
 def joined(corpus: Corpus, encode: Encode) -> np.ndarray:
-    """All of a corpus as one run of ids."""
+    """Join a corpus into one sequence of ids."""
     texts = [piece for piece in corpus.pieces if isinstance(piece, str)]
     if texts and len(texts) == len(corpus.pieces):
         return encode(corpus.gap.join(texts))
@@ -148,14 +149,14 @@ def joined(corpus: Corpus, encode: Encode) -> np.ndarray:
 
 
 def evaluation_windows(data: str, seq_len: int | None, context: int, encode: Encode) -> np.ndarray:
-    """`[windows, T]` int32: the corpus joined and cut into windows that do not overlap."""
+    """Join a corpus and cut it into windows `[windows, T]` int32 that do not overlap."""
     length, corpus = window(seq_len, context), load_corpus(data, evaluation=True)
     ids = joined(corpus, encode)
     count = len(ids) // length
     if count == 0:
         raise InputError(
             f"evaluation data {data} has {len(ids)} tokens, shorter than one window of {length}: "
-            "give more text or a smaller --seq-len"
+            "give more text or a smaller seq_len"
         )
     if corpus.empty:
         log.warning("%s: %d rows are empty", data, corpus.empty)

@@ -1,7 +1,7 @@
-"""How well prompted masks fit the annotated ones, as the paper measures it.
+"""Segmentation metrics of prompted masks against annotations, as in the paper.
 
-One prompt an object, three masks from the model; the one whose IoU the model itself rates
-highest is compared with the truth. Every figure is a mean over all objects of all images.
+There is one prompt per object. Of the model's three masks, the one with the highest predicted IoU
+is compared with the annotation. Each metric is a mean over all objects of all images.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from icp_jax.phases import Progress
 from icp_jax.vision.annotated import Objects, Prompt, load
 from icp_jax.vision.predictor import SamPredictor, WholeModel
 
-PROMPTS = 16  # masks at the size of the image that exist at once
+PROMPTS = 16  # full-size masks in memory at once
 log = logging.getLogger("icp_jax")
 
 
 class Segmentation(NamedTuple):
-    """Means over all masks, each in [0, 1]."""
+    """Means over all objects, each in [0, 1]."""
 
     iou: float
     pixel_accuracy: float
     precision: float
     recall: float
     f1: float
-    masks: int  # how many objects
+    masks: int  # number of objects
     images: int
     prompt: str
-    crowds: int = 0  # annotations that are no objects
-    left_out: int = 0  # annotations that cannot be used
-    unusable: tuple[str, ...] = ()  # those, each with the reason
+    crowds: int = 0  # annotations of crowds, not of objects
+    left_out: int = 0  # unusable annotations
+    unusable: tuple[str, ...] = ()  # each of them, with the reason
 
 
 def measures(
     truth: Bool[np.ndarray, "k h w"], found: Bool[np.ndarray, "k h w"]
 ) -> Float[np.ndarray, "k 5"]:
-    """IoU, pixel accuracy, precision, recall and F1 of every mask; 0 where nothing is found."""
+    """IoU, pixel accuracy, precision, recall and F1 of each mask; 0 / 0 counts as 0."""
     axes = (1, 2)
     both = np.sum(truth & found, axes, dtype=np.float64)
     true, given = np.sum(truth, axes), np.sum(found, axes)
@@ -66,11 +66,11 @@ def segmentation(
     dtype: str = "float32",
     progress: Progress = lambda block, phase, done, total, loss: None,
 ) -> Segmentation:
-    """Masks for every annotated object of `sa1b:DIR` or `coco:DIR`, one prompt each.
+    """Segment each annotated object of `sa1b:DIR` or `coco:DIR` with one prompt, and score it.
 
-    prompt: a point (see `icp_jax.vision.annotated.load` for which) or the annotated box.
-    limit: at most so many images. seed: of the points that are drawn. Annotations that cannot be
-    used are left out, and named in the result. Raises InputError, also where none can be used.
+    prompt: a point (see `icp_jax.vision.annotated.load`) or the annotated box.
+    limit: the largest number of images. seed: of the sampled points. Unusable annotations are
+    skipped and listed in the result. Raises InputError, also if no annotation is usable.
     """
     if prompt not in ("point", "box"):
         raise InputError(f"prompt must be point or box, got {prompt!r}")
@@ -83,7 +83,7 @@ def segmentation(
             rows.append(of_image(predictor, objects, prompt))
         progress(-1, "images", done, dataset.images, None)
     if not rows:
-        reason = f"none of its {len(unusable)} annotations can be used; the first is {unusable[0]}"
+        reason = f"none of {len(unusable)} annotations is usable; the first: {unusable[0]}"
         raise InputError(f"{data}: {reason}")
     if dataset.others:
         log.warning("%s: %s", data, dataset.others)
@@ -105,7 +105,7 @@ def segmentation(
 
 
 def of_image(predictor: SamPredictor, objects: Objects, prompt: Prompt) -> Float[np.ndarray, "k 5"]:
-    """The measures of every object of one image."""
+    """The `measures` of each object of one image."""
     predictor.set_image(objects.image)
     rows = []
     for start in range(0, len(objects.masks), PROMPTS):

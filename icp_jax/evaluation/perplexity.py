@@ -1,4 +1,4 @@
-"""Perplexity by the field's protocol, one block on the device at a time."""
+"""Perplexity on fixed windows of tokens, with one block on the device at a time."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from icp_jax.phases import Progress
 from icp_jax.streaming import transfer
 from icp_jax.streaming.passes import compute_dtype, embed_tokens, forward, to_device
 
-ROWS = 256  # positions whose logits exist at once
+ROWS = 256  # positions whose logits are in memory at once
 
 
 class Perplexity(NamedTuple):
-    """perplexity: exp of the mean negative log likelihood; tokens: windows · seq_len."""
+    """perplexity: exp of the mean negative log-likelihood; tokens: windows · seq_len."""
 
     perplexity: float
     tokens: int
@@ -29,7 +29,7 @@ class Perplexity(NamedTuple):
 
 
 class WholeSource(Protocol):
-    """A source of all parts of a model."""
+    """A source of all parts of a model, the head included."""
 
     @property
     def family(self) -> Family: ...
@@ -41,14 +41,14 @@ class WholeSource(Protocol):
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _nll(head, dtype, params, table, x, tokens):
-    """Sum over each window's positions of the negative log likelihood of the next token: [b]."""
+    """Negative log-likelihood of the next token, summed over each window's positions: `[b]`."""
     batch, length = tokens.shape
     pad = -length % min(ROWS, length)
     x = jnp.pad(x.astype(dtype), ((0, 0), (0, pad), (0, 0)))
     following = jnp.pad(tokens[:, 1:], ((0, 0), (0, pad + 1)))
     rows = min(ROWS, length)
 
-    def some(part):
+    def losses_of(part):
         x, target = part
         with full_precision(dtype):
             logits = head.apply({"params": params}, x, table).astype(jnp.float32)
@@ -56,7 +56,7 @@ def _nll(head, dtype, params, table, x, tokens):
         return jax.nn.logsumexp(logits, axis=-1) - chosen
 
     parts = (x.reshape(-1, rows, x.shape[-1]), following.reshape(-1, rows))
-    losses = jax.lax.map(some, parts).reshape(batch, length + pad)
+    losses = jax.lax.map(losses_of, parts).reshape(batch, length + pad)
     return jnp.sum(losses[:, : length - 1], axis=1)
 
 
@@ -67,9 +67,9 @@ def perplexity(
     dtype: str = "auto",
     progress: Progress = lambda *event: None,
 ) -> Perplexity:
-    """Perplexity of a model on token windows `[W, T]`; in each, T - 1 tokens are predicted.
+    """Perplexity of a model on token windows `[W, T]`, each with T - 1 predictions.
 
-    Raises InputError where it comes out as not a number.
+    Raises InputError if the loss is not finite.
     """
     family, dtype = source.family, compute_dtype(dtype)
     size = transfer.batch_size(*windows.shape)
@@ -95,5 +95,5 @@ def perplexity(
 
 
 def _tick(progress, t, blocks, done, total):
-    """One bar for all blocks."""
+    """Report progress over all blocks as one bar."""
     progress(-1, "evaluate", t * total + done, blocks * total, None)

@@ -1,4 +1,4 @@
-"""The registry: `config.json` -> Family. Adding a model adds one line."""
+"""The model registry: `config.json` -> Family. A new model adds one line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], Family]] = {
     "sam": sam.make,
 }
 
-# What gives a mixture of experts away where the type's name does not say `moe`.
+# Signs of a mixture of experts when the model type does not contain `moe`.
 EXPERT_TYPES = ("mixtral", "dbrx", "llama4", "jamba", "switch_transformers")
 EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts")
 
@@ -26,18 +26,18 @@ __all__ = ["FAMILIES", "Family", "LinearSpec", "Rearrangement", "make_family"]
 
 
 def make_family(config: Mapping[str, Any]) -> Family:
-    """The family of a `config.json` dict. Raises InputError, with the list, for an unknown one."""
+    """The family of a `config.json` dict. Raises InputError for an unsupported one."""
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        why = ": mixture-of-experts is not" if _has_experts(config) else ""
+        why = " (mixture of experts)" if _has_experts(config) else ""
         raise InputError(
-            f"model type {model_type!r} is not supported{why}; "
+            f"model type {model_type!r}{why} is not supported; "
             f"supported: {', '.join(sorted(FAMILIES))}"
         )
     try:
         return FAMILIES[model_type](config)
     except KeyError as error:
-        raise InputError(f"config.json has no {error.args[0]!r}") from None
+        raise InputError(f"config.json has no {error.args[0]!r}: add it") from None
 
 
 def _has_experts(config: Mapping[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Causal attention, for all families: fused kernels where there are any, else query chunks."""
+"""Causal attention for all families: a fused kernel if there is one, else query chunks."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from icp_jax import backend
 from icp_jax.arrays import AnyArray
 from icp_jax.backend.products import product32
 
-QUERY_CHUNK = 256  # on the CPU: causal attention in chunks of so many queries
+QUERY_CHUNK = 256  # queries per chunk without a fused kernel
 
 
 def softmax_matmul(
     scores: Float[AnyArray, "*#b q k"], v: Float[AnyArray, "*#b k d"]
 ) -> Float[Array, "*#b q d"]:
-    """softmax(scores) @ v, the softmax in float32.
+    """softmax(scores) @ v, with the softmax in float32.
 
-    The division by the sums comes last, where there is least to divide; its gradient then needs
-    no sum over a product of two score matrices, which XLA's CPU backend is slow at.
+    The division by the sums comes last, on the smallest array. Its gradient then needs no sum
+    over a product of two score matrices, which is slow on XLA's CPU backend.
     """
     most = jax.lax.stop_gradient(jnp.max(scores, -1, keepdims=True))
     weights = jnp.exp(scores - most)
@@ -28,7 +28,7 @@ def softmax_matmul(
 
 
 def _cudnn_takes(head_dim: int) -> bool:
-    """Whether cuDNN has an attention kernel with a gradient here: NVIDIA's GPUs since Ampere."""
+    """Whether cuDNN has an attention kernel with a gradient: NVIDIA GPUs since Ampere."""
     device = backend.device()
     if device.platform != "gpu" or "cuda" not in device.client.platform_version.lower():
         return False
@@ -44,16 +44,16 @@ def causal_attention(
     window: int | None = None,
     remat: bool = False,
 ) -> Float[Array, "b t h d"]:
-    """Causal softmax attention over whole sequences, softmax in float32.
+    """Causal softmax attention over whole sequences, with the softmax in float32.
 
     k, v may have fewer heads than q: each then serves h / n neighbouring heads of q.
     window: query i sees the keys i - window < j <= i; None: all keys j <= i.
-    remat: one chunk after the other, against all keys; the gradient computes each chunk's scores
-    again rather than keep those of all. Less memory, more work.
+    remat: process the chunks in sequence, against all keys, and recompute each chunk's scores for
+    the gradient. Less memory, more work.
 
-    In half precision the fused kernel of `jax.nn.dot_product_attention` where cuDNN has one;
-    otherwise query chunks that look only at the keys in their reach, which halves the work and
-    keeps the score matrix at `[b, h, QUERY_CHUNK, t]`.
+    In half precision this is the fused kernel of `jax.nn.dot_product_attention` if cuDNN has one.
+    Otherwise each query chunk reads only the keys it can see, which halves the work and keeps the
+    score matrix at `[b, h, QUERY_CHUNK, t]`.
     """
     (b, t, h, d), n = q.shape, k.shape[2]
     if window is not None and window >= t:
@@ -63,7 +63,7 @@ def causal_attention(
         return jax.nn.dot_product_attention(
             q, k, v, scale=scale, is_causal=True, local_window_size=local, implementation="cudnn"
         )
-    group = h // n  # query heads a key head; they are laid one after the other as queries
+    group = h // n  # query heads per key head, concatenated along the queries
     q = jnp.transpose((q * jnp.asarray(scale, q.dtype)).reshape(b, t, n, group, d), (0, 2, 3, 1, 4))
     k, v = (jnp.swapaxes(a, 1, 2) for a in (k, v))
 

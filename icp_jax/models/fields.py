@@ -1,4 +1,4 @@
-"""Checks of what a `config.json` says, key by key, before anything is computed with it."""
+"""Type checks of the fields of a `config.json`, before anything is computed from them."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 def check_fields(config: Mapping[str, Any], kinds: Mapping[str, str], where: str = "") -> None:
-    """Raises InputError, naming the key, for a value that is none of its kind.
+    """Raise InputError, naming the key, for a value of the wrong kind.
 
-    kinds: key -> one of KINDS; with a `?` null is allowed too, and means what an absent key does.
-    A key that is absent is no matter here. where: of the config's part, such as `vision_config.`.
+    kinds: key -> one of KINDS; a trailing `?` also allows null, which means the same as a missing
+    key. Missing keys are not checked. where: prefix of the key, such as `vision_config.`.
     """
     for key, kind in kinds.items():
         value = config.get(key)

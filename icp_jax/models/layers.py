@@ -1,8 +1,8 @@
-"""Flax Linen modules that the families share: linears with taps, and norms.
+"""Flax Linen modules shared by the families: linears with taps, and norms.
 
-Every linear's kernel is 2-D `[in, out]`. A linear's input leaves the module through
-`self.sow('taps', ...)`, one tap for each distinct input, and the energy of what it makes of it,
-bias left out, through `self.sow('energies', ...)`, where that is asked for.
+Every linear's kernel is 2-D `[in, out]`. Blocks expose the inputs of their linears by
+`self.sow('taps', ...)`, one tap per distinct input. If the collection is mutable, linears expose
+the energy of their outputs, without bias, by `self.sow('energies', ...)`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 class Affine(NamedTuple):
-    """What a norm does last: x * scale + bias, over the last axis; None is left out."""
+    """The affine part of a norm: x * scale + bias over the last axis; None is skipped."""
 
     scale: Float[AnyArray, "d"] | None = None
     bias: Float[AnyArray, "d"] | None = None
@@ -38,14 +38,14 @@ class Affine(NamedTuple):
         return y.astype(x.dtype)
 
 
-WHOLE = Affine()  # lacks nothing
+WHOLE = Affine()  # the identity
 
 
 class Linear(nn.Module):
     """`x @ kernel + bias`, kernel `[in, out]`, computed in the dtype of x.
 
-    after: what x still lacks. It is done to the kernel and the bias instead: where x depends on
-    no params, as in a block's first norm, the gradient then needs nothing of x.
+    after: an affine map of x that is folded into the kernel and the bias. If x does not depend on
+    params, as after a block's first norm, its gradient is then not computed.
     """
 
     features: int
@@ -59,7 +59,7 @@ class Linear(nn.Module):
         bias = moved = None
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        if after is not WHOLE:  # in float32, whatever the params are stored in
+        if after is not WHOLE:  # fold in float32, whatever the stored dtype
             kernel = kernel.astype(jnp.float32)
         if after.bias is not None:
             shift = after.bias.astype(jnp.float32)
@@ -72,7 +72,7 @@ class Linear(nn.Module):
             self.sow("energies", "outputs", _energies(y, moved))
         if bias is None:
             return y
-        # in float32, and so its gradient, which sums over all positions
+        # in float32, so that the bias's gradient sums over all positions in float32
         return (y.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
 
 
@@ -85,7 +85,7 @@ def _energies(y: Float[AnyArray, "b ..."], moved: Float[AnyArray, "o"] | None) -
 class LayerNorm(nn.Module):
     """Layer norm over the last axis, computed in float32. `affine=False`: no scale, no bias.
 
-    apart: give what is normalised, and the `Affine` that it lacks.
+    apart: return the normalised values and the `Affine` separately, without applying it.
     """
 
     epsilon: float = 1e-5
@@ -107,9 +107,9 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm over the last axis, computed in float32: a scale and no bias.
+    """Root-mean-square norm over the last axis, computed in float32, with scale and without bias.
 
-    apart: give what is normalised, and the `Affine` that it lacks.
+    apart: return the normalised values and the `Affine` separately, without applying it.
     """
 
     epsilon: float = 1e-6

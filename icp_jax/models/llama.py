@@ -1,6 +1,6 @@
-"""Llama, Mistral, Qwen2 and Qwen3: one embed, block and head; the differences are config.
+"""Llama, Mistral, Qwen2 and Qwen3 share one embed, block and head; the config sets the rest.
 
-After `modeling_llama.py` and its relatives of transformers.
+Follows `modeling_llama.py` and its relatives in transformers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from icp_jax.models.spec import Family, LinearSpec, rearrangements
 
 
 class Embed(nn.Module):
-    """Tokens `[b, t]` to hidden states `[b, t, D]` float32; positions enter in the blocks."""
+    """Tokens `[b, t]` to hidden states `[b, t, D]` float32; the blocks apply the positions."""
 
     config: LlamaConfig
 
@@ -76,7 +76,7 @@ class Block(nn.Module):
 
 
 class Head(nn.Module):
-    """Hidden states to logits. embedding: the tied `[V, D]` table, or None for an own kernel."""
+    """Hidden states to logits. embedding: the tied `[V, D]` table; None: the head's own kernel."""
 
     config: LlamaConfig
 
@@ -91,7 +91,7 @@ class Head(nn.Module):
 
 
 def make(hf_config: Mapping[str, Any]) -> Family:
-    """The family of one `config.json`; its model_type is one of converters.llama.TABLES."""
+    """The family of a `config.json` whose model_type is in `converters.llama.TABLES`."""
     config = LlamaConfig.from_hf(hf_config)
     by_block = windows(hf_config)
     blocks = {window: Block(config, window) for window in by_block}

@@ -1,7 +1,7 @@
-"""The config of Llama and its relatives: its fields are checked, and what it leaves out filled in.
+"""The config of Llama and its relatives: check the fields and fill in the missing ones.
 
-A missing field means what it means in transformers: `converters.llama.with_defaults`, shared with
-the table of the weights.
+Defaults are those of transformers, from `converters.llama.with_defaults`, which the weight tables
+use too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FIELDS = {
     "tie_word_embeddings": "flag",
 }
 QWEN = {"use_sliding_window": "flag", "max_window_layers": "count", "layer_types": "words?"}
-# What one type reads and another does not look at.
+# Fields that only some model types read.
 OWN_FIELDS = {
     "llama": {"attention_bias": "flag", "mlp_bias": "flag"},
     "mistral": {"sliding_window": "size?"},
@@ -37,7 +37,7 @@ OWN_FIELDS = {
 
 
 def _check(config: Mapping[str, Any]) -> None:
-    """Raises InputError for a value that the config's type cannot take."""
+    """Raise InputError for a field of the wrong kind."""
     check_fields(config, FIELDS | OWN_FIELDS[config["model_type"]])
     if config.get("use_sliding_window") and config["model_type"] in ("qwen2", "qwen3"):
         check_fields(config, {"sliding_window": "size?"})
@@ -45,7 +45,7 @@ def _check(config: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """What of `config.json` the computation needs; the names are Hugging Face's."""
+    """The fields of `config.json` that the computation needs, by their Hugging Face names."""
 
     vocab_size: int
     hidden_size: int
@@ -65,12 +65,13 @@ class LlamaConfig:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> LlamaConfig:
-        """From a `config.json` as a dict. Raises InputError for what cannot be computed."""
+        """Read a `config.json` dict. Raises InputError for unsupported settings."""
         _check(config)
         c = with_defaults(config)
         if c["hidden_act"] not in ACTIVATIONS:
             raise InputError(
-                f"hidden_act {c['hidden_act']!r} is not supported; one of {', '.join(ACTIVATIONS)}"
+                f"hidden_act {c['hidden_act']!r} is not supported; "
+                f"supported: {', '.join(ACTIVATIONS)}"
             )
         heads = c["num_attention_heads"]
         if config.get("head_dim") is None and c["hidden_size"] % heads:
@@ -102,7 +103,7 @@ class LlamaConfig:
 
 
 def windows(hf_config: Mapping[str, Any]) -> list[int | None]:
-    """The sliding window of every block; None: the block sees all earlier tokens."""
+    """The sliding window of each block; None: the block attends to all earlier tokens."""
     c = with_defaults(hf_config)
     n = c["num_hidden_layers"]
     if c["model_type"] == "llama":
@@ -115,7 +116,10 @@ def windows(hf_config: Mapping[str, Any]) -> list[int | None]:
         return [window if t >= c["max_window_layers"] else None for t in range(n)]
     known = {"full_attention": None, "sliding_attention": window}
     if len(kinds) != n or not set(kinds) <= set(known):
-        raise InputError(f"layer_types must be {n} of {' and '.join(known)}, got {kinds}")
+        raise InputError(f"layer_types must list {n} of {' and '.join(known)}, got {kinds}")
     if "sliding_attention" in kinds and window is None:
-        raise InputError("layer_types has sliding_attention, but no sliding window is in use")
+        raise InputError(
+            "layer_types has sliding_attention without a sliding window: "
+            "set sliding_window and use_sliding_window"
+        )
     return [known[kind] for kind in kinds]

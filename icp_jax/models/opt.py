@@ -1,4 +1,4 @@
-"""OPT: embed, block and head as pure functions. After `modeling_opt.py` of transformers."""
+"""OPT: embed, block and head. Follows `modeling_opt.py` in transformers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ POSITION_OFFSET = 2  # OPT's learned positions start at the third row of the tab
 
 @dataclass(frozen=True)
 class OPTConfig:
-    """What of `config.json` the computation needs; the names are Hugging Face's."""
+    """The fields of `config.json` that the computation needs, by their Hugging Face names."""
 
     vocab_size: int
     hidden_size: int
@@ -49,12 +49,12 @@ class OPTConfig:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> OPTConfig:
-        """From a `config.json` as a dict. Raises InputError for what cannot be computed."""
+        """Read a `config.json` dict. Raises InputError for unsupported settings."""
         check_fields(config, FIELDS)
         act = config.get("activation_function", "relu")
         if act not in ACTIVATIONS:
             raise InputError(
-                f"activation_function {act!r} is not supported; one of {', '.join(ACTIVATIONS)}"
+                f"activation_function {act!r} is not supported; supported: {', '.join(ACTIVATIONS)}"
             )
         if config["hidden_size"] % config["num_attention_heads"]:
             raise InputError(
@@ -80,7 +80,7 @@ class OPTConfig:
 
 
 class Embed(nn.Module):
-    """Tokens to hidden states, `[b, t]` ints to `[b, t, D]` float32."""
+    """Tokens `[b, t]` to hidden states `[b, t, D]` float32."""
 
     config: OPTConfig
 
@@ -133,7 +133,7 @@ class Block(nn.Module):
 
 
 class Head(nn.Module):
-    """Hidden states to logits. embedding: the tied `[V, E]` table, or None for an own kernel."""
+    """Hidden states to logits. embedding: the tied `[V, E]` table; None: the head's own kernel."""
 
     config: OPTConfig
 
@@ -152,7 +152,7 @@ class Head(nn.Module):
 
 
 def make(hf_config: Mapping[str, Any]) -> Family:
-    """The OPT family for one `config.json`."""
+    """The OPT family for a `config.json`."""
     config = OPTConfig.from_hf(hf_config)
     return Family(
         name="opt",

@@ -1,8 +1,8 @@
-"""Rotary position embeddings: inverse frequencies and angles for the scalings in use.
+"""Rotary position embeddings: inverse frequencies and angles for the supported scalings.
 
-Names are Hugging Face's. Frequencies are computed on the host and rounded to float32 where torch
-rounds: at position 2048 the last bit of a frequency is 1e-4 of an angle. Angles, cosines and
-sines are float32 on the device.
+Names follow Hugging Face. Frequencies are computed on the host and rounded to float32 where torch
+rounds: at position 2048 the last bit of a frequency changes an angle by 1e-4. Angles, cosines and
+sines are computed in float32 on the device.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ INNER = {
     "attention_factor": "number?",
     "truncate": "flag?",
 }
-HAVE_ORIGINAL = ("llama3", "yarn")  # types that know of a shorter context they were trained on
+HAVE_ORIGINAL = ("llama3", "yarn")  # types that set the original, shorter training context
 
 
 @dataclass(frozen=True)
 class Rope:
-    """One model's rotary embedding. dim: of a head; factor: how far the context is stretched."""
+    """The rotary embedding of a model. dim: of a head; factor: by which the context is extended."""
 
     dim: int
     max_position_embeddings: int
@@ -53,14 +53,14 @@ class Rope:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], dim: int) -> Rope:
-        """From a `config.json`, whether it says `rope_parameters` or `rope_scaling`.
+        """Read a `config.json` dict with `rope_parameters` or `rope_scaling`.
 
-        Raises InputError for an unknown type, KeyError for a setting that the type needs.
+        Raises InputError for an unsupported type, KeyError for a missing setting.
         """
         p = _parameters(config)
         kind = p.get("rope_type") or p.get("type") or "default"
         if kind not in KINDS:
-            raise InputError(f"rope type {kind!r} is not supported; one of {', '.join(KINDS)}")
+            raise InputError(f"rope type {kind!r} is not supported; supported: {', '.join(KINDS)}")
         if (p.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1) != 1:
             raise InputError("partial_rotary_factor other than 1 is not supported")
         if dim % 2:
@@ -95,7 +95,7 @@ class Rope:
 
 
 def _parameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of the rotary embedding, from either key. Raises InputError."""
+    """The rotary settings of a config, under either key. Raises InputError."""
     check_fields(config, OUTER)
     key = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     check_fields(config, {key: "object?"})
@@ -107,7 +107,7 @@ def _parameters(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _attention_factor(factor: float, p: Mapping[str, Any]) -> float:
-    """Yarn's factor of cos and sin: as given, or from the stretch as the paper suggests."""
+    """YaRN's factor of cos and sin: as configured, or computed from `factor` as in the paper."""
 
     def mscale(weight: float) -> float:
         return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
@@ -120,7 +120,7 @@ def _attention_factor(factor: float, p: Mapping[str, Any]) -> float:
 
 
 def _power(base: Any, exponent: Any) -> np.ndarray:
-    """A power of a float32 number, right to the last bit, as NumPy's own is not."""
+    """A power of a float32 number, correctly rounded, unlike NumPy's float32 power."""
     exact = np.asarray(base, np.float32).astype(np.float64) ** np.asarray(exponent, np.float64)
     return np.asarray(exact, np.float32)
 
@@ -139,7 +139,7 @@ def _linear(rope: Rope, length: int) -> np.ndarray:
 
 
 def _dynamic(rope: Rope, length: int) -> np.ndarray:
-    """NTK: beyond the trained context the base grows with the length."""
+    """Dynamic NTK: beyond the training context the base grows with the length."""
     context, factor = rope.max_position_embeddings, np.float32(rope.factor)
     stretch = factor * np.float32(max(length, context)) / np.float32(context) - (factor - 1)
     grown = _power(stretch, rope.dim / (rope.dim - 2))
@@ -147,7 +147,7 @@ def _dynamic(rope: Rope, length: int) -> np.ndarray:
 
 
 def _llama3(rope: Rope, length: int) -> np.ndarray:
-    """Long waves are stretched by the factor, short ones kept, those between interpolated."""
+    """Stretch long wavelengths by the factor, keep short ones, interpolate between."""
     kept = _default(rope, length)
     wavelengths = np.float32(2 * math.pi) * (1 / kept)
     turns = rope.original_max_position_embeddings * (1 / wavelengths)
@@ -157,7 +157,7 @@ def _llama3(rope: Rope, length: int) -> np.ndarray:
 
 
 def _yarn(rope: Rope, length: int) -> np.ndarray:
-    """A ramp over the dimensions from kept to stretched, set by turns in the old context."""
+    """A ramp over the dimensions from kept to stretched, by rotations in the original context."""
 
     def dimension(turns: float) -> float:
         context = rope.original_max_position_embeddings
@@ -184,12 +184,12 @@ KINDS: dict[str, Callable[[Rope, int], np.ndarray]] = {
 
 
 def inverse_frequencies(rope: Rope, length: int) -> Float[np.ndarray, " half"]:
-    """Radians a position for each pair of dimensions, for sequences of `length` tokens."""
+    """Radians per position of each pair of dimensions, for sequences of `length` tokens."""
     return KINDS[rope.rope_type](rope, length)
 
 
 def cos_sin(rope: Rope, length: int) -> tuple[Float[Array, "t half"], Float[Array, "t half"]]:
-    """Cosine and sine of every position's angles, float32, times the type's scale."""
+    """Cosine and sine of the angles of each position, float32, times `rope.scale`."""
     frequencies = jnp.asarray(inverse_frequencies(rope, length), jnp.float32)
     angles = jnp.arange(length, dtype=jnp.float32)[:, None] * frequencies
     return jnp.cos(angles) * rope.scale, jnp.sin(angles) * rope.scale
@@ -198,7 +198,7 @@ def cos_sin(rope: Rope, length: int) -> tuple[Float[Array, "t half"], Float[Arra
 def rotate(
     x: Float[AnyArray, "b t h d"], cos: Float[AnyArray, "t half"], sin: Float[AnyArray, "t half"]
 ) -> Float[Array, "b t h d"]:
-    """Turn the pairs (x_i, x_{i + d/2}) of every head by their position's angles, in float32."""
+    """Rotate the pairs (x_i, x_{i + d/2}) of each head by their position's angles, in float32."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cos, sin = cos[:, None], sin[:, None]
     turned = (first * cos - second * sin, second * cos + first * sin)

@@ -1,4 +1,4 @@
-"""What the pipeline knows of a family: three modules, its linears, its named rearrangements."""
+"""The description of a family: its modules, its prunable linears, its named rearrangements."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from icp_jax.errors import InputError
 
 @dataclass(frozen=True)
 class LinearSpec:
-    """One prunable linear. name: its submodule; tap: its input; role: its letter in `qkv-f2`."""
+    """One prunable linear. name: the submodule; tap: its input; role: its letters in `qkv-f2`."""
 
     name: str
     tap: str
@@ -23,7 +23,7 @@ class LinearSpec:
 
 @dataclass(frozen=True)
 class Rearrangement:
-    """Which roles of a block give sparsity up and which take it (beta)."""
+    """The roles of a block whose sparsity beta lowers (`gives`) and raises (`takes`)."""
 
     gives: tuple[str, ...]
     takes: tuple[str, ...]
@@ -40,12 +40,12 @@ class Rearrangement:
 
 @dataclass(frozen=True)
 class Family:
-    """One model's computation and layer list. Hashable: it is a static argument under jit."""
+    """The computation and the layers of a model. Hashable, as a static argument under jit."""
 
     name: str
     n_blocks: int
     hidden_size: int
-    context: int  # the longest sequence, in tokens; of images: the patches of one
+    context: int  # longest sequence in tokens; for vision, patches per image
     tied: bool
     embed: nn.Module  # tokens [b, t] -> [b, t, D]; pixels [b, 3, S, S] -> [b, H, W, D]
     block: nn.Module  # [b, t, D] -> [b, t, D], sows 'taps'; see block_at
@@ -53,48 +53,48 @@ class Family:
     linears: tuple[LinearSpec, ...]
     rearrangements: tuple[tuple[str, Rearrangement], ...]
     variants: tuple[tuple[int, nn.Module], ...] = ()  # blocks whose module is not `block`
-    kind: Literal["text", "vision"] = "text"  # what it reads: tokens, or images
-    side: int = 0  # of images: pixels a side
-    keys: tuple[int, ...] = ()  # keys a query meets, a block; unset: those before it
-    alpha: float | None = None  # what ICP defaults to where it is not the method's own
+    kind: Literal["text", "vision"] = "text"  # input: tokens or images
+    side: int = 0  # for vision: pixels per side of an image
+    keys: tuple[int, ...] = ()  # keys per query of each block; unset: causal
+    alpha: float | None = None  # the family's defaults for ICP; None: the method's
     beta: float | None = None
 
     def block_at(self, t: int) -> nn.Module:
-        """The module of block t: one object for all blocks that compute alike."""
+        """The module of block t; blocks of equal computation share one object."""
         return dict(self.variants).get(t, self.block)
 
     def positions(self, seq_len: int | None) -> int:
-        """Positions a sample has in the streams."""
+        """Positions per sample in the streams."""
         return self.context if self.kind == "vision" else seq_len or 0
 
     def keys_met(self, t: int, positions: int) -> float:
-        """How many keys a query of block t meets in the mean."""
+        """Mean number of keys per query of block t."""
         return self.keys[t] if self.keys else positions / 2
 
     @property
     def default_rearrangement(self) -> str:
-        """q, k, v give; the layer that writes to the residual stream last takes."""
+        """The name of the default mode: q, k and v give, the block's last linear takes."""
         gives = (("q", "k", "v"), ("qkv",))
         return next(name for name, r in self.rearrangements if r.gives in gives)
 
     def head_table(self, embed: Mapping[str, Any]) -> Any:
-        """What the head needs of the embedding's params: the tied table, or None."""
+        """The tied embedding table for the head, or None."""
         return embed["tokens"]["embedding"] if self.tied else None
 
     def readers(self) -> dict[str, list[str]]:
-        """The linears that read each distinct input, in the order of the computation."""
-        found: dict[str, list[str]] = {}
+        """The linears that read each tap, in the order of computation."""
+        by_tap: dict[str, list[str]] = {}
         for linear in self.linears:
-            found.setdefault(linear.tap, []).append(linear.name)
-        return found
+            by_tap.setdefault(linear.tap, []).append(linear.name)
+        return by_tap
 
     def tap_widths(self, shapes: Mapping[str, tuple[int, int]]) -> dict[str, int]:
-        """The width of every distinct input of the linears, in the order of the computation."""
+        """The width of each tap, in the order of computation."""
         return {linear.tap: shapes[linear.name][0] for linear in self.linears}
 
 
 def parse_rearrangement(text: str, roles: Iterable[str]) -> Rearrangement:
-    """`"qkv-of1"` to (q, k, v) give and (o, f1) take; ValueError where a letter is no role."""
+    """Parse `"qkv-of1"`: q, k, v give and o, f1 take. Raises ValueError for an unknown role."""
     gives, dash, takes = text.partition("-")
     longest_first = sorted(roles, key=len, reverse=True)
     pattern = "|".join(re.escape(role) for role in longest_first)
@@ -111,6 +111,6 @@ def parse_rearrangement(text: str, roles: Iterable[str]) -> Rearrangement:
 
 
 def rearrangements(roles: Iterable[str], names: str) -> tuple[tuple[str, Rearrangement], ...]:
-    """The named modes of a family, parsed once."""
+    """Parse the named modes of a family."""
     roles = tuple(roles)
     return tuple((name, parse_rearrangement(name, roles)) for name in names.split())

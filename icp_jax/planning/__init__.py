@@ -1,1 +1,1 @@
-"""What a run needs before it starts: memory, FLOPs, bytes and time."""
+"""Estimate a run's memory, FLOPs, bytes moved and time before it starts."""

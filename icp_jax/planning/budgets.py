@@ -1,4 +1,4 @@
-"""How many weights of every linear go, as a run's settings have it."""
+"""The number of weights to zero in every linear, from the settings of a run."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ def budgets(
     config: PruneConfig,
     quant: QuantConfig | None = None,
 ) -> list[dict[str, int]]:
-    """Zeros of every linear of every block. Raises InputError before any work is done."""
+    """Zeros by block and linear. Raises InputError for an infeasible allocation."""
     group = None if quant is None else quant.group
     return counts(family, shapes, target(family, config), method=config.method, group=group)
 
 
 def target(family: Family, config: PruneConfig) -> Target:
-    """What the settings ask for. Raises InputError for a rearrangement that does nothing."""
+    """The target of the settings. Raises InputError for a rearrangement without effect."""
     pattern = parse_pattern(config.pattern)
     unset = config.rearrange is not None and config.beta is None
     if unset and not shares(family, config.method)[1]:
         raise InputError(
-            f"prune.rearrange needs prune.beta: for {config.method} and this model it is 0"
+            f"prune.rearrange needs prune.beta: set it, it is 0 for {config.method} and this model"
         )
     return Target(config.sparsity, pattern, config.alpha, config.beta, config.rearrange)

@@ -1,4 +1,4 @@
-"""FLOPs and bytes moved of a run, by phase; and each phase's share of it."""
+"""FLOPs and bytes moved of a run by phase, and each phase's share."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from icp_jax.planning.workload import Workload, size
 
 
 def epochs(config: RunConfig) -> int:
-    """Of compensation: 0 where the method has none."""
+    """Epochs of compensation; 0 if the method does not compensate."""
     return config.compensate.epochs or 0 if METHODS[config.prune.method].compensates else 0
 
 
 def flops(
     family: Family, shapes: Sequence[Shapes], config: RunConfig, positions: int
 ) -> dict[str, float]:
-    """Multiplications and additions of the matrix products, by phase, over the whole run.
+    """FLOPs of the matrix products of the whole run, by phase.
 
-    config: resolved; positions: of a sample.
+    config: resolved. positions: per sample.
     """
     found = dict.fromkeys((phase.name for phase in STREAMED), 0.0)
     for _, name, count in _terms(family, shapes, config, positions):
@@ -34,9 +34,9 @@ def flops(
 def weights(
     family: Family, shapes: Sequence[Shapes], config: RunConfig, positions: int
 ) -> dict[tuple[int, str], float]:
-    """The share of the run's FLOPs that each block's phases have: (block, phase) -> share.
+    """(block, phase) -> its fraction of the run's FLOPs, in the order of the run.
 
-    The shares add up to 1, in the order of the run. Phases without FLOPs are left out.
+    The fractions sum to 1. Phases without FLOPs are left out.
     """
     found: dict[tuple[int, str], float] = {}
     for t, name, count in _terms(family, shapes, config, positions):
@@ -48,7 +48,7 @@ def weights(
 def _terms(
     family: Family, shapes: Sequence[Shapes], config: RunConfig, positions: int
 ) -> Iterator[tuple[int, str, float]]:
-    """(block, phase, FLOPs), several a phase."""
+    """(block, phase, FLOPs) terms; a phase may have several."""
     tokens, walks = config.calibration.count * positions, METHODS[config.prune.method].walks
     for t, block in enumerate(shapes):
         keys = family.keys_met(t, positions)
@@ -59,8 +59,11 @@ def _terms(
 
 
 def moved(work: Workload, memory: MemoryConfig) -> dict[str, int]:
-    """Bytes between host and device, by phase, over the whole run; `memory.streams` is a place."""
-    # on the device they stay there
+    """Bytes moved between host and device in the whole run, by phase.
+
+    memory: `streams` must be a place, not auto.
+    """
+    # streams kept on the device are not moved
     stream = 0 if memory.streams == "device" else work.both(memory.stream_dtype) // 2
     found = {}
     for entry in TABLE:

@@ -1,8 +1,8 @@
-"""Bytes at once on the device, phase by phase, the streams left out.
+"""Device memory of each phase, in bytes, without the streams.
 
-The functions yield one sum after another, the arrays that are held and what a program needs
-beside them; a phase takes the largest. XLA is asked by compiling the functions themselves, which
-also fills the compilation cache for the run.
+Each function yields the bytes in use at several points of the phase; the largest one counts.
+Temporaries are XLA's figures for the run's own functions. Compiling them also fills the
+compilation cache for the run.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from icp_jax.planning.setting import Block, Setting
 from icp_jax.planning.workload import size
 from icp_jax.streaming import passes, tune
 
-DAMPING: Any = np.float32(0.01)  # it is traced, as float32
+DAMPING: Any = np.float32(0.01)  # traced, so any float32 value will do
 
 
 def embed(setting: Setting) -> Iterator[int]:
-    """The first stream is made."""
+    """The first stream is computed."""
     work, dtype = setting.work, setting.memory.stream_dtype
     params = jax.tree.map(lambda leaf: shape(leaf.shape), work.embed)
     tokens = shape((setting.batch, *work.sample.shape[1:]), work.sample.dtype)
@@ -36,7 +36,7 @@ def embed(setting: Setting) -> Iterator[int]:
 
 def dense(block: Block) -> Iterator[int]:
     step = block.beside(passes.forward, block.apply, block.params, block.x, block.count)
-    # in: now and next; out: the last one
+    # three batches: the current and the next input, and the last output
     yield block.held + 3 * block.sent + 5 * block.whole + step
 
 
@@ -55,7 +55,7 @@ def statistics(block: Block) -> Iterator[int]:
 
 
 def prune(block: Block) -> Iterator[int]:
-    """Tap by tap; the sums of one that is done are let go."""
+    """One tap at a time; its sums are freed when it is done."""
     seen, linears = _seen(block), block.linears
     for tap, names in block.work.family.readers().items():
         held = block.held + size(seen.sums)
@@ -91,7 +91,7 @@ def _seen(block: Block) -> Statistics:
 
 
 def _linear(block: Block, kernel: Any, moments: Any, prepared: Any) -> Iterator[int]:
-    """Bytes at once for one linear, beside the params and the statistics."""
+    """Bytes for pruning one linear, without the params and the statistics."""
     method, beside, config = block.method, block.beside, block.work.config
     options: dict[str, Any] = {}
     if method.walks:

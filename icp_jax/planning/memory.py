@@ -1,7 +1,7 @@
-"""The memory that a run needs, phase by phase, with given settings.
+"""The memory that a run needs with given settings, phase by phase.
 
-The arrays that the pipeline holds are counted; what the programs need beside them is asked of
-XLA. Where the device is the host itself, one memory holds both.
+Arrays of the pipeline are counted; temporaries are XLA's figures. On CPU, device and host share
+one memory.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from icp_jax.planning.table import TABLE, Entry
 from icp_jax.planning.workload import Workload, size
 from icp_jax.streaming import storage
 
-# Of the host, seen on the CPU: what the runtime takes once programs run (threads, packing
-# buffers, LAPACK), and the share that an allocator keeps of the arrays that are freed.
+# Host memory measured on CPU: bytes of the runtime once programs run (threads, packing buffers,
+# LAPACK), and the fraction of freed arrays that the allocator keeps.
 RUNTIME, SLACK = 80 << 20, 0.15
-PINNED = 2  # XLA takes pinned memory from the system in ever doubled pieces: at most so much
+PINNED = 2  # upper bound on XLA's overhead of pinned memory, which it allocates by doubling
 
 
 class Phase(NamedTuple):
-    """One phase. device, host: bytes at once, in the worst block."""
+    """The memory of one phase, in its worst block."""
 
     name: str
-    device: int
-    host: int
+    device: int  # bytes
+    host: int  # bytes
 
 
 class Need(NamedTuple):
-    """What a run takes. With the CPU as device, `host` holds all and `device` is a part of it."""
+    """The memory of a run. On CPU, `host` is the total and includes `device`."""
 
     phases: tuple[Phase, ...]
-    memory: MemoryConfig  # with the place and the batch that this holds for
-    streams: int  # bytes of both
-    base: int  # bytes of the program itself, in `host`
-    disk: int  # bytes, of the new checkpoint and of what is kept until it is whole
+    memory: MemoryConfig  # the settings that this holds for
+    streams: int  # bytes of both streams
+    base: int  # bytes of the program itself, included in `host`
+    disk: int  # bytes of the new checkpoint and of the work folder
 
     @property
     def device(self) -> int:
@@ -51,22 +51,22 @@ class Need(NamedTuple):
 
 
 def need(work: Workload, memory: MemoryConfig) -> Need:
-    """Bytes by phase with these settings; `memory.streams` must be a place, not auto."""
+    """The memory of a run with these settings; `memory.streams` must be a place, not auto."""
     setting, stored = Setting(work, memory), [size(block) for block in work.blocks]
     heap.give_back()
     bare = storage.proc("self/status", "VmRSS")
     at_once = _at_once(setting)
     heap.give_back()
-    base = storage.proc("self/status", "VmRSS") + RUNTIME  # with the programs, which are kept
+    base = storage.proc("self/status", "VmRSS") + RUNTIME  # includes the compiled programs
     both = work.both(memory.stream_dtype)
     found = []
     for entry in TABLE:
         name, first = entry.phase.name, entry.phase.first is None
-        streams = both // (2 if first else 1)  # one is still empty
+        streams = both // (2 if first else 1)  # embed fills only one of them
         device, arrays = at_once[name], _on_host(entry, setting, streams, max(stored))
         if backend.is_host():
             arrays += setting.devices * device
-        # nothing was compiled or freed before the first
+        # before embed, no program is compiled and no array is freed
         host = bare + RUNTIME + arrays if first else base + int(arrays * (1 + SLACK))
         there = device + (streams if memory.streams == "device" else 0)
         found.append(Phase(name, there, host))
@@ -76,7 +76,7 @@ def need(work: Workload, memory: MemoryConfig) -> Need:
 
 
 def _at_once(setting: Setting) -> dict[str, int]:
-    """Bytes at once on the device by phase, in the worst block; the streams left out."""
+    """Device memory by phase in the worst block, without the streams."""
     n_blocks, epochs = setting.work.family.n_blocks, cost.epochs(setting.work.config)
     blocks, found = list(setting.blocks()), {}
     for entry in TABLE:
@@ -88,18 +88,18 @@ def _at_once(setting: Setting) -> dict[str, int]:
 
 
 def _on_host(entry: Entry, setting: Setting, streams: int, block: int) -> int:
-    """Bytes of the arrays there, but for those that a phase holds on the device.
+    """Bytes of a phase's arrays in host memory.
 
-    streams: bytes of what there is of both; block: stored bytes of the largest.
+    streams: bytes of the streams. block: stored bytes of the largest block.
     """
     work, place, first = setting.work, setting.memory.streams, entry.phase.first is None
-    arrays = setting.samples * size(work.sample)  # the run keeps them: of images, more than all
+    arrays = setting.samples * size(work.sample)  # samples stay in memory during the run
     if entry.params:
         arrays += size(work.embed) if first else block
     if backend.is_host():
         return arrays + (0 if place == "disk" else streams)
     arrays += PINNED * streams if place == "host" else 0
-    arrays += 0 if first else block  # the block before is still being written
+    arrays += 0 if first else block  # the previous block is written in the background
     if place != "device":
         arrays += 4 * max(setting.batch, setting.gather) * size(setting.one)
     return arrays

@@ -1,6 +1,6 @@
-"""A run planned before it runs: the settings that fit the memory there is, and the least time.
+"""Plan a run: choose memory settings that fit, and estimate the minimum time.
 
-What a run needs with given settings is `icp_jax.planning.memory`'s.
+`icp_jax.planning.memory` has the memory of a run with given settings.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from icp_jax.streaming.source import FolderSource
 
 
 class Plan(NamedTuple):
-    """What `icp-jax plan` says. seconds: the least time of each phase at the measured rates."""
+    """The memory, FLOPs, bytes moved and minimum time of a run."""
 
     model: str
     device_kind: str
-    limits: dict[str, int | None]  # of device and host, in bytes
+    limits: dict[str, int | None]  # bytes of device and host memory
     need: Need
     flops: dict[str, float]  # of the whole run, by phase
-    moved: dict[str, int]  # bytes between host and device, of the whole run
+    moved: dict[str, int]  # bytes between host and device in the whole run, by phase
     rates: Rates
-    seconds: dict[str, float]
+    seconds: dict[str, float]  # minimum time at the measured rates, by phase
 
     def record(self) -> dict[str, Any]:
-        """As plain values, for JSON; memory in bytes."""
+        """The plan as JSON values; memory in bytes."""
         need = self.need
         return {
             "model": self.model,
@@ -56,9 +56,10 @@ class Plan(NamedTuple):
 
 
 def plan(config: RunConfig, device: str = "", host: str = "") -> Plan:
-    """Plan a run of `config` on this machine, or within so much memory (`8GiB`).
+    """Plan the run of a config on this machine.
 
-    Writes nothing but the compilation cache. Raises InputError where nothing fits.
+    device, host: memory limits such as `8GiB`. Default: those of the config, else the free memory.
+    Writes only the compilation cache. Raises InputError if nothing fits.
     """
     config = check(config)
     for name, given in (("device", device), ("host", host)):
@@ -78,9 +79,10 @@ def plan(config: RunConfig, device: str = "", host: str = "") -> Plan:
 
 
 def settle(source: FolderSource, config: RunConfig) -> RunConfig:
-    """A resolved config whose place and batch fit, with nothing left open that roundings hang on.
+    """Choose the memory settings of a resolved config, including all that rounding depends on.
 
-    On the CPU without limits the defaults are taken, whatever is free.
+    On CPU without limits, takes the defaults regardless of the free memory. Raises InputError if
+    nothing fits.
     """
     limits, memory = _limits(config.memory, free=not backend.is_host()), config.memory
     if any(limits.values()):
@@ -93,7 +95,7 @@ def settle(source: FolderSource, config: RunConfig) -> RunConfig:
 def _limits(
     memory: MemoryConfig, device: str = "", host: str = "", *, free: bool
 ) -> dict[str, int | None]:
-    """Bytes of each memory; free: where none are set, what is free."""
+    """Memory limits in bytes. free: use the free memory if no limit is set."""
     found = {
         "device": parse_bytes("device memory", device or memory.device),
         "host": parse_bytes("host memory", host or memory.host),
@@ -103,16 +105,16 @@ def _limits(
         if not backend.is_host():
             found["device"] = found["device"] or storage.device_free()
             if not found["device"]:
-                raise InputError("the device does not say what memory is free: set memory.device")
+                raise InputError("the device does not report its free memory: set memory.device")
     return found
 
 
 def fit(work: Workload, device: int | None = None, host: int | None = None) -> Need:
-    """The first settings that fit into so many bytes; those that are set stay as they are.
+    """Find the first memory settings that fit into the limits; settings that are set are kept.
 
-    In order: streams on the device, on the host, on disk; in each, where compensation is what does
-    not fit, rematerialised; then batches of half the size, down to one sample. Raises InputError
-    that says how much is missing, and for what.
+    Tries streams on the device, on the host, then on disk. For each place: the default batch, with
+    remat if compensation does not fit, then half the batch, down to one sample.
+    device, host: limits in bytes. Raises InputError with the smallest shortfall and its phase.
     """
     memory = work.config.memory
     kinds: tuple[storage.Place, ...]
@@ -125,7 +127,7 @@ def fit(work: Workload, device: int | None = None, host: int | None = None) -> N
             over = work.both(memory.stream_dtype) - device
         if over > 0:
             least = over, f"{gib(over)} of device memory for the streams alone"
-            continue  # whatever the batch: nothing to compile for it
+            continue  # no batch size helps
         while tries:
             found = need(
                 work,
@@ -144,11 +146,14 @@ def fit(work: Workload, device: int | None = None, host: int | None = None) -> N
             else:
                 tries.pop(0)
     assert least is not None
-    raise InputError(f"this does not fit with any place and batch: too little by {least[1]}")
+    raise InputError(
+        f"the run does not fit into memory with any stream place and batch: it lacks {least[1]}; "
+        "raise the limits or lower calibration.samples"
+    )
 
 
 def _batches(work: Workload) -> list[int | None]:
-    """What is set; or the default, and then halves of it, down to one sample."""
+    """Batch sizes to try: the set one; or the default, then its halves down to one sample."""
     memory, positions = work.config.memory, work.positions
     share = -(-work.config.calibration.count // (work.config.devices or 1))
     batch = transfer.batch_size(share, positions)
@@ -160,5 +165,5 @@ def _batches(work: Workload) -> list[int | None]:
 
 
 def gib(count: float) -> str:
-    """Bytes for people."""
+    """Format a number of bytes in GiB."""
     return f"{count / 2**30:.2f} GiB"

@@ -1,7 +1,4 @@
-"""FLOPs of each phase's matrix products in one block.
-
-The functions yield one product after another, in multiplications and additions.
-"""
+"""FLOPs of each phase's matrix products in one block, counting multiplications and additions."""
 
 from __future__ import annotations
 
@@ -15,28 +12,28 @@ Shapes = Mapping[str, tuple[int, int]]  # linear -> (inputs, outputs)
 
 
 class Products(NamedTuple):
-    """What the products of one block hang on."""
+    """The quantities that the matrix products of one block depend on."""
 
-    forward: float  # FLOPs of one pass of all samples
+    forward: float  # FLOPs of a forward pass of all samples
     tokens: int  # of all samples
     linears: Sequence[tuple[int, int]]  # (inputs, outputs)
-    last: tuple[int, int]  # of them, in the order of the computation
-    widths: Sequence[int]  # of the distinct inputs
+    last: tuple[int, int]  # the last linear in the order of computation
+    widths: Sequence[int]  # widths of the taps
     epochs: int  # of compensation
     walks: bool  # whether the pruner factors the Hessian
 
     @property
     def last_by_outputs(self) -> bool:
-        """Whether the last linear's energy comes of its outputs, or of the moments."""
+        """Whether the last linear's energy is computed from its outputs, not from the moments."""
         return stats.outputs_cost_less(self.tokens, self.last[0])
 
 
 def products(
     family: Family, block: Shapes, keys: float, tokens: int, epochs: int, walks: bool
 ) -> Products:
-    """Of a block with these linears. keys: those that a query meets, in the mean."""
+    """The products of a block with these linears. keys: mean number of keys per query."""
     weights = sum(i * o for i, o in block.values())
-    # q·k, and weights times v
+    # the linears, then q·k and the attention weights times v
     forward = 2.0 * tokens * (weights + 2 * keys * family.hidden_size)
     last, widths = block[family.linears[-1].name], family.tap_widths(block)
     linears, inputs = tuple(block.values()), tuple(widths.values())
@@ -44,7 +41,7 @@ def products(
 
 
 def none(p: Products) -> Iterator[float]:
-    """A phase without any."""
+    """No matrix products."""
     return iter(())
 
 
@@ -53,12 +50,12 @@ def forward(p: Products) -> Iterator[float]:
 
 
 def compensate(p: Products) -> Iterator[float]:
-    """Forward, and twice as much backward."""
+    """The backward pass costs two forward passes."""
     yield 3 * p.epochs * p.forward
 
 
 def statistics(p: Products) -> Iterator[float]:
-    """The second moments count half: they are symmetric."""
+    """Forward pass and second moments, which are symmetric and count half."""
     yield p.forward + p.tokens * sum(width * width for width in p.widths)
     if not p.last_by_outputs:
         inputs, outputs = p.last
@@ -66,7 +63,7 @@ def statistics(p: Products) -> Iterator[float]:
 
 
 def prune(p: Products) -> Iterator[float]:
-    # half of a product with a symmetric matrix: for the errors, or the walk, which knows them
+    # half a product with a symmetric matrix, for the errors or the solver's walk
     yield sum(1.0 * i * i * o for i, o in p.linears)
     if not p.last_by_outputs:
         inputs, outputs = p.last

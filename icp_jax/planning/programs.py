@@ -1,4 +1,4 @@
-"""What compiled functions need beside the arrays they are given."""
+"""The memory that compiled functions need besides their arguments."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from icp_jax.streaming import storage
 
 
 class Programs:
-    """Compiled functions, kept while a plan is made: they take memory too."""
+    """Compiled functions. They are kept during planning, since they take host memory too."""
 
     def __init__(self) -> None:
         self.kept: list[Any] = []
 
     def beside(self, function: Any, *args: Any, **kwargs: Any) -> int:
-        """Bytes a function takes beside its arguments: temporaries and new outputs."""
-        args, kwargs = jax.tree.map(_placed, (args, kwargs))  # as the run's, or it compiles its own
+        """Bytes of a function's temporaries and new outputs. Raises InputError."""
+        args, kwargs = jax.tree.map(_placed, (args, kwargs))  # as in the run, to share its cache
         self.kept.append(function.lower(*args, **kwargs).compile())
         found = self.kept[-1].memory_analysis()
         if found is None:
-            raise InputError("this backend does not say what memory its programs need")
+            raise InputError("this backend does not report the memory of programs: set no limits")
         return found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
 
 
 def shape(shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
-    """An array that is not there."""
+    """The shape and dtype of an array."""
     return jax.ShapeDtypeStruct(shape, dtype)
 
 

@@ -1,4 +1,4 @@
-"""What this machine does in a second."""
+"""Measure the compute and transfer rates of this machine."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from icp_jax.phases import STREAMED
 
 
 class Rates(NamedTuple):
-    """What this machine does in a second, measured: the best of a few tries."""
+    """Rates of this machine: the best of a few measurements."""
 
-    float32: float  # FLOP of a matrix product
-    compute: float  # the same in the dtype that blocks compute in
-    bandwidth: float  # bytes from host to device
+    float32: float  # FLOP/s of a float32 matrix product
+    compute: float  # FLOP/s in the blocks' compute dtype
+    bandwidth: float  # bytes/s from host to device
 
     def seconds(
         self, work: Mapping[str, float], bytes_moved: Mapping[str, int]
     ) -> dict[str, float]:
-        """The least time by phase: nothing overlaps, and nothing is lost."""
+        """Minimum time by phase in seconds, without overlap and overhead."""
         return {
             phase.name: work[phase.name] / (self.float32 if phase.exact else self.compute)
             + bytes_moved[phase.name] / self.bandwidth
@@ -32,7 +32,7 @@ class Rates(NamedTuple):
 
 
 def measure(dtype: str, size: int = 2048) -> Rates:
-    """Rates of size³ products and of one 64 MiB transfer."""
+    """Measure products of `size` by `size` matrices and a transfer of 64 MiB."""
     rates = []
     for kind in ("float32", dtype):
         a = jnp.ones((size, size), kind)

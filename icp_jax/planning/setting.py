@@ -1,4 +1,4 @@
-"""A run with given memory settings, as shapes: batches, streams, and blocks on the device."""
+"""The shapes of a run with given memory settings: batches, streams, and blocks on the device."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from icp_jax.streaming import passes, transfer
 
 
 class Setting:
-    """What is sent to each device at once. `memory.streams` is a place, not auto."""
+    """A run with given memory settings; `memory.streams` must be a place, not auto."""
 
     def __init__(self, work: Workload, memory: MemoryConfig):
         self.work, self.memory, self.programs = work, memory, Programs()
-        self.one = work.hidden(memory.stream_dtype)  # sample of a stream
+        self.one = work.hidden(memory.stream_dtype)  # one sample of a stream
         self.samples, self.devices = work.config.calibration.count, work.config.devices or 1
         self.positions = work.positions
         share = -(-self.samples // self.devices)
@@ -32,7 +32,7 @@ class Setting:
         self.gather = transfer.gather_size(self.samples, size(self.one))
 
     def blocks(self) -> Iterator[Block]:
-        """Blocks that differ in module or shapes: one of each kind."""
+        """One block for each combination of module and shapes."""
         seen = set()
         for t, stored in enumerate(self.work.blocks):
             module = self.work.family.block_at(t)
@@ -52,15 +52,15 @@ class Block:
         self.stored, self.params = stored, jax.tree.map(lambda leaf: shape(leaf.shape), stored)
         one = setting.one
         self.x = shape((setting.batch, *one.shape[1:]), one.dtype)
-        self.few = shape((setting.gather, *one.shape[1:]), one.dtype)  # samples to tune with
+        self.few = shape((setting.gather, *one.shape[1:]), one.dtype)  # samples for compensation
         self.held, self.sent, self.count = size(self.params), size(self.x), np.int32(1)
-        # an accelerator's first device has whole what it splits among several, and what it joins
+        # with several accelerators, the first one also has the whole batch before it is split
         several = setting.devices > 1 and not backend.is_host()
         self.whole = self.sent * setting.devices if several else 0
 
     @property
     def narrow(self) -> int:
-        """Bytes of the leaves that are stored in another dtype than float32."""
+        """Bytes of the leaves that are not stored in float32."""
         return size([x for x in jax.tree.leaves(self.stored) if x.dtype != jnp.float32])
 
     @cached_property

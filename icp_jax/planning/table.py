@@ -1,4 +1,4 @@
-"""What each phase of the loop costs, an entry a phase."""
+"""The cost of each phase of the loop."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from icp_jax.planning.products import Products
 
 
 class Entry(NamedTuple):
-    """One phase. What comes once a run is planned for the run, all else for a block."""
+    """The cost of one phase: per run for phases outside the blocks, else per block."""
 
     phase: Phase
-    device: Callable[[Any], Iterator[int]]  # bytes at once there, beside the streams
+    device: Callable[[Any], Iterator[int]]  # bytes on the device, without the streams
     flops: Callable[[Products], Iterator[float]] = products.none  # of a block
-    streams: int = 0  # how often a stream passes between host and device, each time
-    params: int = 0  # how often stored params do; the host holds them all the while
+    streams: int = 0  # transfers of a stream between host and device
+    params: int = 0  # transfers of the stored params, which stay in host memory
 
 
 TABLE = (
@@ -28,6 +28,6 @@ TABLE = (
     Entry(phases.STATISTICS, device.statistics, products.statistics, streams=1),
     Entry(phases.PRUNE, device.prune, products.prune),
     Entry(phases.SPARSE, device.sparse, products.forward, streams=3),
-    Entry(phases.WRITE, device.write, params=2),  # float32, where the checkpoint has 16 bits
+    Entry(phases.WRITE, device.write, params=2),  # float32 is twice the checkpoint's 16 bits
 )
 assert tuple(entry.phase for entry in TABLE) == phases.STREAMED

@@ -1,4 +1,4 @@
-"""What a run is to do, by shapes alone: from a checkpoint, or from nothing but a `config.json`."""
+"""The shapes of a run's arrays, from a checkpoint or only its `config.json`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Params = dict[str, Any]
 
 
 class Described(Protocol):
-    """A model whose tensors are known by name, shape and dtype."""
+    """A model with the names, shapes and dtypes of its tensors."""
 
     config: dict[str, Any]
     family: Family
@@ -38,7 +38,7 @@ class Described(Protocol):
 
 
 class ConfigOnly:
-    """A model of which only `config.json` is there."""
+    """A model described by its `config.json` alone. Raises InputError."""
 
     def __init__(self, folder: Path):
         self.folder, self.config = folder, read_config(folder)
@@ -49,17 +49,17 @@ class ConfigOnly:
         try:
             self._dtype = np.dtype(jnp.dtype(str(stored).removeprefix("torch.")))
         except TypeError:
-            raise InputError(f"config.json: dtype {str(stored)[:60]!r} is unknown") from None
+            raise InputError(f"config.json: unknown dtype {str(stored)[:60]!r}") from None
 
     def dtype(self, name: str) -> np.dtype:
-        """What the config says of all tensors."""
+        """The config's dtype, which holds for all tensors."""
         return self._dtype
 
 
 def describe(model: str) -> Described:
-    """A checkpoint, or the config that a folder, a `config.json` or a hub id gives.
+    """Describe a checkpoint folder, a config-only folder, a `config.json` or a hub id.
 
-    Nothing but the config is downloaded. Raises InputError.
+    For a hub id, only the config is downloaded. Raises InputError.
     """
     path = Path(model).expanduser()
     if path.name == "config.json" and path.is_file():
@@ -70,15 +70,15 @@ def describe(model: str) -> Described:
         return ConfigOnly(path)
     if path.exists() or model.count("/") != 1 or model.startswith((".", "/", "~")):
         with closing(FolderSource(resolve(model))) as source:
-            return source  # names and shapes are known, and no weight is read
+            return source  # closed: only names and shapes are used from here on
     return ConfigOnly(hub.config(model))
 
 
 def resolved(config: RunConfig, source: inputs.Described) -> RunConfig:
-    """The config with every unset field filled in for this model."""
+    """Fill in all unset fields for this model. Raises InputError."""
     config = filled(config)
     p = config.prune
-    own = p.structured  # a pattern's allocation
+    own = p.structured  # n:m patterns are uniform
     alpha, beta = (1.0, 0.0) if own else shares(source.family, p.method, p.alpha, p.beta)
     rearrange = p.rearrange or source.family.default_rearrangement
     return dataclasses.replace(
@@ -91,13 +91,13 @@ def resolved(config: RunConfig, source: inputs.Described) -> RunConfig:
 
 
 class Workload(NamedTuple):
-    """A run, with shapes (jax.ShapeDtypeStruct) for arrays."""
+    """A run with shapes (jax.ShapeDtypeStruct) in place of arrays."""
 
     family: Family
     blocks: list[Params]  # in the stored dtypes
     embed: Params
-    others: int  # bytes of the checkpoint beside those
-    sample: jax.ShapeDtypeStruct  # one: `[1, T]` tokens, or an image
+    others: int  # bytes of the checkpoint's other tensors
+    sample: jax.ShapeDtypeStruct  # `[1, T]` tokens, or one image
     config: RunConfig  # resolved
 
     @property
@@ -110,7 +110,7 @@ class Workload(NamedTuple):
 
     @property
     def positions(self) -> int:
-        """Of a sample, in the streams."""
+        """Positions per sample in the streams."""
         return int(np.prod(self.hidden().shape[1:-1]))
 
     def hidden(self, dtype: str = "float32") -> jax.ShapeDtypeStruct:
@@ -123,7 +123,7 @@ class Workload(NamedTuple):
 
 
 def workload(source: Described, config: RunConfig) -> Workload:
-    """The run that a resolved config describes."""
+    """The workload of a resolved config."""
     family, others = source.family, 0
     parts: dict[tuple[str, ...], Params] = {}
     for rule in source.placed:

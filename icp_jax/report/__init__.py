@@ -1,1 +1,1 @@
-"""What people look at: progress, tables, figures."""
+"""Figures of results."""

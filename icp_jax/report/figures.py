@@ -1,4 +1,4 @@
-"""Figures, drawn with matplotlib's file backends: no display needed."""
+"""Figures, drawn with matplotlib's file backends, which need no display."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 
 
 def error_growth(errors: Mapping[str, Sequence[float]], path: Path, title: str) -> None:
-    """How the relative error of the sparse stream grows from block to block, a line a method.
+    """Plot the relative error of the sparse stream after each block, one line per method.
 
-    errors: method -> ‖sparse-dense‖²/‖dense‖² after each block. Written to `path` (by suffix).
+    errors: method -> ‖sparse-dense‖²/‖dense‖² after each block. path: image file; its suffix sets
+    the format.
     """
     from matplotlib.figure import Figure
 

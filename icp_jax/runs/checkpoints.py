@@ -1,4 +1,4 @@
-"""Pruned blocks in the work folder: written, sealed with a checksum, and read back."""
+"""Checkpoints of pruned blocks in the work folder, each sealed with a checksum."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from icp_jax.streaming.layout import apart, together
 
 
 class Checkpoints:
-    """The checkpoints of a work folder. A block is whole once it is sealed."""
+    """The block checkpoints of a work folder. A block counts as finished once it is sealed."""
 
     def __init__(self, folder: WorkFolder):
         self.folder = folder
 
     def write(self, t: int, params: Params, grids: Mapping[str, Grid]) -> None:
-        """Store a pruned block."""
+        """Write the params and quantization grids of a pruned block."""
         by_name = {name: grid._asdict() for name, grid in grids.items()}
         plain, turned = apart(params)
         save_tree(self.folder.block(t), {"params": plain, "turned": turned, "grids": by_name})
 
     def seal(self, report: BlockReport) -> None:
-        """Make the block whole that was written last: write its report and its checksum."""
+        """Seal the last written block: write its report and its checksum."""
         record = block_record(report)
         sync(self.folder.block(report.block))
         manifest = {"report": record, "sha256": self._checksum(report.block, record)}
         self.folder.write(self.folder.manifest(report.block), manifest)
 
     def intact(self, t: int) -> BlockReport | None:
-        """The report of block t; None where the block is not as it was written."""
+        """The report of block t; None if the block's checksum does not match."""
         try:
             manifest = json.loads(self.folder.manifest(t).read_text())
             if manifest["sha256"] == self._checksum(t, manifest["report"]):
@@ -54,11 +54,11 @@ class Checkpoints:
         return sha256(*parts, canonical(report))
 
     def read(self, t: int) -> tuple[Params, dict[str, Grid]]:
-        """A finished block in the dtypes of the source, and its grids by linear."""
+        """The params of a finished block in the source's dtypes, and its grids by linear."""
         tree = read_tree(self.folder.block(t))
         params = together(tree["params"], tree.get("turned", {}))
         return params, {name: Grid(**grid) for name, grid in tree["grids"].items()}
 
     def params(self, t: int) -> Params:
-        """The params of a finished block alone."""
+        """The params of a finished block."""
         return self.read(t)[0]

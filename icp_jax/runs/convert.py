@@ -1,8 +1,7 @@
-"""Hugging Face folder <-> Orbax checkpoint of the Flax tree, bit-exact both ways.
+"""Convert a Hugging Face folder to an Orbax checkpoint of the Flax tree and back, bit-exact.
 
-The Orbax folder holds `params/` (the tree, as any Orbax user restores it) and `hf/` (config,
-tokenizer, the layout of the shards, and buffers that are no weights), which is what the way back
-needs.
+The Orbax folder has `params/`, an ordinary Orbax checkpoint, and `hf/`, which the conversion back
+needs: config, tokenizer, layout of the shards, and buffers.
 """
 
 from __future__ import annotations
@@ -40,9 +39,10 @@ PARAMS, SIDE, LAYOUT, BUFFERS = "params", "hf", "layout.json", "buffers"
 
 
 def convert(src: str | Path, dst: str | Path) -> str:
-    """Convert whichever way `src` calls for; returns what was written.
+    """Convert a Hugging Face folder, or a folder that this function wrote, to the other format.
 
-    Raises InputError or ConversionError; `dst` appears whole or not at all.
+    Returns the name of the written format. `dst` is complete or absent. Raises InputError or
+    ConversionError.
     """
     folder = Path(src).expanduser()
     if (folder / SIDE / LAYOUT).is_file():
@@ -54,7 +54,7 @@ def convert(src: str | Path, dst: str | Path) -> str:
     with closing(FolderSource(resolve(str(src)))) as source:
         check_other_files(source.folder)
         if (source.folder / LAYOUT).exists():
-            raise InputError(f"{source.folder / LAYOUT} has the name of a file of ours: rename it")
+            raise InputError(f"{source.folder / LAYOUT} has a reserved file name: rename it")
         with Aside(dst) as aside:
             _to_orbax(source, aside.path)
             aside.publish()
@@ -71,7 +71,7 @@ def _to_orbax(source: FolderSource, folder: Path) -> None:
 
 
 def _save_buffers(source: FolderSource, folder: Path) -> None:
-    """What the tree has no place for, as safetensors of its own; nothing where there is none."""
+    """Write the tensors outside the param tree as safetensors; nothing if there are none."""
     reader = source.reader
     names = set(reader.names()) - {rule.name for rule in source.placed}
     if not names:
@@ -97,7 +97,7 @@ def _to_hugging_face(folder: Path, out: Path) -> None:
         tree = read_tree(folder / PARAMS)
     except (OSError, ValueError, KeyError) as error:
         reason = first_line(error)
-        raise InputError(f"{folder} holds no Orbax checkpoint that can be read: {reason}") from None
+        raise InputError(f"{folder} has no readable Orbax checkpoint: {reason}") from None
     copy_other_files(side, out)
     (out / LAYOUT).unlink()
     with open_writer(out, layout) as writer:
@@ -111,7 +111,7 @@ def _to_hugging_face(folder: Path, out: Path) -> None:
 
 
 def layout_record(layout: Layout) -> dict[str, Any]:
-    """A layout as plain values."""
+    """A layout as JSON values."""
     return {
         "headers": {k: base64.b64encode(v).decode() for k, v in layout.headers.items()},
         "entries": {
@@ -124,10 +124,9 @@ def layout_record(layout: Layout) -> dict[str, Any]:
 
 
 def read_layout(path: Path, out: Path) -> Layout:
-    """The layout of files to write in `out`, as `layout_record` made it of one.
+    """Read a layout written with `layout_record`, for files in `out`.
 
-    Raises ConversionError for names that lead out of `out`, and for places of tensors that are
-    not those of the headers.
+    Raises ConversionError for names outside `out`, and for entries that do not match the headers.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -138,9 +137,9 @@ def read_layout(path: Path, out: Path) -> Layout:
         }
         index, torch = record["index"], bool(record.get("torch", False))
         if not (index is None or isinstance(index, str)) or (torch and len(headers) != 1):
-            raise ValueError("its index, or its one file")
+            raise ValueError("invalid index or number of files")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ConversionError(f"{path} is no layout that was written here: {error!r}") from None
+        raise ConversionError(f"{path} is not a layout of icp-jax convert: {error!r}") from None
     shards(out, headers, TORCH if torch else SAFETENSORS, path)
     layout = Layout(headers, entries, index, torch)
     if torch:
@@ -148,7 +147,7 @@ def read_layout(path: Path, out: Path) -> Layout:
     else:
         found = {n: e for shard, raw in headers.items() for n, e in read_header(shard, raw).items()}
         if found != entries:
-            raise ConversionError(f"{path}: its entries are not those of its headers")
+            raise ConversionError(f"{path}: the entries do not match the headers; convert again")
         right_index(layout)
     return layout
 
@@ -160,4 +159,4 @@ def _check_file(layout: Layout, path: Path) -> None:
             or min(e.shape, default=0) < 0
             or e.nbytes != math.prod(e.shape) * e.dtype.itemsize
         ):
-            raise ConversionError(f"{path}: tensor {name!r} is not of its one file")
+            raise ConversionError(f"{path}: tensor {name!r} does not match its file; convert again")

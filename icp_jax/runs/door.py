@@ -1,4 +1,4 @@
-"""What a run needs before its first block. Every process of a run comes through here."""
+"""Prepare a run: resolve its settings, load its data, and fingerprint its inputs."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ Begun = Callable[[RunConfig], RunConfig]
 
 
 class Ready(NamedTuple):
-    """A run that can start."""
+    """A prepared run."""
 
     job: Job
     tokens: np.ndarray  # or pixels
     weights: Weights
-    shares: dict[tuple[int, str], float]  # of the run, by block and phase
-    fingerprint: dict[str, Any]  # what the result hangs on
-    facts: dict[str, Any]  # what the record says: the settings, resolved, and the inputs
+    shares: dict[tuple[int, str], float]  # (block, phase) -> fraction of the run's FLOPs
+    fingerprint: dict[str, Any]  # everything that the result depends on
+    facts: dict[str, Any]  # resolved settings and inputs, for the result file
 
 
 def ready(
@@ -43,10 +43,10 @@ def ready(
     progress: Progress = lambda *event: None,
     begun: Begun = lambda config: config,
 ) -> Ready:
-    """The run that checked settings describe. begun: with what an earlier run was begun with.
+    """Prepare the run of a validated config. Every process of the run calls this.
 
-    Raises InputError for settings that the model or the memory does not allow, Kept where the
-    hosts that share the run do not have the same.
+    begun: fills in the settings that an interrupted run started with. Raises InputError for
+    settings that do not suit the model or the memory, and Kept if the hosts' inputs differ.
     """
     full = resolved(config, source)
     made = job(source, config)
@@ -60,7 +60,7 @@ def ready(
     except InputError as error:
         if start == asked:
             raise
-        kept = "going on keeps the batch and rematerialisation that the run was begun with"
+        kept = "a resumed run keeps the batch size and remat setting it started with"
         raise Kept(f"{error}; {kept}") from None
     weights = Weights(source)
     devices.check_same("settings, weights or versions", common(flat(asked), weights))

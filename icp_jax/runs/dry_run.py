@@ -1,4 +1,4 @@
-"""What a run would do, without doing it."""
+"""A dry run: the zeros of every layer and the cost of a run."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from icp_jax.runs.export import check_free
 
 @dataclasses.dataclass(frozen=True)
 class DryRun:
-    """What a run would do, and an estimate of what it costs."""
+    """The zeros that a run would make, and its estimated cost."""
 
     model: str
     method: str
     samples: int
-    seq_len: int  # tokens of a window, or patches of an image
+    seq_len: int  # tokens per window, or patches per image
     layers: list[dict[str, Any]]  # block, layer, role, inputs, outputs, zeros, sparsity
     zeros: int
     size: int
     flops: float  # matrix products
     stream_bytes: int  # both streams
     block_bytes: int  # the largest block's float32 params, on the device
-    kind: str = "text"  # what a sample is: text, or vision
+    kind: str = "text"  # kind of model: text or vision
 
 
 def dry_run(config: RunConfig) -> DryRun:
-    """Everything that can be known before the run: targets, counts, cost.
+    """Compute the zeros of every layer and the cost of a run. Raises InputError.
 
-    Touches nothing; of a hub id only the config is fetched.
+    Writes nothing; for a hub id, only the config is downloaded.
     """
     config = check(config)
     if config.out:

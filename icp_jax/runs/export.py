@@ -1,4 +1,4 @@
-"""Writing a pruned checkpoint: aside, filled block by block, checked, and renamed at the end."""
+"""Write a checkpoint to a hidden folder, block by block, and rename it when it is complete."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from icp_jax.errors import InputError
 from icp_jax.model import Model
 from icp_jax.streaming.source import FolderSource, part_of
 
-ADDED = len("." + ".12345678.partial")  # to an output's name, while it is being written
+ADDED = len("." + ".12345678.partial")  # characters added to the name while writing
 
 
 def check_free(out: str | Path) -> Path:
-    """The output folder's path. Raises InputError where something is there already."""
+    """The absolute path of a new output folder. Raises InputError if it cannot be created."""
     if not str(out):
-        raise InputError("no output folder given: name a folder that does not exist yet")
+        raise InputError("no output folder given: give a path that does not exist yet")
     out = Path(out).expanduser()
     sizes = [len(os.fsencode(part)) for part in out.absolute().parts]
     if max(sizes[-1] + ADDED, *sizes) > COMPONENT or sum(sizes) + len(sizes) + ADDED > WHOLE:
@@ -40,15 +40,15 @@ def check_free(out: str | Path) -> Path:
     if out.exists() or out.is_symlink():
         raise InputError(f"{out} exists already: choose another output folder, or move it away")
     if not out.absolute().parent.is_dir():
-        raise InputError(f"the folder {out.absolute().parent} for the output does not exist")
+        raise InputError(f"the output's folder {out.absolute().parent} does not exist: create it")
     return out.absolute()
 
 
 class Aside:
-    """A folder that appears under its name whole or not at all: a context manager.
+    """Context manager that writes a folder atomically.
 
-    Files are written to `path`, a hidden folder beside `out`; `publish()` renames it. Leaving
-    the context without that removes it.
+    Files go to `path`, a hidden folder next to `out`; `publish()` renames it to `out`. Leaving the
+    context without `publish()` removes it.
     """
 
     def __init__(self, out: str | Path):
@@ -62,7 +62,7 @@ class Aside:
 
     def publish(self) -> None:
         if self.out.exists():
-            raise InputError(f"{self.out} has appeared meanwhile: choose another output folder")
+            raise InputError(f"{self.out} was created meanwhile: choose another output folder")
         os.rename(self.path, self.out)
 
     def __exit__(self, *exc) -> None:
@@ -76,7 +76,7 @@ def _umask() -> int:
 
 
 class FolderSink:
-    """Takes pruned blocks of `source` and fills a folder of the source's layout with them."""
+    """Writes pruned blocks to a folder with the layout of `source`."""
 
     def __init__(self, source: FolderSource, folder: Path):
         self.source, self.folder = source, folder
@@ -97,7 +97,7 @@ class FolderSink:
 
 
 def copy_unpruned(source: FolderSource, writer: AnyWriter) -> None:
-    """Copy what lies outside the blocks, buffers too; the writer is abandoned on an error."""
+    """Copy the weights outside the blocks, and buffers. Abandons the writer on an error."""
     try:
         for rule in source.placed:
             if rule.path[0] != "blocks":
@@ -109,7 +109,7 @@ def copy_unpruned(source: FolderSource, writer: AnyWriter) -> None:
 
 
 def copy_buffers(reader: Reader, placed: list[Placed], writer: AnyWriter) -> None:
-    """Copy what a checkpoint holds beside its weights: buffers that the table ignores."""
+    """Copy the tensors that are not weights."""
     weights = {rule.name for rule in placed}
     for name in reader.names():
         if name not in weights:
@@ -117,9 +117,9 @@ def copy_buffers(reader: Reader, placed: list[Placed], writer: AnyWriter) -> Non
 
 
 def sync(path: Path, deep: bool = True) -> None:
-    """Have the system put a file, or a folder with all that is in it, on the disk for good.
+    """Flush a file or folder to disk with fsync.
 
-    deep: without it only the folder's own list of names.
+    deep: include the folder's content, not only its list of names.
     """
     inside = path.rglob("*") if deep and path.is_dir() else ()
     for each in (*inside, path):
@@ -131,14 +131,14 @@ def sync(path: Path, deep: bool = True) -> None:
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
-    """A small file, with a final newline."""
+    """Write a JSON file with a final newline."""
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def save(model: Model, out: str | Path) -> Path:
-    """Write a model in memory as a Hugging Face folder with the layout and dtypes of its source.
+    """Save a model as a Hugging Face folder with the layout and dtypes of its source.
 
-    Raises InputError where `out` exists; nothing is half-written.
+    Returns the folder, which is complete or absent. Raises InputError if `out` exists.
     """
     from converters import table_for
 

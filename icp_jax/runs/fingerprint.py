@@ -1,4 +1,4 @@
-"""What a result hangs on: settings, source weights, tokens, versions. And what of it changed."""
+"""Fingerprint everything that a result depends on: settings, weights, tokens and versions."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from icp_jax.runs.records import sha256, versions
 from icp_jax.streaming.background import in_threads
 from icp_jax.streaming.source import FolderSource
 
-# Settings that may differ: where things lie. What lies there is compared by its digest.
+# Settings that may differ between runs: only locations; their content is compared by digest.
 FREE = ("model", "out", "calibration.data", "memory.streams", "memory.device", "memory.host")
-# Of /proc/cpuinfo's flags those of arithmetic; others come and go with the kernel.
+# Prefixes of the arithmetic flags in /proc/cpuinfo; other flags vary with the kernel.
 VECTORS = (
     "sse",
     "ssse",
@@ -33,12 +33,12 @@ VECTORS = (
     "bf16",
     "i8mm",
 )
-SHOWN = 4  # differences in one line
-DIGEST = 64  # characters of a SHA-256: nothing to show
+SHOWN = 4  # differences shown in a message
+DIGEST = 64  # characters of a SHA-256 digest, which are not shown
 
 
 class Weights:
-    """The files of a source that a result hangs on, watched for changes while a run reads them."""
+    """The source files that a result depends on, checked for changes during a run."""
 
     def __init__(self, source: FolderSource):
         config = source.folder / "config.json"
@@ -52,22 +52,25 @@ class Weights:
         return [(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in stats]
 
     def check(self) -> None:
-        """Raises Kept where a file is not what it was when its digest was taken."""
+        """Raise Kept if a file changed since its digest was computed."""
         try:
             if (seen := self._look()) == self._seen:
                 return
             changed = [n for n, p in self.files.items() if sha256(p) != self.digests[n]]
         except FileNotFoundError as error:
-            raise Kept(f"{error.filename} is gone: put it back as it was") from None
+            raise Kept(f"{error.filename} was removed during the run: restore it") from None
         if changed:
-            raise Kept(f"{', '.join(changed)} changed under the run: put it back as it was")
+            raise Kept(f"{', '.join(changed)} changed during the run: restore the original")
         self._seen = seen
 
 
 def fingerprint(
     settings: dict[str, Any], weights: Weights, samples: dict[str, Any]
 ) -> dict[str, Any]:
-    """Name -> value. settings: resolved, by dotted name; samples: of the calibration."""
+    """Fingerprint as name -> value.
+
+    settings: resolved, by dotted name. samples: record of the calibration samples.
+    """
     found = {name: value for name, value in settings.items() if name not in FREE}
     found |= {f"source {name}": digest for name, digest in weights.digests.items()}
     found |= samples | {"device": jax.devices()[0].device_kind}
@@ -77,9 +80,9 @@ def fingerprint(
 
 
 def common(settings: dict[str, Any], weights: Weights) -> np.ndarray:
-    """As bytes what hosts that share a run must have in common, but for the samples.
+    """Bytes that must be equal on all hosts of a run: the fingerprint without samples and hardware.
 
-    settings: as resolved, before the plan: that is each host's own.
+    settings: resolved, but before planning, which depends on each host's memory.
     """
     found = fingerprint(settings, weights, {})
     own = ("device", "processor")
@@ -88,13 +91,13 @@ def common(settings: dict[str, Any], weights: Weights) -> np.ndarray:
 
 
 def _arithmetic() -> str:
-    """What the processor can do with numbers: the order of sums, and so rounding, hangs on it."""
+    """The processor's vector instructions: they determine the order of sums, hence rounding."""
     words = sorted(x for x in set(features().split()) if x.startswith(VECTORS))
     return " ".join([platform.machine(), *words])
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """In one line what changed from `old` to `new`; empty where nothing did."""
+    """The differences between two fingerprints in one line; empty if there are none."""
     said = []
     for name in dict.fromkeys([*new, *old]):
         was, now = old.get(name), new.get(name)

@@ -1,4 +1,4 @@
-"""The end of a run: the folder filled from its finished blocks, and its record."""
+"""Finish a run: export its blocks and make its record."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from icp_jax.streaming.source import FolderSource
 
 
 def export(work: Work, source: FolderSource, job: Job, packed: bool, progress: Progress) -> None:
-    """Fill the output folder from the finished blocks, as packed integers or as the source is."""
+    """Export the finished blocks, as packed integers or in the source's dtypes."""
     last = source.family.n_blocks - 1
     work.export.mkdir()
     sink: FolderSink | PackedSink
@@ -31,7 +31,7 @@ def export(work: Work, source: FolderSource, job: Job, packed: bool, progress: P
     else:
         sink = FolderSink(source, work.export)
     try:
-        with ThreadPoolExecutor(1) as ahead:  # the next block is read while one is written
+        with ThreadPoolExecutor(1) as ahead:  # reads the next block while one is written
             coming = ahead.submit(work.proven, 0)
             for t in range(last + 1):
                 params, grids = coming.result()
@@ -48,7 +48,7 @@ def export(work: Work, source: FolderSource, job: Job, packed: bool, progress: P
 def record(
     facts: dict[str, Any], blocks: Sequence[BlockReport], counted: Counted, seconds: float
 ) -> dict[str, Any]:
-    """What the result file says of a run. facts: from its door; seconds: of the whole run."""
+    """The content of the result file. facts: from `ready`. seconds: of the whole run."""
     peak = storage.device_peak()
     return {
         "config": facts["config"],

@@ -1,4 +1,4 @@
-"""A run as the processes beside the first one have it: the same work, and no files."""
+"""A run on several hosts, as all processes but the first execute it: they write no files."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from icp_jax.streaming.source import FolderSource
 
 
 def follow(config: RunConfig) -> None:
-    """What every process but the first does of `prune_folder`."""
+    """Take part in the `prune_folder` of process 0."""
     config = check(config)
     devices = mesh.choose(config.devices)
     with closing(FolderSource(resolve(config.model))) as source:
         run = ready(config, source, devices)
         reports = [read_block(record) for record in devices.tell([])]
-        # the first process has those blocks; what is read here only has their shapes
+        # only process 0 has the finished blocks; here, the source's have the same shapes
         finished = [Finished(report, partial(source.block, report.block)) for report in reports]
         prune_blocks(source, Nowhere(), run.tokens, run.job, Hooks(finished=finished), devices)
 
 
 class Nowhere:
-    """A sink that keeps nothing."""
+    """A sink that drops all blocks."""
 
     def write(self, t: int, params: Params, grids: Any) -> None: ...

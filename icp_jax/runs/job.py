@@ -1,4 +1,4 @@
-"""From the settings of a run to the job of the streaming loop: here the settings end."""
+"""Turn the settings of a run into the job of the streaming loop."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from icp_jax.streaming.passes import compute_dtype
 
 
 def job(source: Source, config: RunConfig) -> Job:
-    """What the settings ask for. Raises InputError for counts that cannot be met."""
+    """The job of a run. Raises InputError for an infeasible sparsity allocation."""
     family = source.family
     run = filled(config)
     quant = run.quant
-    settings: dict[str, Any] = flat(run)  # nothing that is filled in is None
+    settings: dict[str, Any] = flat(run)  # of type Any: filled-in settings are not None
     aim = target(family, run.prune)
     shapes = [source.shapes(t) for t in range(family.n_blocks)]
     zeros = counts(family, shapes, aim, method=run.prune.method, group=quant.group)
@@ -40,7 +40,7 @@ def job(source: Source, config: RunConfig) -> Job:
 
 
 def placed(made: Job, memory: MemoryConfig) -> Job:
-    """The job with the place, the batch and the rematerialisation of these settings."""
+    """Apply the memory settings to a job: place of the streams, batch size and remat."""
     recipe = dataclasses.replace(made.recipe, remat=bool(memory.remat))
     return dataclasses.replace(
         made, recipe=recipe, place=memory.streams, batch_tokens=memory.batch_tokens

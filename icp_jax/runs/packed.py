@@ -1,9 +1,8 @@
-"""Packed integer weights on disk: compressed-tensors' `pack-quantized`, as transformers and vLLM
-load it.
+"""Packed integer weights in the `pack-quantized` format of compressed-tensors.
 
-A linear `X.weight` [out, in] becomes `X.weight_packed`, its levels as one stream of bits a row,
-lowest bit first, in int32 words; `X.weight_scale` [out, groups]; for asymmetric grids
-`X.weight_zero_point`, packed along the outputs; and `X.weight_shape`.
+transformers and vLLM load it. A linear `X.weight` [out, in] becomes `X.weight_packed`, int32 words
+with the levels of each row as a bit stream, lowest bit first; `X.weight_scale` [out, groups];
+`X.weight_shape`; and for asymmetric grids `X.weight_zero_point`, packed along the outputs.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from icp_jax.streaming.source import FolderSource, part_of
 
 
 def pack_bits(levels: np.ndarray, bits: int) -> np.ndarray:
-    """Levels `[r, n]` of `bits` bits to int32 words `[r, ceil(n·bits/32)]`."""
+    """Pack levels `[r, n]` of `bits` bits into int32 words `[r, ceil(n·bits/32)]`."""
     rows, count = levels.shape
     stream = np.unpackbits(levels.astype(np.uint8)[..., None], axis=-1, bitorder="little")
     stream = stream[..., :bits].reshape(rows, count * bits)
@@ -34,7 +33,7 @@ def pack_bits(levels: np.ndarray, bits: int) -> np.ndarray:
 
 
 def unpack_bits(words: np.ndarray, bits: int, count: int) -> np.ndarray:
-    """The inverse of `pack_bits`: uint8 `[r, count]`."""
+    """Invert `pack_bits`: int32 words to levels `[r, count]` uint8."""
     raw = np.ascontiguousarray(words.astype("<i4")).view(np.uint8)
     stream = np.unpackbits(raw, axis=-1, bitorder="little")[:, : count * bits]
     stream = stream.reshape(len(words), count, bits)
@@ -47,7 +46,7 @@ def is_pruned(rule: Placed, linears: set[str]) -> bool:
 
 
 class PackedSink:
-    """Takes pruned blocks with their grids and writes them packed; the rest as it was."""
+    """Writes pruned blocks with their grids as packed integers, and all else unchanged."""
 
     def __init__(
         self, source: FolderSource, folder: Path, bits: int, group: int | None, symmetric: bool
@@ -62,7 +61,7 @@ class PackedSink:
         copy_unpruned(source, self.writer)
 
     def description(self) -> dict[str, Any]:
-        """The `quantization_config` that makes loaders unpack the linears."""
+        """The `quantization_config` for config.json."""
         weights = {
             "num_bits": self.bits,
             "type": "int",
@@ -135,7 +134,7 @@ class PackedSink:
 
 
 class Unpacked:
-    """A checkpoint's weights by their usual names, packed ones dequantized when read."""
+    """Reads a checkpoint's weights by their usual names, dequantizing packed ones."""
 
     def __init__(self, reader: Reader, folder: Path):
         self.reader = reader
@@ -146,7 +145,7 @@ class Unpacked:
         self._check(folder, set(reader.names()))
 
     def _check(self, folder: Path, names: set[str]) -> None:
-        """Raises ConversionError for packed tensors that cannot be read."""
+        """Raise ConversionError for packed tensors that cannot be read."""
         packed = [name for name in names if name.endswith(".weight_packed")]
         told = self.weights or {}
         if packed and (told.get("type") != "int" or not isinstance(told.get("num_bits"), int)):
@@ -157,7 +156,7 @@ class Unpacked:
                 raise ConversionError(f"missing tensor {name!r}")
 
     def names(self) -> list[str]:
-        """Tensor names, one `.weight` for each packed linear."""
+        """Tensor names, with one `.weight` for each packed linear."""
         parts = ("_packed", "_scale", "_zero_point", "_shape")
         names = []
         for name in self.reader.names():
@@ -170,13 +169,13 @@ class Unpacked:
         return names
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The tensor's shape, `[out, in]` of a packed linear."""
+        """The tensor's shape; `[out, in]` for a packed linear."""
         if f"{name}_packed" not in self.reader.names():
             return self.reader.shape(name)
         return tuple(int(n) for n in self.reader.read(f"{name}_shape"))
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor `[out, in]`, in the dtype of its scales where it is packed."""
+        """The tensor; a packed one is dequantized to `[out, in]` in the dtype of its scales."""
         if f"{name}_packed" not in self.reader.names():
             return self.reader.read(name)
         assert self.weights is not None

@@ -1,4 +1,4 @@
-"""What a run puts on record as JSON: its blocks, what it was made from, and with which versions."""
+"""JSON records of a run: block reports, versions, peak memory and digests."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from converters.files import blocks_of_bytes
 from icp_jax.core.outcomes import BlockReport, Compensation, LayerReport
 
 PACKAGES = ["icp-jax", "jax", "jaxlib", "flax", "optax", "transformers", "safetensors", "numpy"]
-# what a GPU's numbers come from
+# libraries that determine a GPU's results
 PACKAGES += ["jax-cuda12-plugin", "nvidia-cublas-cu12", "nvidia-cudnn-cu12"]
 PACKAGES += ["jax-cuda13-plugin", "nvidia-cublas", "nvidia-cudnn-cu13"]
 
 
 def block_record(block: BlockReport) -> dict[str, Any]:
-    """A block's report as plain values; what is not finite becomes null, as JSON has it."""
+    """A block's report as JSON values; NaN and infinity become null."""
     record = dataclasses.asdict(block)
     if block.compensation is not None:
         record["compensation"] = block.compensation._asdict()
@@ -35,7 +35,7 @@ def block_record(block: BlockReport) -> dict[str, Any]:
 
 
 def read_block(record: dict[str, Any]) -> BlockReport:
-    """The inverse of `block_record`, null read as NaN."""
+    """Invert `block_record`; null becomes NaN."""
     names = [field.name for field in dataclasses.fields(LayerReport)]
     layers = [LayerReport(**_tuples({k: layer[k] for k in names})) for layer in record["layers"]]
     tuned = record["compensation"]
@@ -62,7 +62,7 @@ def _tuples(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a result depends on, so far as installed."""
+    """Versions of Python and of the installed packages that a result depends on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -73,9 +73,9 @@ def versions() -> dict[str, str]:
 
 
 def peak_mib() -> float:
-    """The most memory that this process has had."""
+    """The peak memory of this process in MiB."""
     with contextlib.suppress(OSError, StopIteration):
-        # getrusage counts in what the process that started this one had
+        # getrusage also counts the memory of the parent process before exec
         lines = Path("/proc/self/status").read_text().splitlines()
         return int(next(x for x in lines if x.startswith("VmHWM:")).split()[1]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -83,7 +83,7 @@ def peak_mib() -> float:
 
 
 def sha256(*parts: Path | bytes) -> str:
-    """The digest of files and bytes, one after the other, in hexadecimal."""
+    """The hexadecimal digest of the concatenated files and bytes."""
     digest = hashlib.sha256()
     for part in parts:
         for chunk in [part] if isinstance(part, bytes) else blocks_of_bytes(part):
@@ -92,5 +92,5 @@ def sha256(*parts: Path | bytes) -> str:
 
 
 def canonical(record: Any) -> bytes:
-    """A record as bytes that are the same for the same values."""
+    """A record as bytes that are equal for equal values."""
     return json.dumps(record, sort_keys=True).encode()

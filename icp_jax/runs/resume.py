@@ -1,6 +1,6 @@
-"""A run that died goes on after its last whole block.
+"""Resume an interrupted run after its last finished block.
 
-`work_folder` says what lies in the work folder, `checkpoints` how a block is stored there.
+`work_folder` has the layout of the work folder, `checkpoints` the format of a block in it.
 """
 
 from __future__ import annotations
@@ -32,14 +32,13 @@ log = logging.getLogger("icp_jax")
 
 
 class Work:
-    """The work folder of a run: a context manager, and a sink for pruned blocks.
+    """The work folder of a run: a context manager and a sink for pruned blocks.
 
-    Left with an error it stays, if whole blocks are in it: the error then carries a note that
-    says so. Else nothing is left, but for files that no run writes.
-    resume: go on with what is there. keep: whether to leave anything after an error.
-    Entering raises InputError where `out` exists, another run is at work on it, or something that
-    is no run's lies in its place, and Kept where blocks of a dead run lie there and `resume` was
-    not asked for.
+    On an error, the folder stays if it has finished blocks, and the error gets a note on how to
+    resume. Otherwise it is removed, except for files that runs do not write.
+    resume: continue from the finished blocks. keep: keep finished blocks after an error.
+    Entering raises InputError if `out` exists, another run writes to it, or the work folder is not
+    a run's; and Kept if it has finished blocks and `resume` is false.
     """
 
     def __init__(
@@ -58,7 +57,7 @@ class Work:
         try:
             check_free(self.given)
         except InputError:
-            with contextlib.suppress(OSError):  # a name that is too long, above all
+            with contextlib.suppress(OSError):  # such as a name that is too long
                 self.folder.remove_leftover()
             raise
         self._lock = self.folder.acquire()
@@ -67,17 +66,16 @@ class Work:
             self._lock.release()
             raise Kept(
                 f"{self.path} holds {self.whole} finished blocks of an interrupted run: "
-                "add --resume to go on, or delete that folder"
+                "add --resume to continue it, or delete that folder"
             )
         return self
 
-    # ------------------------------------------------------------ what an earlier run finished
+    # ------------------------------------------------------------ finished blocks
 
     def as_begun(self, config: RunConfig) -> RunConfig:
-        """`config`, with the batch and the rematerialisation that the run was begun with where it
-        leaves them open.
+        """Fill in an unset batch size and remat from the interrupted run.
 
-        They depend on the memory that is free, and roundings depend on them.
+        Their defaults depend on the free memory, and rounding depends on them.
         """
         memory, began = config.memory, self.folder.began() if self.whole else {}
         if memory.batch_tokens is None:
@@ -87,66 +85,63 @@ class Work:
         return dataclasses.replace(config, memory=memory)
 
     def open(self, fingerprint: dict[str, Any]) -> Sequence[Finished]:
-        """The blocks to go on from, each with its checksum proven; what is broken is removed.
+        """The finished blocks with valid checksums; all blocks from the first invalid one go.
 
-        Raises Kept where the fingerprint is not that of the run that wrote them.
+        Raises Kept if the fingerprint differs from that of the run that wrote them.
         """
         if self.whole:
             self._compare(fingerprint)
         elif self.resume:
-            self.say("nothing to resume: starting from the beginning")
+            self.say("no interrupted run found: starting from the beginning")
         self._opened = True
         finished = []
         for t in range(self.whole):
             report = self.blocks.intact(t)
             if report is None:
-                so = f"after block {t - 1}" if t else "from the beginning"
-                self.say(f"the checkpoint of block {t} is damaged: going on {so}")
+                so = f"resuming after block {t - 1}" if t else "starting from the beginning"
+                self.say(f"the checkpoint of block {t} is damaged: {so}")
                 break
             finished.append(Finished(report, partial(self.blocks.params, t)))
         self.whole = len(finished)
         if finished:
-            self.say(f"going on after block {self.whole - 1}")
+            self.say(f"resuming after block {self.whole - 1}")
         self.folder.sweep(self.whole)
         if not finished:
             self.folder.write(self.path / FINGERPRINT, fingerprint)
         return finished
 
     def _compare(self, fingerprint: dict[str, Any]) -> None:
-        # through JSON, as the old one went
+        # compare JSON values, since the old fingerprint was read from JSON
         if said := differences(self.folder.began(), json.loads(canonical(fingerprint))):
             raise Kept(
-                f"cannot go on with {self.path}: {said}; give what the run was begun with, "
+                f"cannot resume {self.path}: {said}; use the run's original settings, "
                 "or delete that folder"
             )
 
     # ------------------------------------------------------------ the sink
 
     def write(self, t: int, params: Params, grids: Mapping[str, Grid]) -> None:
-        """Store a pruned block."""
+        """Write a pruned block."""
         self.blocks.write(t, params, grids)
 
     def seal(self, report: BlockReport) -> None:
-        """Make the block whole that was written last."""
+        """Seal the last written block: it counts as finished."""
         self.blocks.seal(report)
         self.whole = report.block + 1
 
     def proven(self, t: int) -> tuple[Params, dict[str, Grid]]:
-        """A block and its grids, after a look at its checksum.
-
-        Raises Kept for a block that is not as it was written.
-        """
+        """Read a block and its grids. Raises Kept if the checksum does not match."""
         if self.blocks.intact(t) is None:
             raise Kept(f"the checkpoint of block {t} is damaged: --resume prunes it again")
         return self.blocks.read(t)
 
-    # ------------------------------------------------------------ the end
+    # ------------------------------------------------------------ publishing
 
     def publish(self) -> None:
-        """Give `export` its name. Raises Kept where something has taken it meanwhile."""
+        """Rename `export` to the output folder. Raises Kept if that exists meanwhile."""
         sync(self.export)
         if self.out.exists():
-            raise Kept(f"{self.out} has appeared meanwhile: move it away")
+            raise Kept(f"{self.out} was created meanwhile: move it away")
         self.folder.write(self.path / PUBLISHED, {})
         os.rename(self.export, self.out)
         sync(self.out.parent, deep=False)
@@ -158,12 +153,12 @@ class Work:
                 self.folder.remove()
             elif self._opened and error is not None:
                 self.folder.sweep(self.whole)
-                error.add_note(f"after block {self.whole - 1}; go on with --resume")
+                error.add_note(f"after block {self.whole - 1}; continue with --resume")
         finally:
             self._lock.release()
 
     def _stays(self) -> bool:
         if self._published or not self.whole:
             return False
-        # not opened: another's work, which this run was not fit to go on with
+        # not opened: the blocks of another run, which this one could not resume
         return self.keep or not self._opened

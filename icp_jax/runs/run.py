@@ -1,4 +1,4 @@
-"""One run from folder to folder: load, calibrate, prune, export, check, record."""
+"""Run from folder to folder: load, calibrate, prune, export, verify, record."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from icp_jax.streaming.source import FolderSource
 
 @dataclasses.dataclass(frozen=True)
 class Pruned:
-    """A finished run. sparsity: counted in the exported files; seconds, peaks: of the whole run."""
+    """The result of a run."""
 
     out: Path
-    sparsity: float
-    seconds: float
+    sparsity: float  # counted in the exported files
+    seconds: float  # of the whole run, including interrupted parts
     blocks: list[BlockReport]
     peak_host_mib: int = 0
-    peak_device_mib: int | None = None  # None where the device is the host
-    kind: str = "text"  # what the model reads: text, or vision
+    peak_device_mib: int | None = None  # None if the device is the host
+    kind: str = "text"  # kind of model: text or vision
 
 
 def prune_folder(
@@ -50,14 +50,15 @@ def prune_folder(
     say: Say = log.warning,
     expect: Callable[[Shares], None] = lambda shares: None,
 ) -> Pruned:
-    """Prune config.model into the folder config.out, which appears whole or not at all.
+    """Prune config.model into the folder config.out, which is complete or absent.
 
-    resume: go on from the last whole block of a run that died, with the result it would have had
-    (on the CPU bit for bit); start from the beginning where there is none. keep: leave finished
-    blocks in the work folder when the run is cut off. say: told in one line what a resumed run
-    found. expect: told, before the first block, each phase's share of the run.
-    Raises InputError or ConversionError for bad input, before anything is written where that can
-    be known; Kept where a work folder is there that does not fit the request.
+    progress: called with (block, phase, done, total, loss). resume: continue an interrupted run
+    after its last finished block; the result is that of an uninterrupted run (bit-identical on
+    CPU). Without one, start from the beginning. keep: keep finished blocks if interrupted.
+    say: called with one line on what is resumed. expect: called before the first block with the
+    fraction of the run that each (block, phase) takes.
+    Raises InputError or ConversionError for bad input, if possible before anything is written, and
+    Kept if the work folder of another run is in the way.
     """
     started = time.perf_counter()
     config = check(config)
@@ -89,12 +90,12 @@ def prune_folder(
             zeros = by_name(source.family, job.hyper.counts)
             counted = verify_export(source, work.export, zeros, job.recipe.pattern, tuned, checked)
         finally:
-            weights.check()  # whatever is wrong may come of a source that has changed
+            weights.check()  # a changed source explains any other error
         seconds = time.perf_counter() - started
         seconds += sum(sum(block.report.seconds.values()) for block in finished)
         told = record(run.facts, blocks, counted, seconds)
         write_json(work.export / RECORD, told)
-        progress(last, PUBLISH.name, 0, 1, None)  # the last call that may raise
+        progress(last, PUBLISH.name, 0, 1, None)  # last chance to interrupt the run
         work.publish()
     peaks = told["peak_host_mib"], told["peak_device_mib"]
     return Pruned(work.out, counted.sparsity, seconds, blocks, *peaks, source.family.kind)

@@ -1,4 +1,4 @@
-"""Param trees on disk, by Orbax."""
+"""Read and write param trees with Orbax."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ Tree = dict[str, Any]
 def _checkpointer(handler: type, **given: Any) -> Any:
     import orbax.checkpoint as ocp
 
-    # Of several hosts' processes, one calls this: the others must not be waited for.
+    # only one of several processes calls this, so it must not wait for the others
     me, several = jax.process_index(), jax.process_count() > 1
     alone = ocp.options.MultiprocessingOptions(me, {me}, "alone") if several else None
     options = {"multiprocessing_options": alone} if alone else {}
-    # Not the asynchronous one: its timeouts go by the wall clock, and end runs when that jumps.
+    # not AsyncCheckpointer: its timeouts use the wall clock and end runs when that jumps
     return ocp.Checkpointer(handler(**given, **options), **options)
 
 
 @cache
 def _each_apart() -> type:
-    """A handler for arrays of which none is lost sight of when another cannot be written.
+    """A handler that writes each array in its own future, so that all can be awaited.
 
-    Orbax's own writes all of them in one future, which ends with the first error while the others
-    are in flight. With a future an array they can be waited for.
+    Orbax's own handler writes all arrays in one future, which ends at the first error while the
+    other writes are still running.
     """
     from orbax.checkpoint import type_handlers
 
@@ -47,19 +47,19 @@ def _each_apart() -> type:
             return self.writes
 
         def wait(self) -> None:
-            """Until nothing is written any more."""
+            """Wait until all writes have ended."""
             for write in self.writes:
-                with contextlib.suppress(Exception):  # the first error has been raised
+                with contextlib.suppress(Exception):  # the first error was already raised
                     write.result()
 
     return EachApart
 
 
 def save_tree(folder: Path, tree: Any) -> None:
-    """Write a tree of arrays to `folder`, which appears whole or not at all.
+    """Write a tree of arrays to `folder`, which is complete or absent.
 
-    Left with an error, nothing is written any more. Raises OSError where the system refuses: Orbax
-    hands its errors on as ValueErrors.
+    All writes have ended on return, also after an error. Raises OSError if a write fails, which
+    Orbax reports as ValueError.
     """
     import orbax.checkpoint as ocp
 
@@ -80,7 +80,7 @@ def save_tree(folder: Path, tree: Any) -> None:
 
 
 def read_tree(folder: Path) -> Any:
-    """The tree as NumPy arrays. Raises OSError, ValueError or KeyError for what is no tree."""
+    """Read a tree as NumPy arrays. Raises OSError, ValueError or KeyError if there is none."""
     import orbax.checkpoint as ocp
 
     with _checkpointer(ocp.StandardCheckpointHandler) as checkpointer:

@@ -1,4 +1,4 @@
-"""Re-reading a pruned folder: what is zero, in which pattern, what is not finite, what changed."""
+"""Verify a pruned folder: sparsity, n:m patterns, non-finite values and changed tensors."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ from icp_jax.runs.packed import Unpacked, is_pruned
 from icp_jax.runs.verify_export import densest_group, same_bytes
 from icp_jax.streaming.source import all_finite, describe, read_config
 
-SHOWN = 2  # names of a kind in one line
-GROUPS = (4, 8)  # the sizes of groups in which a pattern is always looked for
+SHOWN = 2  # tensor names shown per problem
+GROUPS = (4, 8)  # group sizes m that are always checked for an n:m pattern
 
 
 def verify(folder: str | Path, source: str | Path | None = None) -> dict[str, Any]:
-    """Facts about a folder, pruned here or anywhere, as plain values.
+    """Read a checkpoint folder and return facts about it as JSON values.
 
-    layers: for every linear that could be pruned (of a model of no known family: every weight of
-    rank two in a block) its size, zeros, sparsity, and the n:m patterns that hold in every group
-    of 4, of 8, and of m inputs, where the run's record names a pattern of such m. not_finite:
-    tensors with NaN or infinity. missing, unexpected, misshapen: tensors in which the files are not
-    what the config promises (of a known family). With `source`: changed, unchanged and added
-    tensors, those whose shape or dtype is another, and more that are missing.
+    The folder may come from any tool. Keys of the result:
+    layers: size, zeros, sparsity and n:m patterns of every prunable linear (for an unknown family,
+    of every 2-D weight in a block). Patterns are checked for m = 4, 8 and that of the run's record.
+    not_finite: tensors with NaN or infinity. missing, unexpected, misshapen: tensors that differ
+    from what the config of a known family requires. With `source`: changed, unchanged, added,
+    reshaped (another shape or dtype), and more missing tensors.
+    Raises InputError or ConversionError.
     """
     folder = Path(folder)
     if lone_torch_file(folder) is None:
@@ -51,7 +52,7 @@ def verify(folder: str | Path, source: str | Path | None = None) -> dict[str, An
 def _facts(
     folder: Path, weights: Unpacked, prunable: Callable[[str], bool], other: Reader | None
 ) -> dict[str, Any]:
-    """What `verify` finds by reading every tensor."""
+    """The facts that need every tensor to be read."""
     groups, reader = _groups(folder), weights.reader
     layers: list[dict[str, Any]] = []
     found: dict[str, list[str]] = {"not_finite": []}
@@ -73,27 +74,27 @@ def _facts(
             else:
                 found["changed" if not same_bytes(old, tensor) else "unchanged"].append(name)
     if not layers:
-        raise ConversionError(f"{folder} holds no weights of transformer blocks")
+        raise ConversionError(f"{folder} has no weights of transformer blocks: give a checkpoint")
     zeros, size = (sum(layer[key] for layer in layers) for key in ("zeros", "size"))
     counts = {"sparsity": zeros / size, "zeros": zeros, "size": size}
     return {"folder": str(folder), **counts, "layers": layers, **found}
 
 
 def check_facts(facts: dict[str, Any]) -> None:
-    """Raises InputError for a folder that cannot be used: in one line, what is wrong with it."""
+    """Raise InputError if the facts show a broken checkpoint."""
     said = []
     for key in ("missing", "unexpected", "misshapen", "not_finite"):
         if names := facts[key]:
             more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
             said.append(f"{key.replace('_', ' ')}: {', '.join(names[:SHOWN])}{more}")
     if said:
-        raise InputError(f"{facts['folder']} is not whole: {'; '.join(said)}")
+        raise InputError(f"{facts['folder']} is not a valid checkpoint: {'; '.join(said)}")
 
 
 def _groups(folder: Path) -> list[int]:
-    """GROUPS, and the group of the pattern that the folder's record says it was pruned to."""
+    """GROUPS, and the m of the n:m pattern in the folder's run record."""
     pattern = None
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no record, or another's
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no record of ours
         record = json.loads((folder / RECORD).read_text())
         pattern = parse_pattern(record["config"]["prune"]["pattern"])
     return sorted({*GROUPS, *([pattern[1]] if pattern else [])})
@@ -102,8 +103,9 @@ def _groups(folder: Path) -> list[int]:
 def _promised(
     config: dict[str, Any], weights: Unpacked
 ) -> tuple[Callable[[str], bool], dict[str, list[str]]]:
-    """Whether a name is that of a linear that is pruned, and how the files break the promise of
-    the config: both by the family's table, where there is one.
+    """(predicate for the names of prunable linears, tensors that differ from the config).
+
+    Both use the table of the family, if it is known.
     """
     kind, quantized = str(config.get("model_type")), config.get("quantization_config")
     if kind in FAMILIES and (weights.weights is not None or not quantized):
@@ -111,8 +113,8 @@ def _promised(
         try:
             placed, broken = table_for(kind).compare(config, shapes)
         except (KeyError, TypeError, ValueError, ArithmeticError) as error:
-            make_family(config)  # says what is wrong in words of its own
-            raise InputError(f"config.json describes no {kind} model: {error!r}") from None
+            make_family(config)  # raises a better message for most invalid configs
+            raise InputError(f"config.json is not a valid {kind} config: {error!r}") from None
         with contextlib.suppress(InputError):
             linears = {spec.name for spec in make_family(config).linears}
             return {r.name for r in placed if is_pruned(r, linears)}.__contains__, broken

@@ -1,4 +1,4 @@
-"""Re-reading a folder just exported: it must hold what the run promised."""
+"""Verify an exported folder against the run that wrote it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from icp_jax.streaming.source import FolderSource, all_finite, parts
 
 @dataclass(frozen=True)
 class Counted:
-    """What the exported file holds of the pruned layers."""
+    """Zeros of the pruned layers, counted in the exported files."""
 
     zeros: int
     size: int
@@ -39,16 +39,17 @@ def verify_export(
     tuned: bool,
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> Counted:
-    """Re-read a folder just exported: finite, sparse as promised, the rest bit-identical.
+    """Check an exported folder: finite, as sparse as required, and otherwise bit-identical.
 
-    budgets: zeros a linear a block. tuned: whether blocks after the first may have changed
-    beside their kernels. tick: called with (tensors done, tensors in all). Raises RuntimeError
-    for a folder that is not as it should be.
+    budgets: required zeros by block and linear. pattern: required n:m, or None. tuned: whether
+    compensation may have changed other params of the blocks after the first. tick: called with
+    (tensors done, tensors in all). Raises RuntimeError for a wrong tensor, and InputError for one
+    with values out of range.
     """
     with closing(open_checkpoint(folder)) as reader:
         weights = Unpacked(reader, folder)
         if set(weights.names()) != set(source.reader.names()):
-            raise RuntimeError(f"{folder}: the exported tensors are not those of the source")
+            raise RuntimeError(f"{folder}: the exported tensors differ from the source's")
         check = partial(_check, source, weights, budgets, pattern, tuned)
         layers: dict[str, tuple[int, int]] = {}
         names = weights.names()
@@ -68,13 +69,13 @@ def _check(
     tuned: bool,
     name: str,
 ) -> tuple[int, int] | None:
-    """(zeros, size) of a pruned kernel, None of another tensor. Raises for what is not right."""
+    """Check one tensor; returns (zeros, size) of a pruned kernel, None for other tensors."""
     tensor, rule = weights.read(name), next((r for r in source.placed if r.name == name), None)
     budget, counted = None if rule is None else _budget(rule, budgets), None
     if budget is None:
         free = tuned and rule is not None and rule.path[0] == "blocks" and rule.path[1] != "0"
         if not free and not same_bytes(tensor, source.reader.read(name)):
-            raise RuntimeError(f"exported tensor {name!r} changed, and should not have")
+            raise RuntimeError(f"exported tensor {name!r} changed, but must equal the source's")
     else:
         zeros = tensor.size - int(np.count_nonzero(tensor))
         if zeros < budget:
@@ -84,7 +85,7 @@ def _check(
         counted = zeros, tensor.size
     if not all_finite(tensor):
         raise InputError(
-            f"pruned tensor {name!r} leaves the range of {tensor.dtype}: "
+            f"pruned tensor {name!r} exceeds the range of {tensor.dtype}: "
             "lower compensate.lr or add calibration samples"
         )
     weights.reader.forget()
@@ -99,12 +100,12 @@ def _budget(rule: Placed, budgets: list[dict[str, int]]) -> int | None:
 
 
 def densest_group(weight: np.ndarray, m: int) -> int:
-    """The most non-zeros in any m consecutive inputs of a torch weight [out, in]."""
+    """The maximum number of non-zeros in m consecutive inputs of a torch weight [out, in]."""
     groups = np.asarray(weight != 0).reshape(weight.shape[0], -1, m)
     return int(groups.sum(axis=2).max())
 
 
 def same_bytes(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two tensors of one dtype and shape are equal to the bit, NaN or not."""
+    """Whether two tensors of equal dtype and shape are bit-identical, including NaN."""
     one, two = (np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in (a, b))
     return len(one) == len(two) and all(map(np.array_equal, parts(one), parts(two)))

@@ -1,5 +1,5 @@
-"""The algorithm for models that do not fit: a block at a time, a batch of samples at a time.
+"""The algorithm for models that do not fit in memory: one block and one batch at a time.
 
-The pieces are those of `icp_jax.core`; here is where the streams and the blocks live, how they
-travel, and the loop that drives them.
+It calls the functions of `icp_jax.core`. This package holds the storage of streams and blocks,
+their transfers, and the loop.
 """

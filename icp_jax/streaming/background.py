@@ -1,4 +1,4 @@
-"""Work of the host's in threads: behind the caller's back, or a few pieces at once."""
+"""Host work in threads: in the background, or several items in parallel."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
-THREADS = 4  # at most: each may have a large tensor in hand
+THREADS = 4  # at most, since each may hold a large tensor
 
 
 class Background:
-    """Does what it is given in a thread, in order, while the caller goes on: a context manager.
+    """A context manager that runs tasks in order in one thread, while the caller continues.
 
-    apart: whether in a thread at all, or at once. What a piece of work raises is raised by the next
-    `run`, or on leaving; work that was given after it is not done.
+    apart: False runs tasks at once, without a thread. An exception in a task is raised by the next
+    `run` or on exit; the tasks after it are skipped.
     """
 
     def __init__(self, apart: bool):
@@ -25,12 +25,12 @@ class Background:
         self._last: Future[None] | None = None
 
     def run(self, work: Callable[[], Any]) -> None:
-        """Begin `work`, once all that was given before is done."""
+        """Wait for all earlier tasks, then start `work`."""
         self._wait()
         self.then(work)
 
     def then(self, work: Callable[[], Any]) -> None:
-        """Do `work` after what was given last."""
+        """Queue `work` after the last task."""
         if self._pool is None:
             work()
             return
@@ -55,7 +55,7 @@ class Background:
         try:
             if error is None:
                 self._wait()
-            else:  # which is the one to tell of
+            else:  # the caller's own error takes precedence
                 with contextlib.suppress(Exception):
                     self._wait()
         finally:
@@ -64,7 +64,7 @@ class Background:
 
 
 def in_threads(function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
-    """`map` by a few threads, for work on files and arrays, which holds no lock of Python's."""
+    """`map` over a few threads, for work on files and arrays, which releases the GIL."""
     pool = ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1))
     try:
         yield from pool.map(function, items)

@@ -1,4 +1,4 @@
-"""Where the time of a block goes."""
+"""The time that a block spends in each phase."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from icp_jax.phases import Phase
 
 
 class Clock:
-    """Seconds by phase since the last take(); what a phase freed of the heap is given back."""
+    """Seconds by phase since the last take(). Returns freed heap to the system after a phase."""
 
     def __init__(self):
         self.seconds: dict[str, float] = {}

@@ -1,6 +1,6 @@
-"""A run that processes on several hosts share: how they meet, and how they part.
+"""Start and end of a run that is shared by processes on several hosts.
 
-All of them run the same loop on the same data (`mesh`); the first one alone writes files.
+All processes run the same loop on the same data (see `mesh`); only the first one writes files.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ import jax
 from converters.rules import first_line
 from icp_jax.errors import InputError
 
-PATIENCE = 24 * 3600  # seconds in which the first process may check and publish what it wrote
+PATIENCE = 24 * 3600  # seconds to wait while the first process checks and publishes its files
 
 
 @contextlib.contextmanager
 def launch(coordinator: str, count: int | None, index: int | None) -> Iterator[bool]:
-    """Make this process one of `count` that share a run; gives whether it is the one that writes.
+    """Join the `count` processes of a run. Yields whether this process writes files.
 
-    coordinator: HOST:PORT on which process 0 listens; `auto` where the cluster (Slurm, Open MPI,
-    Kubernetes, TPU pods) tells JAX everything; or nothing, for a run of one process. To be
-    entered before anything else is asked of JAX; left when all processes are done, or at once
-    with an error, which ends the others too. Raises InputError.
+    coordinator: HOST:PORT on which process 0 listens; `auto` if the cluster (Slurm, Open MPI,
+    Kubernetes, TPU pods) configures JAX; empty for a run of one process. Enter the context before
+    any other use of JAX. It exits when all processes are done; on an error it exits at once, which
+    ends the other processes too. Raises InputError.
     """
     if not coordinator:
         if (count, index) != (None, None):
@@ -40,7 +40,10 @@ def launch(coordinator: str, count: int | None, index: int | None) -> Iterator[b
         if not (host and port.isdigit()):
             raise InputError(f"hosts.coordinator must be HOST:PORT or auto, got {coordinator!r}")
         if count is None or index is None or not 0 <= index < count:
-            raise InputError("hosts.count and hosts.index: how many, and which, from 0, this is")
+            raise InputError(
+                "hosts.count and hosts.index must be set, with 0 <= index < count; "
+                f"got count {count}, index {index}"
+            )
         settings |= {"coordinator_address": coordinator}
         settings |= {"num_processes": count, "process_id": index}
     try:
@@ -51,11 +54,11 @@ def launch(coordinator: str, count: int | None, index: int | None) -> Iterator[b
         with _quiet():
             yield jax.process_index() == 0
     except BaseException as error:
-        # A clean end would wait for the others, and they may be waiting for this process.
+        # a clean shutdown could deadlock: it waits for processes that may wait for this one
         atexit.register(_end, 130 if isinstance(error, KeyboardInterrupt) else 2)
         reason = first_line(error)
         if isinstance(error, jax.errors.JaxRuntimeError) and "memory" not in reason.lower():
-            lost = InputError(f"the hosts cannot go on together: {reason}")
+            lost = InputError(f"the hosts cannot continue together: {reason}; start all again")
             lost.__notes__ = getattr(error, "__notes__", [])
             raise lost from None
         raise
@@ -64,7 +67,7 @@ def launch(coordinator: str, count: int | None, index: int | None) -> Iterator[b
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Standard output is for the result, but Gloo greets its peers there: to standard error."""
+    """Redirect standard output to standard error, since Gloo prints messages there."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)

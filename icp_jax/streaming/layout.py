@@ -1,4 +1,4 @@
-"""How matrices lie in the host's memory: by rows, or by columns as checkpoints have kernels."""
+"""Memory layout of host matrices: row-major, or column-major like kernels of checkpoints."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ Tree = dict[str, Any]
 
 
 def lies_transposed(leaf: Any) -> bool:
-    """Whether a matrix lies in memory by columns."""
+    """Whether an array is a column-major matrix."""
     if not isinstance(leaf, np.ndarray) or leaf.ndim != 2:
         return False
     return leaf.flags.f_contiguous and not leaf.flags.c_contiguous
 
 
 def apart(params: Tree) -> tuple[Tree, Tree]:
-    """(what lies by rows, the transposes of what lies by columns): so the host turns nothing."""
+    """(row-major leaves, transposes of column-major leaves), so that nothing is copied."""
     plain: Tree = {}
     turned: Tree = {}
     for name, leaf in params.items():

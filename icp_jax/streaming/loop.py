@@ -1,8 +1,7 @@
-"""The loop of ICP over blocks that come and go: `core.icp` with the streams where there is room.
+"""The streaming loop: `core.icp` one block at a time, with the streams wherever they fit.
 
-When block t is pruned, the dense stream goes through block t+1, which is tuned, still dense, to
-turn the sparse stream into the dense one; then block t+1 is pruned on what the sparse stream
-feeds it.
+After block t is pruned, the dense stream passes through block t+1. Block t+1, still dense, is
+tuned to map the sparse stream to the dense one, and then pruned on the sparse stream.
 """
 
 from __future__ import annotations
@@ -38,41 +37,41 @@ from icp_jax.streaming.tune import Tuning, compensate
 
 
 class Source(Protocol):
-    """Where blocks come from: leaves are NumPy arrays in the dtype they are stored in."""
+    """A source of blocks. Leaves are NumPy arrays in their stored dtype."""
 
     @property
     def family(self) -> Family: ...
     def shapes(self, t: int) -> Shapes: ...
     def embed(self) -> Params: ...
     def block(self, t: int) -> Params: ...
-    def forget(self) -> None: ...  # the blocks given out are on the device; they stay readable
+    def forget(self) -> None: ...  # frees the memory of earlier blocks, which stay readable
 
 
 class Sink(Protocol):
-    """Where pruned blocks go. Leaves come in the dtype the source has them in; grids: by linear."""
+    """A sink for pruned blocks. Leaves have the source's dtype. grids: by linear."""
 
     def write(self, t: int, params: Params, grids: Mapping[str, quantize.Grid]) -> None: ...
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be done, settled before the first block."""
+    """The settings of a run, fixed before the first block."""
 
     hyper: Hyper  # one point, as NumPy arrays
-    recipe: Recipe  # its batch is the streams' own, see batch_tokens
-    seed: int = 0  # of the samples' order in compensation
-    place: str = "auto"  # of the streams: device, host, disk, or the first of these with room
-    batch_tokens: int | None = None  # positions that a device takes at once; None: the backend's
+    recipe: Recipe  # its `batch` is unused, see batch_tokens
+    seed: int = 0  # of the sample order in compensation
+    place: str = "auto"  # of the streams: device, host or disk; auto: the first with room
+    batch_tokens: int | None = None  # positions per batch and device; None: the backend's default
 
     @property
     def epochs(self) -> int:
-        """Of compensation: 0 where the method has none."""
+        """Epochs of compensation; 0 if the method does not compensate."""
         return len(self.hyper.rates) if METHODS[self.recipe.method].compensates else 0
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A block that an earlier run has pruned; its params are read when the streams reach it."""
+    """A block pruned by an earlier run. Its params are read when the streams reach it."""
 
     report: BlockReport
     read: Callable[[], Params]
@@ -80,11 +79,11 @@ class Finished:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What a driver wants to be told, and what it has already."""
+    """Callbacks of a driver, and the blocks that it has already."""
 
     progress: Progress = lambda block, phase, done, total, loss: None
-    seal: Callable[[BlockReport], None] = lambda report: None  # after the sink has the block
-    finished: Sequence[Finished] = ()  # the first blocks, where an earlier run has pruned them
+    seal: Callable[[BlockReport], None] = lambda report: None  # called after the sink's write
+    finished: Sequence[Finished] = ()  # the first blocks, if an earlier run pruned them
     scratch: Path | None = None  # the folder for streams on disk
 
 
@@ -96,13 +95,12 @@ def prune_blocks(
     hooks: Hooks | None = None,
     devices: Devices = ONE,
 ) -> list[BlockReport]:
-    """Prune every block of a model on calibration tokens `[N, T]` (or images, for a vision
-    family); blocks go to the sink.
+    """Prune every block of a model on calibration tokens `[N, T]`, or images, into the sink.
 
-    Through finished blocks only the streams go, and the rest comes out as if that run had never
-    stopped. devices: what share the work; with those of other processes, all of them call this,
-    alike, and every sink is given every block. Raises InputError for a block whose output is not
-    finite, and, with the list, where more than a tenth needed a remedy (`outcomes.check`).
+    Finished blocks only advance the streams; the result equals that of an uninterrupted run.
+    devices: share the work. If they belong to several processes, each must call this function
+    with the same arguments, and each sink gets every block. Raises InputError if a block's output
+    is not finite, or if more than a tenth of the layers needed a remedy (`outcomes.check`).
     """
     hooks = hooks or Hooks()
     reports, n_blocks = [block.report for block in hooks.finished], source.family.n_blocks
@@ -112,22 +110,22 @@ def prune_blocks(
     for t, block in enumerate(hooks.finished):
         loop.dense(t, loop.to_device(source.block(t)))
         loop.sparse(t, devices.agree(passes.to_device(block.read())))
-    # what a block's end takes of the host is done while an accelerator is at the next block
-    with Background(apart=not backend.is_host()) as behind:
+    # the host writes a block while an accelerator computes the next one
+    with Background(apart=not backend.is_host()) as writer:
         for t in range(len(reports), n_blocks):
             stored = source.block(t)
             report, pruned, grids = loop.block(t, stored)
-            behind.run(partial(sink.write, t, pruned, grids))
+            writer.run(partial(sink.write, t, pruned, grids))
             del pruned
             reports.append(report)
             outcomes.check(reports, source.family)
-            behind.then(partial(hooks.seal, report))
+            writer.then(partial(hooks.seal, report))
     return reports
 
 
 @dataclass
 class Loop:
-    """The two streams, and what is done to them block by block."""
+    """The two streams and the steps of a block."""
 
     source: Source
     tokens: np.ndarray
@@ -150,7 +148,7 @@ class Loop:
         both = 2 * int(np.prod(shape)) * np.dtype(recipe.stream_dtype).itemsize
         half = storage.host_free() // 2
         place = storage.choose(self.job.place, both, storage.device_free() // 2, half)
-        # jaxlib holds arrays it was given, as an earlier run's stream, until any collection
+        # jaxlib may hold arrays of an earlier run until the next garbage collection
         gc.collect(0)
         streams_ = [
             storage.empty(shape, recipe.stream_dtype, place, self.hooks.scratch) for _ in range(2)
@@ -166,7 +164,7 @@ class Loop:
     def ticker(self, block: int, phase: Phase) -> Callable[..., None]:
         def tick(done: int, total: int, loss: float | None = None) -> None:
             if phase not in self.compiled:
-                heap.give_back()  # what compiling took
+                heap.give_back()  # the compiler's memory
                 self.compiled.add(phase)
             self.hooks.progress(block, phase.name, done, total, loss)
 
@@ -178,7 +176,7 @@ class Loop:
         return params
 
     def dense(self, t: int, params: Params) -> None:
-        """The dense stream through block t, before it is changed."""
+        """Pass the dense stream through block t, before the block is changed."""
         step, before = partial(passes.forward, self.apply(t), params), self.dense_stream
         before = before if t else self.sparse_stream
         tick = self.ticker(t, phases.DENSE)
@@ -187,7 +185,7 @@ class Loop:
         )
 
     def sparse(self, t: int, params: Params) -> float:
-        """The sparse stream through block t, pruned; gives the error of the streams."""
+        """Pass the sparse stream through pruned block t. Returns the error of the streams."""
         step = partial(passes.forward_beside, self.apply(t), params)
         both, tick = [self.sparse_stream, self.dense_stream], self.ticker(t, phases.SPARSE)
         energies = transfer.advance(step, both, self.sparse_stream, self.size, tick, self.devices)
@@ -196,11 +194,11 @@ class Loop:
         return float(distance / max(energy, np.finfo(np.float64).tiny))
 
     def tune(self, t: int, params: Params, stored: Params) -> tuple[Params, CompensationMetrics]:
-        """Block t, tuned to turn the sparse stream into the dense one; params are used up."""
+        """Tune block t to map the sparse stream to the dense one. The params are donated."""
         job, tick = self.job, self.ticker(t, phases.COMPENSATE)
         apply = self.apply(t).rematerialised() if job.recipe.remat else self.apply(t)
         order = sample_order((job.seed, t), len(job.hyper.rates), len(self.tokens))
-        # a sample at a time: nothing for devices to share
+        # one sample at a time: there is nothing to share between devices
         tuning = Tuning(apply, self.sparse_stream, self.dense_stream, tick=tick)
         again = partial(self.to_device, stored, ONE)
         params = self.devices.first(params)
@@ -208,7 +206,7 @@ class Loop:
         return self.devices.agree(params), found
 
     def statistics(self, t: int, params: Params) -> Statistics:
-        """What the pruners need of the linears' inputs on the sparse stream."""
+        """The pruners' statistics of the linears' inputs, on the sparse stream."""
         family, tick = self.source.family, self.ticker(t, phases.STATISTICS)
         seen = no_statistics(family, self.source.shapes(t), len(self.tokens) * self.positions)
         seen = self.devices.whole(seen)
@@ -222,7 +220,7 @@ class Loop:
     def block(
         self, t: int, stored: Params
     ) -> tuple[BlockReport, Params, Mapping[str, quantize.Grid]]:
-        """Block t pruned: its report, its params as stored ones are, and its grids."""
+        """Prune block t. Returns (report, params in their stored dtypes, grids)."""
         family, recipe, tuned = self.source.family, self.job.recipe, None
         params = self.to_device(stored)
         with self.clock(phases.DENSE):
@@ -249,7 +247,7 @@ class Loop:
             params = jax.tree.unflatten(tree, passes.rounded(leaves, dtypes))
         with self.clock(phases.SPARSE):
             error = self.sparse(t, params)
-        with self.clock(phases.WRITE, give_back=False):  # the next block will be as large
+        with self.clock(phases.WRITE, give_back=False):  # the next block reuses this memory
             pruned = _to_store(params, stored, None if tuned else kernels)
         became = None if tuned is None else outcomes.compensation_report(tuned)
         return BlockReport(t, layers, error, became, self.clock.take()), pruned, grids
@@ -257,11 +255,11 @@ class Loop:
 
 def _finite(block: int, energies: Sequence[Any]) -> None:
     if not np.all(np.isfinite(energies)):
-        raise InputError(f"block {block} gives values that are not finite (NaN or infinity)")
+        raise InputError(f"block {block} returns values that are not finite (NaN or infinity)")
 
 
 def _to_store(params: Params, stored: Params, only: Mapping[str, Any] | None) -> Params:
-    """The block in its stored dtypes; with `only`, all but those kernels are the stored leaves."""
+    """The block in its stored dtypes. With `only`, leaves other than those kernels stay as is."""
 
     def leaf(path, new, old):
         if only is not None and not (path[0].key in only and path[-1].key == "kernel"):

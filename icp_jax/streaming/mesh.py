@@ -1,10 +1,10 @@
-"""The devices that share a run: samples over them going forward, rows of W while pruning.
+"""The devices that share a run: sharded by samples in passes, by rows of W in pruning.
 
-One mesh axis. Batches are split by samples, kernels by outputs (the rows of the paper's W);
-params, sums and factors are whole on every device. Only the placing is said here: the compiler
-splits the work accordingly and adds up what samples on several devices contribute. The loop is
-the same with one device, with several, and with those of several hosts, where every process runs
-it on the same data and holds the streams.
+There is one mesh axis. Batches are sharded by samples, kernels by outputs (the rows of the paper's
+W); params, sums and factors are replicated. This module only places arrays: the compiler
+partitions the work and inserts the reductions. The loop is the same for one device, several
+devices, and several hosts. With several hosts each process runs it on the same data and holds the
+streams.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ AXIS = "devices"
 
 @dataclass(frozen=True)
 class Devices:
-    """How arrays lie on a run's devices. mesh: of one axis; None is JAX's default device alone."""
+    """Placement of arrays on the devices. mesh: of one axis; None: JAX's default device."""
 
     mesh: Mesh | None = None
 
@@ -39,23 +39,23 @@ class Devices:
 
     @property
     def _across(self) -> bool:
-        """Whether some of the devices are other processes'."""
+        """Whether some devices belong to other processes."""
         return self.mesh is not None and jax.process_count() > 1
 
     def samples(self, tree: Any) -> Any:
-        """Arrays `[b, ...]`, b a multiple of the devices, split along the samples."""
+        """Shard arrays `[b, ...]` by samples; b must be a multiple of the devices."""
         return self._put(tree, P(AXIS))
 
     def rows(self, kernel: jax.Array) -> jax.Array:
-        """A kernel `[in, out]` split along the outputs, or whole where they do not divide."""
+        """Shard a kernel `[in, out]` by outputs; replicate it if they do not divide evenly."""
         return self._put(kernel, P(None, AXIS) if kernel.shape[1] % self.count == 0 else P())
 
     def whole(self, tree: Any) -> Any:
-        """The same arrays on every device: from any layout, or from every process's own copy."""
+        """Replicate arrays on every device, from any sharding or from each process's own copy."""
         return self._put(tree, P())
 
     def first(self, tree: Any) -> Any:
-        """Arrays, split or whole, on this process's first device; whole ones are not copied."""
+        """Arrays whole on this process's first device; replicated ones are not copied."""
         if self.mesh is None:
             return tree
 
@@ -66,7 +66,7 @@ class Devices:
         return jax.tree.map(one, tree)
 
     def agree(self, tree: Any) -> Any:
-        """What every process has worked out alone, whole: the first one's, lest roundings part."""
+        """Replicate the first process's values, so that rounding differences do not diverge."""
         if self._across:
             from jax.experimental import multihost_utils
 
@@ -74,7 +74,7 @@ class Devices:
         return self.whole(tree)
 
     def tell(self, value: Any) -> Any:
-        """The first process's plain value (of JSON), to all."""
+        """Broadcast the first process's value, which must be JSON."""
         if not self._across:
             return value
         from jax.experimental import multihost_utils
@@ -85,7 +85,7 @@ class Devices:
         return json.loads(text.tobytes())
 
     def check_same(self, what: str, array: np.ndarray) -> None:
-        """Raises Kept in every process where they do not hold the same bytes."""
+        """Raise Kept in every process if their bytes differ."""
         if self._across:
             from jax.experimental import multihost_utils
 
@@ -107,7 +107,7 @@ def _same(x):
 
 
 def _place(sharding: NamedSharding, x: Any) -> jax.Array:
-    """An array on devices of several processes; each has all of `x`, or a part of a global one."""
+    """Place an array on devices of several processes, from a global array or equal local copies."""
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
         return jax.jit(_same, out_shardings=sharding)(x)
     return jax.make_array_from_callback(x.shape, sharding, lambda part: x[part])
@@ -117,12 +117,14 @@ ONE = Devices()
 
 
 def choose(count: int | None = None) -> Devices:
-    """The first `count` devices; unset: one, or across processes all. Raises InputError."""
-    there, processes = jax.device_count(), jax.process_count()
+    """The first `count` devices; None: one, or all across processes. Raises InputError."""
+    available, processes = jax.device_count(), jax.process_count()
     if count is None:
-        count = there if processes > 1 else 1
-    if count > there:
-        raise InputError(f"devices {count}: there are only {there} ({backend.name()})")
-    if processes > 1 and count != there:
-        raise InputError(f"devices {count}: several hosts share all of their {there}: leave it out")
+        count = available if processes > 1 else 1
+    if count > available:
+        raise InputError(f"devices {count}: there are only {available} ({backend.name()})")
+    if processes > 1 and count != available:
+        raise InputError(
+            f"devices {count}: several hosts always use all {available} devices: unset it"
+        )
     return ONE if count == 1 else Devices(Mesh(np.array(jax.devices()[:count]), (AXIS,)))

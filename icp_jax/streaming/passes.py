@@ -1,4 +1,4 @@
-"""The passes of `core.passes`, compiled: one program for all blocks of a shape."""
+"""The passes of `core.passes`, compiled: one program for all blocks of one shape."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ collect = jax.jit(passes.collect, static_argnums=0, donate_argnums=3)
 
 
 def compute_dtype(name: str) -> Literal["float32", "bfloat16"]:
-    """`auto` resolved: bfloat16 on an accelerator, float32 on the CPU. Raises InputError."""
+    """Resolve `auto`: bfloat16 on an accelerator, float32 on the CPU. Raises InputError."""
     if name == "float32" or (name == "auto" and backend.is_host()):
         return "float32"
     if name in ("auto", "bfloat16"):
@@ -41,24 +41,24 @@ def embed_batch(module, dtype, params, tokens):
 def embed_tokens(
     family: Family, params: Params, dtype: str = "float32", devices: Devices = ONE
 ) -> Callable[..., tuple[jax.Array, None]]:
-    """The embedding as a step for `streams.advance`; dtype: the stream's."""
+    """The embedding as a step for `transfer.advance`. dtype: the stream's."""
     params = to_device(params, devices)
     return lambda tokens, valid: embed_batch(family.embed, dtype, params, tokens)
 
 
 def rounded(leaves: list[jax.Array], dtypes: Sequence[np.dtype]) -> list[jax.Array]:
-    """What the export will hold: each leaf rounded to its stored dtype. `leaves` is emptied.
+    """Round each leaf to its stored dtype, as the export does. `leaves` is emptied.
 
-    By two programs: in one, XLA may drop both conversions (xla_allow_excess_precision), as is
-    known of it on GPUs.
+    This takes two programs: within one, XLA on GPUs may drop both conversions
+    (xla_allow_excess_precision).
     """
-    held = [canonicalize_dtype(dtype) for dtype in dtypes]  # there is no float64
+    held = [canonicalize_dtype(dtype) for dtype in dtypes]  # float64 becomes float32
     odd = [k for k, leaf in enumerate(leaves) if leaf.dtype != held[k]]
-    found = {k: leaf for k, leaf in enumerate(leaves) if k not in odd}
+    by_index = {k: leaf for k, leaf in enumerate(leaves) if k not in odd}
     narrow = _narrowed([leaves[k] for k in odd], tuple(held[k] for k in odd))
     leaves.clear()
-    found |= zip(odd, _widened(narrow), strict=True)
-    return [found[k] for k in range(len(held))]
+    by_index |= zip(odd, _widened(narrow), strict=True)
+    return [by_index[k] for k in range(len(held))]
 
 
 @partial(jax.jit, static_argnums=1)
@@ -85,34 +85,34 @@ def _stored(leaf, dtype, turned):
 
 
 def stored(leaf: jax.Array, old: np.ndarray) -> np.ndarray:
-    """A leaf on the host, in the dtype of `old` and lying in memory as that does.
+    """A leaf on the host, with the dtype and memory layout of `old`.
 
-    Values of float64 that are what they were, in float32, keep all their bits.
+    float64 values that are unchanged in float32 keep all their bits.
     """
     turned = lies_transposed(old)
-    found = np.asarray(_stored(leaf, canonicalize_dtype(old.dtype), turned))
-    found = found.T if turned else found
-    return _as_before(found, old) if old.dtype == np.float64 else found
+    new = np.asarray(_stored(leaf, canonicalize_dtype(old.dtype), turned))
+    new = new.T if turned else new
+    return _as_before(new, old) if old.dtype == np.float64 else new
 
 
-def _as_before(found: np.ndarray, old: np.ndarray) -> np.ndarray:
+def _as_before(new: np.ndarray, old: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore", under="ignore"):
-        same = found.astype(np.float32) == old.astype(np.float32)
+        same = new.astype(np.float32) == old.astype(np.float32)
     if same.all():
         return old
-    return np.where(same & (found != 0), old, found.astype(old.dtype))  # what went stays zero
+    return np.where(same & (new != 0), old, new.astype(old.dtype))  # pruned weights stay zero
 
 
 def hidden(family: Family, embed: Params, sample: Any, dtype: str) -> jax.ShapeDtypeStruct:
-    """The hidden states of samples, `[N, T, D]` or `[N, H, W, D]`, without computing them."""
+    """Shape and dtype of the hidden states, `[N, T, D]` or `[N, H, W, D]`."""
     return jax.eval_shape(partial(embed_batch, family.embed, dtype), embed, sample)[0]
 
 
 def to_device(params: Params, devices: Devices = ONE) -> Params:
-    """A stored block on every device, as float32 master weights.
+    """Replicate a stored block on the devices as float32 master weights.
 
-    A kernel that lies transposed, as checkpoints have it, travels so to an accelerator: turning
-    it is the accelerator's work.
+    A column-major kernel, as checkpoints have it, is sent as it is and transposed on the
+    accelerator.
     """
     leaves, tree = jax.tree.flatten(params)
     turned = tuple(not backend.is_host() and lies_transposed(leaf) for leaf in leaves)

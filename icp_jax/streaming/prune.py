@@ -1,4 +1,4 @@
-"""`core.prune` for one block at a time: one tap's matrices exist at once."""
+"""`core.prune` outside a trace, with the matrices of one tap in memory at a time."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def prune_block(
     devices: Devices,
     tick: Callable[[int, int], None],
 ) -> tuple[Params, dict[str, quantize.Grid], LayerMetrics]:
-    """Prune every linear of a block to `hyper.counts` `[linears]`.
+    """Prune all linears of a block to `hyper.counts` `[linears]`.
 
-    params, and the sums in `seen`: emptied on the way, since each is as large as the block.
+    params, and the sums in `seen`: emptied on the way, since each may be as large as the block.
     """
     pace = Pace(climb_on_host, transfer.settle, devices.rows, devices.whole)
     counts = {s.name: np.int32(n) for s, n in zip(family.linears, hyper.counts, strict=True)}
@@ -42,7 +42,7 @@ def prune_block(
         kernels = {name: pruned[name]["kernel"] for name in names}
         for name in names:
             pruned[name] = {k: leaf for k, leaf in pruned[name].items() if k != "kernel"}
-        heap.give_back()  # the holes that the tap before left fit none of the matrices to come
+        heap.give_back()  # memory freed by the last tap is too fragmented for the next
         sums = seen.sums.pop(tap)
         done = prune_tap(kernels, sums, seen.energies, counts, hyper, recipe, dtypes, pace)
         for name, kernel in done.kernels.items():
@@ -50,6 +50,6 @@ def prune_block(
         grids |= done.grids
         found |= done.metrics
         del done
-        jax.block_until_ready(found)  # one tap's matrices at a time
+        jax.block_until_ready(found)  # finish this tap before the next one allocates
         tick(len(found), len(family.linears))
     return pruned, devices.whole(grids), jax.device_get(in_order(family, found))

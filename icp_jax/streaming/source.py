@@ -1,7 +1,7 @@
-"""Where blocks live: a checkpoint folder read lazily, or a param tree in memory.
+"""A model source that reads a checkpoint folder lazily.
 
-A source hands out one part of the model at a time, as NumPy arrays in their stored dtype; from
-a folder they are views of the memory-mapped shards, so nothing is read before it is used.
+It returns one part of the model at a time, as NumPy arrays in their stored dtype. These are views
+of memory-mapped shards, so nothing is read before it is used.
 """
 
 from __future__ import annotations
@@ -27,9 +27,7 @@ Params = dict[str, Any]
 
 
 def read_config(folder: Path, quantized: bool = False) -> dict[str, Any]:
-    """`config.json` as a dict. Raises InputError where it is absent, unreadable or `quantized`
-    weights are not wanted.
-    """
+    """Read `config.json` as a dict. quantized: accept a quantized checkpoint. Raises InputError."""
     path = folder / "config.json"
     if not path.is_file():
         raise InputError(f"{folder} has no config.json: it is not a Hugging Face model folder")
@@ -41,60 +39,61 @@ def read_config(folder: Path, quantized: bool = False) -> dict[str, Any]:
         raise InputError(f"{path} is not a JSON object")
     if config.get("quantization_config") is not None and not quantized:
         raise InputError(
-            f"{folder} is already quantized: give the unquantized checkpoint (of our own exports, "
-            "the one written without quant.packed)"
+            f"{folder} is already quantized: pass the unquantized checkpoint "
+            "(an export of icp-jax must be written without quant.packed)"
         )
     return config
 
 
 def describe(path: Path, reader: Reader, quantized: bool = False) -> dict[str, Any]:
-    """The config of a checkpoint: its `config.json`, or what the shapes of a lone `.pth` tell."""
+    """The config of a checkpoint: its `config.json`, or for a lone `.pth` derived from shapes."""
     return _told(reader) if _alone(path) else read_config(path, quantized)
 
 
 def _alone(path: Path) -> bool:
-    """Whether a `.pth` lies there without a config."""
+    """Whether the path is, or holds, a `.pth` file without a config."""
     return lone_torch_file(path) is not None and not (path / "config.json").is_file()
 
 
 def _told(reader: Reader) -> dict[str, Any]:
-    """The config that shapes tell."""
+    """The config derived from the tensor shapes."""
     return config_of({name: reader.shape(name) for name in reader.names()})
 
 
 def part_of(placed: Placed) -> tuple[str, ...]:
-    """('embed',), ('head',) or ('blocks', t): what of the model a tensor belongs to."""
+    """The part of the model that a tensor belongs to: ('embed',), ('head',) or ('blocks', t)."""
     return placed.path[:2] if placed.path[0] == "blocks" else placed.path[:1]
 
 
 def all_finite(tensor: np.ndarray) -> bool:
-    """Whether there is no NaN and no infinity; a part at a time, so that little memory is taken."""
+    """Whether a tensor has no NaN or infinity, checked in small parts to save memory."""
     flat = tensor.reshape(-1)
-    if flat.dtype == ml_dtypes.bfloat16:  # its exponent's bits all set; NumPy would convert each
+    if flat.dtype == ml_dtypes.bfloat16:  # compare the exponent bits, faster than NumPy's isfinite
         flat, exponent = flat.view(np.uint16), np.uint16(0x7F80)
         return not any(np.any((part & exponent) == exponent) for part in parts(flat))
     return flat.dtype.kind != "f" or all(np.isfinite(part).all() for part in parts(flat))
 
 
 def parts(flat: np.ndarray, size: int = 1 << 20) -> Iterator[np.ndarray]:
-    """`flat` in pieces of `size`, so that what is made of one is small."""
+    """Split `flat` into parts of `size`, so that temporaries stay small."""
     return (flat[start : start + size] for start in range(0, len(flat), size))
 
 
 def _not_finite(name: str) -> InputError:
-    return InputError(f"tensor {name!r} has values that are not finite: NaN or inf")
+    return InputError(f"tensor {name!r} has values that are not finite (NaN or infinity)")
 
 
 class FolderSource:
-    """A Hugging Face folder, or Meta's `.pth` file, alone or in a folder: checked whole by name
-    and shape, read part by part.
+    """A Hugging Face folder, or a `.pth` file of Meta's, alone or in a folder.
+
+    Names and shapes of all tensors are checked at once; weights are read part by part.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         config = None if _alone(self.folder) else read_config(self.folder)
         if config is not None:
-            make_family(config)  # says what is wrong before weights are opened
+            make_family(config)  # check the config before opening the weights
         self.reader: Reader = open_checkpoint(self.folder)
         try:
             self._place(_told(self.reader) if config is None else config)
@@ -122,9 +121,9 @@ class FolderSource:
         return tree
 
     def check_finite(self) -> None:
-        """Look through all weights, once for all that is read later.
+        """Check all weights now, so that later reads skip the check.
 
-        Raises InputError for NaN or infinity, naming the tensor.
+        Raises InputError, naming the tensor, for NaN or infinity.
         """
 
         def finite(rule: Placed) -> bool:
@@ -145,17 +144,17 @@ class FolderSource:
         return self._read(("head",))
 
     def block(self, t: int) -> Params:
-        """Block t; the next one is read ahead."""
+        """Read block t, and prefetch the next one."""
         params = self._read(("blocks", str(t)))
         self.reader.fetch(rule.name for rule in self._parts.get(("blocks", str(t + 1)), ()))
         return params
 
     def forget(self) -> None:
-        """Give back the memory of the blocks read; they stay good, and are read again if used."""
+        """Free the memory of the blocks read; their arrays stay valid and are reread on use."""
         self.reader.forget()
 
     def shapes(self, t: int) -> dict[str, tuple[int, int]]:
-        """(inputs, outputs) of every prunable linear of block t."""
+        """(inputs, outputs) of each prunable linear of block t."""
         linears = {spec.name for spec in self.family.linears}
         return {
             rule.path[2]: (rule.shape[1], rule.shape[0])
@@ -164,7 +163,7 @@ class FolderSource:
         }
 
     def dtype(self, name: str) -> np.dtype:
-        """What a tensor is stored in."""
+        """The stored dtype of a tensor."""
         return self.reader.dtype(name)
 
     def tree(self) -> Params:
@@ -174,7 +173,7 @@ class FolderSource:
         return {"embed": {}, "head": {}, **others, "blocks": blocks}
 
     def weights(self) -> dict[str, Path]:
-        """The files that hold the checkpoint's weights, by name; no others that lie beside them."""
+        """The files with the checkpoint's weights, by name, without other files of the folder."""
         return self.reader.files
 
     def close(self) -> None:

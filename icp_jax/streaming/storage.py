@@ -1,6 +1,6 @@
-"""Where a stream of hidden states lives: on the device, in host memory, or on disk.
+"""Storage of a stream of hidden states: on the device, in host memory, or on disk.
 
-All take and give samples as a NumPy array does: `stream[where]`, `stream[where] = values`.
+All kinds index samples like a NumPy array: `stream[where]`, `stream[where] = values`.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ Place = Literal["device", "host", "disk"]
 
 
 def here() -> jax.sharding.SingleDeviceSharding:
-    """JAX's default device, said outright.
+    """The sharding of JAX's default device.
 
-    A program is compiled again for arguments that are bound to a device and for those that are
-    not; so all are, the samples that came from pinned memory among them.
+    Every array is committed to it, since a program compiles separately for committed and
+    uncommitted arguments.
     """
     return jax.sharding.SingleDeviceSharding(backend.device())
 
 
 class Samples:
-    """Arrays `[...]`, one a sample, in a memory of the device's: its own, or pinned host memory.
+    """Arrays `[...]`, one per sample, in device memory or in pinned host memory.
 
-    A copy between the two is asynchronous, so the batch to come travels while one computes.
+    Copies between the two are asynchronous, so the next batch transfers during computation.
     """
 
     def __init__(self, shape: Sequence[int], dtype: np.dtype, kind: str):
@@ -52,10 +52,10 @@ class Samples:
         return stack(self.send(where))
 
     def send(self, where: slice | np.ndarray) -> list[jax.Array]:
-        """Samples on their way to the device; `stack` joins them.
+        """Start copying samples to the device; `stack` joins them.
 
-        Not before they are used: a device computes one thing after the other, and what comes
-        after a join waits for the copies too.
+        Stack them only when they are used: the device runs programs in order, so all later ones
+        would wait for the copies.
         """
         chosen = [self._parts[i] for i in np.arange(len(self))[where]]
         return jax.device_put(chosen, self._here)
@@ -79,10 +79,10 @@ Stream = np.ndarray | Samples
 
 
 def empty(shape: Sequence[int], dtype: str, place: Place, folder: Path | None = None) -> Stream:
-    """A stream `[N, ...]` yet to be filled.
+    """An uninitialised stream `[N, ...]`.
 
-    folder: for disk, where its file goes, which has no name there and so cannot stay behind.
-    Host memory is pinned where the device is not the host itself.
+    folder: of the file for `disk`, which is unnamed and so is always deleted. Host memory is
+    pinned unless the device is the host itself.
     """
     kind = np.dtype(dtype)
     if place == "disk":
@@ -95,15 +95,15 @@ def empty(shape: Sequence[int], dtype: str, place: Place, folder: Path | None = 
 
 
 def forget(stream: Stream) -> None:
-    """Give the pages of a stream on disk back to the system; the file keeps what they hold."""
+    """Free the cached pages of a stream on disk; the file keeps the data."""
     if isinstance(stream, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
         cast(mmap.mmap, stream.base).madvise(mmap.MADV_DONTNEED)
 
 
 def choose(wanted: str, both: int, device_room: int, host_room: int) -> Place:
-    """The place of two streams of `both` bytes: as wanted, or for auto the first with room.
+    """The place of two streams of `both` bytes: as wanted, or for `auto` the first with room.
 
-    Where the device is the host itself, device and host are one place.
+    On the CPU, device and host are the same place.
     """
     if wanted == "device" or (wanted == "auto" and both <= device_room):
         return "host" if backend.is_host() else "device"
@@ -113,21 +113,21 @@ def choose(wanted: str, both: int, device_room: int, host_room: int) -> Place:
 
 
 def host_free() -> int:
-    """Bytes of memory that this process may still take: of the machine, or of its cgroups.
+    """Bytes of memory available to this process, on the machine and in its cgroups.
 
-    Cached pages of files that nobody has used of late count as free.
+    Inactive page cache counts as free.
     """
     groups = map(cgroup_free, cgroups(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")))
     return max(0, min([proc("meminfo", "MemAvailable"), *(x for x in groups if x is not None)]))
 
 
 def cgroups(own: Path, root: Path) -> Iterator[Path]:
-    """The folders of this process's memory cgroups, of either version, and of those above them."""
+    """The folders of this process's memory cgroups and their parents, for cgroup v1 and v2."""
     try:
         lines = own.read_text().splitlines()
     except OSError:
         return
-    for line in lines:  # number:controllers:/path; of version 2 with no controllers
+    for line in lines:  # number:controllers:/path; v2 has no controllers
         _, controllers, path = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
             continue
@@ -136,33 +136,33 @@ def cgroups(own: Path, root: Path) -> Iterator[Path]:
 
 
 def cgroup_free(group: Path) -> int | None:
-    """Bytes that a cgroup still allows; None where it says nothing of a limit."""
+    """Bytes left in a cgroup; None without a limit."""
     for limit, used, cached in (
         ("memory.max", "memory.current", "inactive_file"),
         ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ):
         with contextlib.suppress(OSError, ValueError):  # the other version, or no limit
-            found = int((group / limit).read_text()) - int((group / used).read_text())
+            unused = int((group / limit).read_text()) - int((group / used).read_text())
             stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-            return found + int(stat.get(cached, 0))
+            return unused + int(stat.get(cached, 0))
     return None
 
 
 def device_free() -> int:
-    """Bytes of the device's pool that are free, 0 where that is not known; the host's on a CPU."""
+    """Free bytes in the device's memory pool; 0 if unknown. On a CPU, those of the host."""
     if stats := backend.device().memory_stats():
         return stats["bytes_limit"] - stats["bytes_in_use"]
     return host_free() if backend.device().platform == "cpu" else 0
 
 
 def device_peak() -> int | None:
-    """The most bytes of the device's pool that were in use; the CPU has none of its own."""
+    """Peak bytes in use in the device's memory pool; None on the CPU, which has no pool."""
     stats = backend.device().memory_stats()
     return stats["peak_bytes_in_use"] if stats else None
 
 
 def proc(file: str, field: str) -> int:
-    """What a file of /proc says, in bytes; where there is none, more than any machine has."""
+    """A field of a file in /proc, in bytes; sys.maxsize without such a file or field."""
     try:
         lines = Path("/proc", file).read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))

@@ -1,11 +1,9 @@
-"""The two streams of hidden states, sent to the device a batch at a time.
+"""Transfers of the streams of hidden states to the device, one batch at a time.
 
-A stream `[N, ...]` lives where `places` puts it and is updated in place: there is never a second
-copy.
-Every batch has the same shape (the last one is padded with zeros and says how many samples are
-real), so one compiled function serves them all. The next batch is on its way to the device
-while this one computes, and results are fetched while the next one does; on the CPU, where
-nothing travels, only one batch is held.
+A stream `[N, ...]` lives where `storage` puts it and is updated in place, without a second copy.
+All batches have the same shape (the last is padded with zeros, with its number of real samples), so
+they share one compiled function. The next batch is sent and the last results are fetched while the
+current batch computes. On the CPU nothing is sent, and only one batch is in memory.
 """
 
 from __future__ import annotations
@@ -24,37 +22,37 @@ from icp_jax.streaming.storage import Samples, Stream, forget, stack
 
 T = TypeVar("T")
 
-# Tokens (positions) that go through a block at once: what fits a CPU's caches, what fills a GPU.
+# Tokens (positions) per batch: fits a CPU's caches, fills a GPU.
 BATCH_TOKENS = {"cpu": 1024}
 BATCH_TOKENS_ELSEWHERE = 4096
-MOMENT = 2e-4  # seconds; a program lets go of its temporaries just after its results are there
-GATHER_BYTES = 1 << 22  # a batch of samples for compensation: at most so many bytes a stream
+MOMENT = 2e-4  # seconds; a program frees its temporaries shortly after its results are ready
+GATHER_BYTES = 1 << 22  # most bytes per stream of a batch for compensation
 
 
 def batch_tokens() -> int:
-    """Where nothing else is asked for."""
+    """The backend's default number of tokens per batch."""
     return BATCH_TOKENS.get(backend.name(), BATCH_TOKENS_ELSEWHERE)
 
 
 def batch_size(samples: int, positions: int, tokens: int | None = None, devices: int = 1) -> int:
-    """Samples a batch for passes that only go forward, a multiple of the devices.
+    """Samples per batch of a forward pass, a multiple of the devices.
 
-    tokens: positions a device at once, if not ours.
+    tokens: positions per batch and device; None: the backend's default.
     """
     tokens = tokens or batch_tokens()
     return devices * max(1, min(-(-samples // devices), tokens // positions))
 
 
 def gather_size(samples: int, nbytes: int) -> int:
-    """Samples a transfer where one of `nbytes` at a time is used."""
+    """Samples per transfer for compensation, which uses samples of `nbytes` one at a time."""
     return max(1, min(samples, 64, GATHER_BYTES // max(nbytes, 1)))
 
 
 def settle(tree: T) -> T:
-    """On the CPU: wait until `tree` is computed.
+    """On the CPU, wait until `tree` is computed.
 
-    A program that is queued there has its temporaries and results allocated already. Elsewhere
-    the queue costs no memory, and the device should not wait for the host.
+    A queued program already holds its temporaries and results there. On other backends the queue
+    costs no memory, and the device should not wait for the host.
     """
     if backend.is_host():
         jax.block_until_ready(tree)
@@ -78,9 +76,9 @@ def batches(
     order: np.ndarray | None = None,
     devices: Devices = ONE,
 ) -> Iterator[tuple[slice, tuple[jax.Array, ...], np.int32]]:
-    """(which samples, the arrays' batches on the devices, how many are real), in order.
+    """Yield (slice of samples, their batches on the devices, number of real samples).
 
-    order: sample indices; without it the samples as they lie. The slice counts in `order`.
+    order: sample indices; None: all samples in order. The slice indexes `order`.
     """
     total = len(arrays[0]) if order is None else len(order)
 
@@ -88,7 +86,7 @@ def batches(
         where = slice(start, min(start + size, total))
         chosen = where if order is None else order[where]
         sent = [a.send(chosen) if isinstance(a, Samples) else placed(a[chosen]) for a in arrays]
-        for a in arrays:  # on the CPU a batch may still be a view: it is read again, which is cheap
+        for a in arrays:  # on the CPU a batch may be a view; it is cheap to reread
             forget(a)
         return where, sent
 
@@ -99,7 +97,7 @@ def batches(
         parts = (placed(stack(part)) if isinstance(part, list) else part for part in sent)
         return where, tuple(parts), np.int32(where.stop - where.start)
 
-    if backend.is_host():  # nothing travels
+    if backend.is_host():  # nothing to send
         for start in range(0, total, size):
             yield arrived(*send(start))
         return
@@ -118,9 +116,9 @@ def advance(
     tick: Callable[[int, int], None] = lambda done, total: None,
     devices: Devices = ONE,
 ) -> list[Any]:
-    """`y, aux = step(*batches, valid)` over all samples; y goes to `out`, the aux are returned.
+    """Run `y, aux = step(*batches, valid)` over all samples. Writes y to `out`, returns the aux.
 
-    `out` may be one of `arrays`: a batch is written only after it has been read.
+    `out` may be one of `arrays`: each batch is read before it is written.
     """
     pending: tuple[slice, Any, Any] | None = None
     results = []

@@ -1,4 +1,4 @@
-"""`core.compensate` for streams that do not fit on the device: a chunk of samples at a time."""
+"""`core.compensate` for streams that do not fit on the device, one chunk of samples at a time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Tick = Callable[[int, int, float], None]
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
 def _steps(apply, state, keep, inputs, targets, valid):
-    """One step for each of the first `valid` samples; also returns the sum of their losses."""
+    """One step on each of the first `valid` samples. Returns (state, sum of the losses)."""
 
     def step(i, carry):
         state, total = carry
@@ -46,14 +46,14 @@ def _probe(apply, params, keep, inputs, targets, valid):
 
 
 def start(params: Params) -> State:
-    """The first step's state, on the device."""
+    """The initial state, on the device."""
     return jax.device_put(State(params, ADAM.init(params)), storage.here())
 
 
 class Tuning:
     """The samples of one compensation, and the passes over them.
 
-    keep: masks held in the loss. tick: called with (steps done, steps in all, mean loss so far).
+    keep: masks applied in the loss. tick: called with (steps done, total steps, mean loss so far).
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Tuning:
     ):
         if len(inputs) != len(targets) or len(inputs) == 0:
             raise ValueError(
-                f"{len(inputs)} inputs and {len(targets)} targets: need as many, above 0"
+                f"{len(inputs)} inputs, {len(targets)} targets: give equal numbers, at least 1"
             )
         self.apply, self.keep, self.tick = apply, keep, tick
         self.arrays = tuple(
@@ -76,7 +76,7 @@ class Tuning:
         self.size = transfer.gather_size(len(inputs), nbytes)
 
     def loss(self, params: Params, samples: np.ndarray) -> float:
-        """Mean over these samples."""
+        """Mean loss over these samples."""
         chunks = transfer.batches(self.arrays, self.size, samples)
         sums = [
             np.float32(n) * _probe(self.apply, params, self.keep, *xy, n) for _, xy, n in chunks
@@ -84,18 +84,18 @@ class Tuning:
         return float(np.sum(jax.device_get(sums))) / len(samples)
 
     def epoch(self, state: State, order: np.ndarray, done: int, total: int) -> tuple[State, float]:
-        """One pass over the samples in this order; gives the mean loss met.
+        """One pass over the samples in this order. Returns (state, mean loss).
 
-        It ends early where that is not finite. done, total: steps, for `tick`.
+        Stops early if the loss is not finite. done, total: steps, for `tick`.
         """
         losses: list[jax.Array] = []
         seen, mean = 0, 0.0
         for where, sent, count in transfer.batches(self.arrays, self.size, order):
             state, loss = _steps(self.apply, state, self.keep, *sent, count)
-            if losses:  # one transfer late: the device is already at the next
+            if losses:  # one transfer late, so that the device keeps working
                 mean = float(np.sum(losses)) / seen
                 self.tick(done + seen, total, mean)
-            del sent  # room for the next
+            del sent  # free it before the next transfer
             losses.append(transfer.settle(loss))
             seen = where.stop
             if not np.isfinite(mean):
@@ -112,14 +112,14 @@ def compensate(
     order: np.ndarray,
     again: Callable[[], Params] | None = None,
 ) -> tuple[Params, CompensationMetrics]:
-    """`core.compensate` by Adam and MSE. rates: `[E]`; order: `[E, N]`.
+    """`core.compensate` with Adam and MSE. rates: `[E]`; order: `[E, N]`.
 
-    params: a float32 tree; it is left as it is, or used up where `again` can give it anew.
+    params: a float32 tree; donated if `again` is given, which must return it anew.
     """
     samples = len(tuning.arrays[0])
     few = np.arange(probe(samples))
     given = params
-    if again is None:  # the steps use theirs up
+    if again is None:  # the steps donate their params
         params = jax.tree.map(lambda p: jnp.array(p, copy=True), params)
     params = jax.device_put(params, storage.here())
     before = after = tuning.loss(params, few)
@@ -132,11 +132,11 @@ def compensate(
         if not np.isfinite(mean):
             break
     params = state.params
-    del state  # room for the params as they were, should they be asked for
+    del state  # make room for the original params, which may be needed
     if len(order):
         after = tuning.loss(params, few)
     if after > before:
-        heap.give_back()  # the moments' memory: the params as they were come beside these
+        heap.give_back()  # free Adam's moments: the original params are loaded next to the new
         given, again = (given if again is None else again()), None
         before, after = (tuning.loss(p, np.arange(samples)) for p in (given, params))
     square = mean_square(np.asarray(tuning.arrays[1][few], np.float32))

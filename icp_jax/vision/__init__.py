@@ -1,4 +1,4 @@
-"""Images, prompts and masks: Segment Anything as a user meets it."""
+"""Segment Anything: images, prompts and masks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images with the masks, points and boxes that SA-1B and COCO know of their objects."""
+"""Images of SA-1B and COCO with the masks, points and boxes of their objects."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ NOWHERE = np.full(4, np.nan)
 
 
 class Objects(NamedTuple):
-    """The objects of one image; coordinates in its pixels, (x, y) from the top left corner.
+    """The objects of one image. Coordinates are pixels, (x, y) from the top left corner.
 
-    Points or boxes that cannot be read, where the others are the prompts, are NaN.
+    Unreadable points are NaN if boxes are the prompts, and the other way round.
     """
 
     name: str
@@ -30,25 +30,25 @@ class Objects(NamedTuple):
     masks: Bool[np.ndarray, "k h w"]
     points: Float[np.ndarray, "k 2"]
     boxes: Float[np.ndarray, "k 4"]  # left, top, right, bottom
-    unusable: tuple[str, ...]  # annotations that are left out, each with the reason
+    unusable: tuple[str, ...]  # skipped annotations, each with the reason
 
 
 class Dataset(NamedTuple):
-    """How many images there are with annotations, and one after the other."""
+    """The annotated images of a folder."""
 
-    images: int
-    objects: Iterator[Objects]
-    crowds: int  # annotations of many objects at once: no objects here
-    lost: tuple[str, ...]  # annotations of no image, each with the reason
-    others: str  # files that are left out, in a line; or nothing
+    images: int  # number of images with annotations
+    objects: Iterator[Objects]  # one item per image
+    crowds: int  # skipped annotations of crowds
+    lost: tuple[str, ...]  # annotations without an image, each with the reason
+    others: str  # a line about skipped files; empty if none
 
 
 def load(data: str, limit: int | None = None, seed: int = 0, prompt: Prompt = "point") -> Dataset:
-    """Images with objects of `sa1b:DIR` or `coco:DIR`, in the order of the files or of COCO's list.
+    """Load annotated images of `sa1b:DIR` or `coco:DIR`, in the order of files or of COCO's list.
 
-    limit: at most so many images. Points: SA-1B's own; for COCO a pixel of the mask, drawn with
-    (seed, id of the annotation). An annotation whose mask or prompt cannot be used is left out.
-    Raises InputError: pycocotools missing, nothing annotated, an image that cannot be read.
+    limit: maximum number of images. Points are SA-1B's own; for COCO, a pixel of the mask drawn
+    with (seed, id of the annotation). Annotations without a usable mask or prompt are skipped.
+    Raises InputError without pycocotools, without annotations, or for an unreadable image.
     """
     coder = _pycocotools()
     if limit is not None and limit < 1:
@@ -63,8 +63,8 @@ def load(data: str, limit: int | None = None, seed: int = 0, prompt: Prompt = "p
         found += [item] if item.rows else []
         crowds += item.crowds
     if not found:
-        but = f" but {crowds} crowds" if crowds else ""
-        raise InputError(f"{data} has no annotations{but}: there is nothing to measure against")
+        but = f" except {crowds} crowds" if crowds else ""
+        raise InputError(f"{data} has no annotations{but}: give annotated images")
     reader = _Reader(coder, prompt, seed if kind == "coco" else None)
     objects = (reader.read(item) for item in found)
     return Dataset(len(found), objects, crowds, listed.lost, listed.others)
@@ -74,7 +74,7 @@ def _pycocotools() -> Any:
     try:
         from pycocotools import mask
     except ImportError:
-        raise InputError("masks need pycocotools to be read: pip install 'icp-jax[coco]'") from None
+        raise InputError("reading masks needs pycocotools: pip install 'icp-jax[coco]'") from None
     return mask
 
 
@@ -83,10 +83,10 @@ class _Reader(NamedTuple):
 
     coder: Any  # pycocotools.mask
     prompt: Prompt
-    seed: int | None  # of points that are drawn; None: they are stored
+    seed: int | None  # for drawing points; None: use the stored points
 
     def read(self, item: Annotated) -> Objects:
-        """The objects of an image that can be used, none or more. Raises InputError."""
+        """The usable objects of an image. Raises InputError if the image is unreadable."""
         image = _framed(item)
         size = (image.shape[0], image.shape[1])
         kept, unusable = [], []
@@ -112,7 +112,7 @@ class _Reader(NamedTuple):
             raise Unusable("is not a JSON object")
         given = content.get("segmentation")
         if isinstance(given, list) and told != size:
-            raise Unusable(f"is of an image of {_by(told)}, this one is {_by(size)}")
+            raise Unusable(f"is for an image of {_by(told)}, but the image is {_by(size)}")
         mask = decode(self.coder, given, size)
         point = (
             _stored(content, size) if self.seed is None else _drawn((self.seed, row.number), mask)
@@ -126,7 +126,7 @@ class _Reader(NamedTuple):
 
 
 def _framed(item: Annotated) -> np.ndarray:
-    """The image as its annotations see it: upright, unless they are of the pixels as stored."""
+    """The image in the orientation of its annotations: upright, unless only the stored one fits."""
     image, told = load_image(item.path), item.size
     if told is None:
         masks = (r.content.get("segmentation") for r in item.rows if isinstance(r.content, Mapping))
@@ -143,7 +143,7 @@ def _by(size: Size) -> str:
 
 
 def _box(content: Mapping[str, Any], size: Size) -> np.ndarray:
-    """Corners inside the image, as annotated boxes reach over the edge by rounding; or NaN."""
+    """The box's corners, clipped to the image since rounding may exceed it; NaN if invalid."""
     h, w = size
     left, top, wide, high = _numbers(content.get("bbox"), 4)
     corners = np.clip([left, top, left + wide, top + high], 0, [w, h, w, h])
@@ -151,7 +151,7 @@ def _box(content: Mapping[str, Any], size: Size) -> np.ndarray:
 
 
 def _stored(content: Mapping[str, Any], size: Size) -> np.ndarray:
-    """SA-1B's first point, or NaN."""
+    """SA-1B's first point; NaN if invalid."""
     points = content.get("point_coords")
     point = _numbers(points[0] if isinstance(points, list) and points else None, 2)
     inside = (point >= 0).all() and (point <= size[::-1]).all()
@@ -159,7 +159,7 @@ def _stored(content: Mapping[str, Any], size: Size) -> np.ndarray:
 
 
 def _numbers(given: Any, count: int) -> np.ndarray:
-    """A list of so many finite numbers, or NaN for each."""
+    """A list of `count` finite numbers as an array; NaN if invalid."""
     usable = isinstance(given, list) and len(given) == count
     usable = usable and all(type(v) in (int, float) for v in given)
     found = np.array(given, np.float64) if usable else NOWHERE[:count]
@@ -167,7 +167,7 @@ def _numbers(given: Any, count: int) -> np.ndarray:
 
 
 def _drawn(seed: tuple[int, int], mask: np.ndarray) -> np.ndarray:
-    """A pixel of the mask."""
+    """A random pixel of the mask, (x, y)."""
     ys, xs = np.nonzero(mask)
     k = np.random.default_rng(seed).integers(len(ys))
     return np.array([xs[k], ys[k]], np.float64)

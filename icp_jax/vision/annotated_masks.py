@@ -1,8 +1,7 @@
-"""Annotated masks, decoded by pycocotools once it is known that it can.
+"""Validate annotated masks and decode them with pycocotools.
 
-pycocotools trusts what it is given: run lengths that end early leave memory that nobody wrote in
-the mask, a text that breaks off is read past its end, and a polygon of two points is taken for a
-box. So all of it is checked here first.
+pycocotools does not validate its input: short run lengths leave uninitialized memory in the mask,
+a truncated string is read past its end, and a polygon of two points is taken for a box.
 """
 
 from __future__ import annotations
@@ -17,15 +16,15 @@ from jaxtyping import Bool
 from converters.rules import first_line
 
 Size = tuple[int, int]  # height, width
-GROUP = 6  # characters of a run length, 5 bits each: more than any image needs
+GROUP = 6  # maximum characters per run length, 5 bits each; enough for any image
 
 
 class Unusable(ValueError):
-    """An annotation cannot be used; the message goes on after its name."""
+    """An annotation cannot be used. The message continues a sentence that starts with its name."""
 
 
 def decode(coder: Any, given: Any, size: Size) -> Bool[np.ndarray, "h w"]:
-    """The mask of polygons or run lengths, plain or compressed, of an image of `size`.
+    """Decode polygons or run lengths (plain or compressed) into a mask of `size`.
 
     coder: `pycocotools.mask`. Raises Unusable.
     """
@@ -39,7 +38,7 @@ def decode(coder: Any, given: Any, size: Size) -> Bool[np.ndarray, "h w"]:
     else:
         raise Unusable(f"has a mask that cannot be read: it is a {type(given).__name__}")
     try:
-        with warnings.catch_warnings():  # the extension is behind NumPy's latest protocol
+        with warnings.catch_warnings():  # pycocotools uses a deprecated NumPy protocol
             warnings.simplefilter("ignore", DeprecationWarning)
             packed = coder.frPyObjects(code, *size)
             packed = coder.merge(packed) if isinstance(packed, list) else packed
@@ -47,20 +46,20 @@ def decode(coder: Any, given: Any, size: Size) -> Bool[np.ndarray, "h w"]:
             mask = np.asarray(coder.decode(packed)).astype(bool)
     except Unusable:
         raise
-    except Exception as error:  # the extension's errors share no base
+    except Exception as error:  # pycocotools raises unrelated types
         raise Unusable(f"has a mask that cannot be read: {first_line(error)}") from None
     if not mask.any():
-        raise Unusable("has a mask without a pixel")
+        raise Unusable("has an empty mask")
     return mask
 
 
 def _runs(given: Mapping[str, Any], size: Size) -> np.ndarray:
-    """Checked run lengths, int64."""
+    """Validated run lengths, int64."""
     told, (h, w) = given.get("size"), size
     if not isinstance(told, list) or len(told) != 2 or any(type(n) is not int for n in told):
-        raise Unusable("has run lengths without the size of their mask")
+        raise Unusable("has run lengths without a mask size")
     if told != [h, w]:
-        raise Unusable(f"has a mask of {told[1]} by {told[0]}, the image is {w} by {h}")
+        raise Unusable(f"has a mask of {told[1]} by {told[0]}, but the image is {w} by {h}")
     counts = given.get("counts")
     if isinstance(counts, str | bytes):
         return _check_sum(_unpacked(counts), size)
@@ -70,12 +69,12 @@ def _runs(given: Mapping[str, Any], size: Size) -> np.ndarray:
     except (TypeError, ValueError):
         whole = False
     if not whole or np.abs(runs).max(initial=0) > h * w:
-        raise Unusable("has run lengths that are not whole numbers, or longer than the image")
+        raise Unusable("has run lengths that are not integers, or longer than the image")
     return _check_sum(runs.astype(np.int64), size)
 
 
 def _unpacked(text: str | bytes) -> np.ndarray:
-    """Run lengths of COCO's text: 5 bits a character, and from the fourth on differences."""
+    """Decode COCO's compressed run lengths: 5 bits a character, differences from the fourth on."""
     try:
         raw = text.encode("ascii") if isinstance(text, str) else text
     except UnicodeEncodeError:
@@ -84,7 +83,7 @@ def _unpacked(text: str | bytes) -> np.ndarray:
     ends = np.flatnonzero(codes & 32 == 0)
     lengths = np.diff(ends, prepend=-1)
     if np.any((codes < 0) | (codes > 63)) or not len(ends) or ends[-1] != len(codes) - 1:
-        raise Unusable("has run lengths that break off or hold other characters than COCO's")
+        raise Unusable("has run lengths that are truncated or contain invalid characters")
     if lengths.max() > GROUP:
         raise Unusable("has run lengths longer than any image")
     starts = ends - lengths + 1
@@ -97,16 +96,16 @@ def _unpacked(text: str | bytes) -> np.ndarray:
 
 
 def _check_sum(runs: np.ndarray, size: Size) -> np.ndarray:
-    """`runs`, if they fill the image."""
+    """Return `runs` if they sum to the image's pixels, else raise Unusable."""
     if runs.min(initial=0) < 0:
         raise Unusable("has a negative run length")
     if (total := int(runs.sum())) != size[0] * size[1]:
-        raise Unusable(f"has run lengths of {total} pixels, the image has {size[0] * size[1]}")
+        raise Unusable(f"has run lengths of {total} pixels, but the image has {size[0] * size[1]}")
     return runs
 
 
 def _polygons(given: list[Any], size: Size) -> list[list[float]]:
-    """Polygons, or one alone, as lists x, y, x, y, ... that lie in or near the image."""
+    """Validate one or several polygons: lists x, y, x, y, ... in or near the image."""
     many = given if isinstance(given[0], list | tuple) else [given]
     reach, checked = max(size), []
     for polygon in many:
@@ -117,8 +116,8 @@ def _polygons(given: list[Any], size: Size) -> list[list[float]]:
         if points.ndim != 1:
             raise Unusable("has a polygon that is not a list of numbers")
         if len(points) < 6 or len(points) % 2:
-            raise Unusable("has a polygon of fewer than three points, or of half a point")
-        if not np.all((points >= -reach) & (points <= 2 * reach)):  # NaN is neither
-            raise Unusable("has a polygon that lies far outside the image")
+            raise Unusable("has a polygon with fewer than three points or an odd number of values")
+        if not np.all((points >= -reach) & (points <= 2 * reach)):  # also rejects NaN
+            raise Unusable("has a polygon far outside the image")
         checked.append(points.tolist())
     return checked

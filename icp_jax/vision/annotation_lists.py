@@ -1,4 +1,4 @@
-"""What COCO's and SA-1B's files list: images, and the annotations of each, not yet decoded."""
+"""List the images of COCO and SA-1B folders with their annotations, not yet decoded."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ class Row(NamedTuple):
     """One annotation."""
 
     name: str  # its id, or its place in the list
-    number: int  # the same, to draw with
+    number: int  # the same as a number, for the random seed
     content: Any
 
 
 class Annotated(NamedTuple):
-    """One image."""
+    """One image with its annotations."""
 
     path: Path
-    size: Size | None  # as its record says
+    size: Size | None  # from its record
     rows: list[Row]  # without crowds
     crowds: int
 
 
 class Listed(NamedTuple):
-    """A folder's images."""
+    """The images of a folder with their annotations."""
 
     images: list[Annotated]
-    lost: tuple[str, ...] = ()  # annotations of no image, each with the reason
-    others: str = ""  # files that are left out, in a line
+    lost: tuple[str, ...] = ()  # annotations without an image, each with the reason
+    others: str = ""  # a line about skipped files; empty if none
 
 
 def coco(folder: Path) -> Listed:
-    """The validation split of a COCO folder. Raises InputError."""
+    """List the validation split of a COCO folder. Raises InputError."""
     split = split_of(folder, "val")
     where, record = split.annotations, read_json(split.annotations)
     try:
@@ -56,22 +56,22 @@ def coco(folder: Path) -> Listed:
         if isinstance(key, str | int | float) and key in by_image:
             by_image[key].append(row)
         else:
-            lost.append(f"{where.name}: annotation {row.name} is of no image in the list")
+            lost.append(f"{where.name}: annotation {row.name} has an unknown image_id")
     found = [_annotated(path, record, by_image[key]) for key, (path, record) in images.items()]
     return Listed(found, tuple(lost))
 
 
 def sa1b(folder: Path) -> Listed:
-    """An SA-1B folder: a json beside every image. Raises InputError."""
+    """List an SA-1B folder: each image has a .json file of the same name. Raises InputError."""
     found, files = [], image_files(folder)
     for path in files.images:
         beside = path.with_suffix(".json")
         if not beside.is_file():
-            raise InputError(f"{path} has no {beside.name} beside it: not an SA-1B directory")
+            raise InputError(f"{path} has no {beside.name} next to it: give a folder of SA-1B")
         record = read_json(beside)
         contents = record.get("annotations")
         if not isinstance(contents, list):
-            raise InputError(f"{beside} has no list of annotations: not in SA-1B's format")
+            raise InputError(f"{beside} has no list of annotations: give a folder of SA-1B")
         rows = list(map(_row, range(len(contents)), contents))
         found.append(_annotated(path, record.get("image"), rows))
     return Listed(found, others=files.said())

@@ -1,4 +1,4 @@
-"""Calibration images: drawn from a folder, as a model's input."""
+"""Draw calibration images from a folder and preprocess them."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ log = logging.getLogger("icp_jax")
 def calibration_pixels(
     data: str, count: int, seed: int, settings: ImageSettings
 ) -> Float[np.ndarray, "n 3 s s"]:
-    """`count` images of a folder drawn with the seed, in the order of names; float32.
+    """Draw `count` images of a folder with the seed; preprocessed, in the order of file names.
 
-    Where a file turns out to be no image, the next that is drawn takes its place. What was left
-    out is logged, with the count. Raises InputError where there are too few images.
+    Files that PIL cannot read are replaced by other images. Logs the number of skipped files.
+    Raises InputError if there are too few images.
     """
 
     def too_few(images: int, why: str) -> InputError:
         return InputError(
-            f"calibration data {data} has {images} images, {count} are asked for: "
-            f"give more, or a smaller calibration.samples{why and '; '}{why}"
+            f"calibration data {data} has {images} images, but {count} are asked for: "
+            f"give more, or lower calibration.samples{why and '; '}{why}"
         )
 
     kind, folder = kind_of(data)

@@ -1,8 +1,7 @@
-"""Folders of images: plain ones, SA-1B's (an image and its json side by side), and COCO's.
+"""Image folders: plain ones, SA-1B (a .json file next to each image), and COCO.
 
-`sa1b:DIR` and `coco:DIR` say which; a plain DIR is looked at: what has COCO's annotations is
-COCO, anything else is taken for its images. Of COCO's splits, training gives the calibration
-images and validation the evaluation.
+`sa1b:DIR` and `coco:DIR` name the format. A plain DIR is COCO if it has COCO's annotations, else a
+folder of images. Calibration uses COCO's training split, evaluation its validation split.
 """
 
 from __future__ import annotations
@@ -13,20 +12,20 @@ from typing import NamedTuple
 from icp_jax.errors import InputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-SHOWN = 3  # names of files left out, in a line
+SHOWN = 3  # skipped files named in a message
 KINDS = ("sa1b", "coco")
 ADVICE = "give a folder of images, sa1b:DIR or coco:DIR"
 
 
 class Split(NamedTuple):
-    """One annotation file of COCO and where its images lie."""
+    """An annotation file of COCO and the folder of its images."""
 
     annotations: Path
     images: Path
 
 
 def kind_of(data: str) -> tuple[str, Path]:
-    """('sa1b', 'coco' or 'images', the folder). Raises InputError where there is no folder."""
+    """('sa1b', 'coco' or 'images', the folder). Raises InputError if it is not a folder."""
     kind, colon, rest = data.partition(":")
     named = bool(colon) and kind in KINDS
     path = Path(rest if named else data).expanduser()
@@ -43,7 +42,7 @@ def _annotations(folder: Path) -> list[Path]:
 
 
 def split_of(folder: Path, prefer: str) -> Split:
-    """COCO's split whose name begins with `prefer`, or the first whose images are there."""
+    """COCO's split whose name starts with `prefer`, else the first one that has images."""
     splits = []
     for path in _annotations(folder):
         name = path.stem.removeprefix("instances_")
@@ -53,35 +52,36 @@ def split_of(folder: Path, prefer: str) -> Split:
                 break
     if not splits:
         raise InputError(
-            f"{folder} is no COCO directory: no annotations/instances_NAME.json with images in NAME"
+            f"{folder} is not a COCO folder: needs annotations/instances_NAME.json and images in "
+            "NAME/"
         )
     return min(splits, key=lambda found: found[0])[1]
 
 
 class Listed(NamedTuple):
-    """The images of a folder by name, and the names of all other files."""
+    """The images of a folder, and the names of the other files."""
 
     images: list[Path]
     others: list[str]
 
     def said(self) -> str:
-        """The others in a line; empty where there are none."""
+        """A line about the other files; empty if there are none."""
         if not self.others:
             return ""
         more = ", ..." if len(self.others) > SHOWN else ""
         names = ", ".join(self.others[:SHOWN])
-        return f"{len(self.others)} left out, hidden or no images: {names}{more}"
+        return f"{len(self.others)} files skipped, hidden or not images: {names}{more}"
 
 
 def image_files(folder: Path) -> Listed:
-    """Images, and what is left out: hidden files and those of other kinds.
+    """List the images of a folder; hidden files and other types are `others`.
 
-    A json named as an image is that image's. Raises InputError where there are no images.
+    A .json file with the name of an image is not listed. Raises InputError if there are no images.
     """
     files = [path for path in sorted(folder.iterdir()) if not path.is_dir()]
     images = [path for path in files if _looks_like_an_image(path)]
     if not images:
-        raise InputError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
+        raise InputError(f"{folder} has no images: expected {', '.join(SUFFIXES)}")
     known = {path.name for path in images} | {path.with_suffix(".json").name for path in images}
     return Listed(images, [path.name for path in files if path.name not in known])
 

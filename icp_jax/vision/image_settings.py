@@ -1,8 +1,8 @@
-"""What a SAM checkpoint says of its images: sizes, mean and std.
+"""Preprocessing settings of a SAM checkpoint: size, mean and std of its images.
 
-A Hugging Face folder says it in `preprocessor_config.json`, or in `processor_config.json` under
-`image_processor`, which comes first, as in transformers. A `.pth` file may hold `pixel_mean` and
-`pixel_std`, of pixels from 0 to 255. What is not said is SAM's default.
+A Hugging Face folder has them in `processor_config.json` under `image_processor`, or else in
+`preprocessor_config.json`, in the order of transformers. A `.pth` file may have `pixel_mean` and
+`pixel_std` for pixels from 0 to 255. Missing settings are SAM's defaults.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ RESAMPLES = range(6)  # PIL's: nearest, Lanczos, bilinear, bicubic, box, Hamming
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """How an image becomes a model's input: resized, scaled, normalised, padded."""
+    """How an image is resized, rescaled, normalised and padded."""
 
-    side: int = 1024  # of the square input, in pixels
-    longest: int | None = None  # what an image's longest side is resized to; None: `side`
-    mean: Channels = (0.485, 0.456, 0.406)  # of ImageNet, in [0, 1]
+    side: int = 1024  # side of the square input, in pixels
+    longest: int | None = None  # longest side after resizing; None: `side`
+    mean: Channels = (0.485, 0.456, 0.406)  # ImageNet's, in [0, 1]
     std: Channels = (0.229, 0.224, 0.225)
-    scale: float = 1 / 255  # what pixels are multiplied with before mean and std
+    scale: float = 1 / 255  # factor on the pixels before mean and std
     resample: int = 2  # PIL's bilinear
     resize: bool = True
 
@@ -40,10 +40,10 @@ class ImageSettings:
 def image_settings(
     side: int, folder: Path | None = None, pixels: Mapping[str, Any] | None = None
 ) -> ImageSettings:
-    """The settings of a model whose input has `side` pixels a side.
+    """The settings of a model with an input of `side` by `side` pixels.
 
-    folder: where its files lie; pixels: `pixel_mean` and `pixel_std` `[3, 1, 1]` of its
-    checkpoint. Raises InputError for settings that cannot be followed, and where both differ.
+    folder: the model's folder. pixels: `pixel_mean` and `pixel_std` `[3, 1, 1]` of its checkpoint.
+    Raises InputError for unsupported settings, or if the folder and the checkpoint differ.
     """
     path, record = _record(folder)
     told = replace(ImageSettings(side), **_followed(path, record, side))
@@ -73,18 +73,15 @@ def of_source(source: Any) -> ImageSettings:
 
 
 def _record(folder: Path | None) -> tuple[Path, Mapping[str, Any]]:
-    """The file that says something, and what it says.
-
-    A null is as if it were not there, but of a flag it is false, as transformers has it.
-    """
+    """(file, its settings). As in transformers, null means unset, and false for a flag."""
     if folder is not None and not folder.exists():
-        raise InputError(f"{folder} is gone, and with it what it says of the model's images")
-    if folder is None or not folder.is_dir():  # a lone file's folder is the user's
+        raise InputError(f"{folder} does not exist: put back the model's folder, for its settings")
+    if folder is None or not folder.is_dir():  # a .pth file: its folder is not part of the model
         return Path(ALONE), {}
     whole, alone = folder / WHOLE, folder / ALONE
     if whole.is_file() and (inner := read_json(whole).get("image_processor")) is not None:
         if not isinstance(inner, Mapping):
-            raise InputError(f"{whole}: image_processor is not an object")
+            raise InputError(f"{whole}: image_processor must be a JSON object")
         path, record = whole, inner
     else:
         path, record = alone, read_json(alone) if alone.is_file() else {}
@@ -93,7 +90,7 @@ def _record(folder: Path | None) -> tuple[Path, Mapping[str, Any]]:
 
 
 def _stored(pixels: Mapping[str, Any]) -> ImageSettings:
-    """What `pixel_mean` and `pixel_std` say, either of which may be absent."""
+    """Settings from `pixel_mean` and `pixel_std`; either may be missing."""
     default = ImageSettings()
     mean, std = (
         np.divide(values, default.scale).tolist() for values in (default.mean, default.std)
@@ -103,12 +100,12 @@ def _stored(pixels: Mapping[str, Any]) -> ImageSettings:
         for name, values in (("pixel_mean", mean), ("pixel_std", std))
     )
     if mean is None or std is None or min(std) <= 0:
-        raise InputError("the checkpoint's pixel_mean and pixel_std must be three numbers each")
+        raise InputError("the checkpoint's pixel_mean and pixel_std must have three numbers each")
     return replace(default, mean=mean, std=std, scale=1.0)
 
 
 def _followed(path: Path, record: Mapping[str, Any], side: int) -> dict[str, Any]:
-    """Fields of `ImageSettings`. Raises InputError."""
+    """Fields of `ImageSettings` from a file's settings. Raises InputError."""
 
     def refuse(key: str, wanted: str) -> InputError:
         got = str(record[key])
@@ -132,13 +129,13 @@ def _followed(path: Path, record: Mapping[str, Any], side: int) -> dict[str, Any
     if "resample" in record:
         found["resample"] = record["resample"]
         if type(record["resample"]) is not int or record["resample"] not in RESAMPLES:
-            raise refuse("resample", "one of PIL's numbers, 0 to 5")
+            raise refuse("resample", "a PIL filter from 0 to 5")
     for key, name in (("rescale_factor", "scale"), ("image_mean", "mean"), ("image_std", "std")):
         values = _channels(record[key]) if key in record else None
         if values is not None and (name == "mean" or min(values) > 0):
             found[name] = values[0] if name == "scale" else values
         elif key in record:
-            raise refuse(key, "a number or three" + (", above 0" if name != "mean" else ""))
+            raise refuse(key, "one number or three" + (", above 0" if name != "mean" else ""))
     if not flag("do_rescale", True):
         found["scale"] = 1.0
     if not flag("do_normalize", True):
@@ -147,7 +144,7 @@ def _followed(path: Path, record: Mapping[str, Any], side: int) -> dict[str, Any
 
 
 def _edge(size: Any, side: int) -> int | None:
-    """The longest edge of a size that fits into `side`."""
+    """The longest edge of a size if it is at most `side`, else None."""
     edge = size.get("longest_edge") if isinstance(size, Mapping) else None
     return edge if type(edge) is int and 0 < edge <= side else None
 
@@ -158,7 +155,7 @@ def _is_square(size: Any, side: int) -> bool:
 
 
 def _channels(given: Any) -> Channels | None:
-    """A number, for all channels, or one each; None where it is neither."""
+    """One number for all channels, or three, as a tuple; None if invalid."""
     values = list(given) if isinstance(given, list | tuple) else [given] * 3
     if len(values) != 3 or not all(type(v) in (int, float) and math.isfinite(v) for v in values):
         return None

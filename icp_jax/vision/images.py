@@ -1,4 +1,4 @@
-"""Images as RGB arrays, upright, from files, PIL and NumPy."""
+"""Load images as upright RGB arrays from files, PIL and NumPy."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from jaxtyping import UInt8
 from converters.rules import first_line
 from icp_jax.errors import InputError
 
-DEEP = ("I", "F")  # PIL's modes of more than 8 bits a channel begin so
-# What PIL's plugins raise of a damaged file.
+DEEP = ("I", "F")  # prefixes of PIL modes with more than 8 bits per channel
+# Exceptions of PIL's plugins for a damaged file.
 DAMAGED = (
     OSError,
     SyntaxError,
@@ -28,28 +28,27 @@ DAMAGED = (
 
 
 class NotAnImage(InputError):
-    """A file is no image at all."""
+    """The file is not an image."""
 
 
 def load_image(image: Any, upright: bool = True) -> UInt8[np.ndarray, "h w 3"]:
-    """RGB of a path, a PIL image, or a uint8 array `[h, w]`, `[h, w, 1]`, `[h, w, 3 or 4]`.
+    """Load a path, a PIL image, or a uint8 array `[h, w]`, `[h, w, 1]` or `[h, w, 3 or 4]` as RGB.
 
-    Grey, palette and CMYK images are converted, transparency is laid over white. upright: turn
-    the image as its EXIF orientation says; without it the pixels stay as they are stored. Raises
-    InputError for more than 8 bits a channel, and NotAnImage, one of its kind, for a file that
-    is no image.
+    Grey, palette and CMYK images are converted; transparent ones are composited over white.
+    upright: apply the EXIF orientation. Raises InputError for unreadable images and for more than
+    8 bits per channel, and its subclass NotAnImage for files that are not images.
     """
     from PIL import Image
 
     if isinstance(image, str | Path):
-        with warnings.catch_warnings():  # what they say, an error says or is no matter
+        with warnings.catch_warnings():  # PIL also raises an error if the warning matters
             warnings.simplefilter("ignore")
             return _from_file(image, upright)
     if not isinstance(image, Image.Image):
         return load_image(_from_array(image, Image))
     if image.mode.startswith(DEEP):
         raise InputError(
-            f"an image of mode {image.mode} has more than 8 bits a channel: convert it to 8 first"
+            f"an image of mode {image.mode} has more than 8 bits per channel: convert it to 8 bits"
         )
     if 0 in image.size:
         raise InputError(f"an image of {image.width} by {image.height} pixels is empty")
@@ -78,12 +77,12 @@ def _from_file(path: str | Path, upright: bool) -> np.ndarray:
 def _upright(image: Any) -> Any:
     from PIL import ImageOps
 
-    image.load()  # a damaged image raises here, damaged EXIF data below
+    image.load()  # raises for a damaged image; damaged EXIF data raises below
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return ImageOps.exif_transpose(image)
-        except Exception:  # PIL's parsers share no base, and the pixels are good without the tag
+        except Exception:  # invalid EXIF data, but the pixels are good
             return image
 
 
@@ -93,9 +92,9 @@ def _from_array(image: Any, pil: Any) -> Any:
     except ValueError:
         array = np.empty((), object)
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
-        raise InputError(f"not an image: {_kind(image, array)}; need [h, w] or [h, w, 1, 3 or 4]")
+        raise InputError(f"not an image: {_kind(image, array)}; give [h, w] or [h, w, 1, 3 or 4]")
     if array.dtype != np.uint8:
-        raise InputError(f"an image array must be uint8, 0 to 255: got {array.dtype}")
+        raise InputError(f"an image array must be uint8, 0 to 255, got {array.dtype}")
     if not array.size:
         raise InputError(f"an image of {array.shape[1]} by {array.shape[0]} pixels is empty")
     return pil.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)

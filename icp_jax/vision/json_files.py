@@ -1,4 +1,4 @@
-"""Small JSON files that come with images and models."""
+"""Read small JSON files of data sets and models."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from icp_jax.errors import InputError
 
 
 def read_json(path: Path) -> Mapping[str, Any]:
-    """A JSON object. Raises InputError."""
+    """Read a file that holds a JSON object. Raises InputError."""
     try:
         record = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         reason = first_line(error)
-        raise InputError(f"{path} is not JSON that can be read: {reason}") from None
+        raise InputError(f"{path} cannot be read as JSON: {reason}") from None
     if not isinstance(record, dict):
         raise InputError(f"{path} is not a JSON object")
     return record

@@ -1,4 +1,4 @@
-"""`icp-jax segment`: one prompt on one image, and its mask painted over it."""
+"""`icp-jax segment`: segment one object and write the image with its mask."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PROMPT = (255, 64, 64)
 
 
 def numbers(name: str, text: str, count: int) -> list[float]:
-    """`"x,y"` as numbers. Raises InputError, naming the option."""
+    """Parse `"x,y"` into `count` numbers. name: the option, for messages. Raises InputError."""
     try:
         found = [float(part) for part in text.split(",")]
     except ValueError:
@@ -35,7 +35,7 @@ def numbers(name: str, text: str, count: int) -> list[float]:
 def overlay(
     image: UInt8[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "h w"]
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The image with the mask in colour over it."""
+    """Paint the mask over the image in colour."""
     painted = image * (1 - STRENGTH) + COLOUR * STRENGTH
     return np.where(mask[..., None], painted, image).astype(np.uint8)
 
@@ -48,15 +48,16 @@ def segment(
     box: str | None = None,
     dtype: str = "auto",
 ) -> dict[str, Any]:
-    """Write `image` with the mask of the prompt over it to `out`; what was found, as plain values.
+    """Segment one object, and write the image with its mask to `out`.
 
-    point: "x,y"; box: "x0,y0,x1,y1", in pixels of the image as it is seen, upright. Of the three
-    masks the one with the highest predicted IoU. Raises InputError, and then nothing is written.
+    point: "x,y"; box: "x0,y0,x1,y1", in pixels of the upright image. Takes the mask with the
+    highest predicted IoU of three. Returns the output path, the mask's pixels and its predicted
+    IoU. Raises InputError before anything is written.
     """
     from PIL import Image, ImageDraw
 
     if point is None and box is None:
-        raise InputError("nothing to segment: give --point x,y or --box x0,y0,x1,y1")
+        raise InputError("no prompt given: give --point x,y or --box x0,y0,x1,y1")
     given: dict[str, Any] = {}
     if point is not None:
         given["points"] = [numbers("point", point, 2)]
@@ -66,9 +67,9 @@ def segment(
     if out.exists():
         raise InputError(f"{out} exists already: choose another --out")
     if out.suffix.lower() not in Image.registered_extensions():
-        raise InputError(f"--out {out}: no image format has the suffix {out.suffix!r}")
+        raise InputError(f"--out {out}: unknown image suffix {out.suffix!r}; use .png or .jpg")
     if not out.absolute().parent.is_dir():
-        raise InputError(f"the folder {out.absolute().parent} for the output does not exist")
+        raise InputError(f"the output's folder {out.absolute().parent} does not exist: create it")
     pixels = load_image(image)
     with contextlib.closing(FolderSource(resolve(str(model)))) as source:
         predictor = SamPredictor(source, dtype=compute_dtype(dtype))

@@ -1,7 +1,6 @@
-"""Masks for prompts on an image: the image is encoded once, prompts are then cheap.
+"""Predict masks for prompts. An image is encoded once and then serves many prompts.
 
-Blocks share compiled functions, so the encoder costs one trace for windowed blocks and one for
-global ones, however deep it is.
+Blocks share compiled functions: one for windowed and one for global attention, at any depth.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ from icp_jax.vision import prompts
 from icp_jax.vision.image_settings import ImageSettings, image_settings
 from icp_jax.vision.process import Frame, binarise, postprocess, preprocess
 
-PROMPTS = 32  # prompts that go through the mask decoder at once
+PROMPTS = 32  # maximum prompts per call of the mask decoder
 
 
 @runtime_checkable
 class WholeModel(Protocol):
-    """A whole model: a folder, or a tree in memory."""
+    """A whole model, in a folder or in memory."""
 
     @property
     def config(self) -> dict[str, Any]: ...
@@ -38,11 +37,11 @@ class WholeModel(Protocol):
 
 
 class Prediction(NamedTuple):
-    """Masks of one image. p prompts are given; without a prompt axis in, there is none out."""
+    """Masks of one image for p prompts. The prompt axis exists only if the prompts had one."""
 
     masks: Bool[np.ndarray, "*p m h w"]  # at the size of the image
     iou: Float[np.ndarray, "*p m"]  # the model's own estimate
-    low_res: Float[np.ndarray, "*p m s s"]  # logits; one of them may be the next `mask`
+    low_res: Float[np.ndarray, "*p m s s"]  # logits, usable as the next `mask`
 
 
 @partial(jax.jit, static_argnums=0)
@@ -59,12 +58,13 @@ _decode = jax.jit(predict_masks, static_argnums=0, static_argnames="multimask_ou
 
 
 class SamPredictor:
-    """SAM for one image at a time.
+    """Prompted segmentation with SAM, one image at a time.
 
-    config: a `Model` or an open folder, whose own image settings are followed; or a `config.json`
-    as a dict, and then `params` too. params: the whole tree, see `icp_jax.models.sam.model`;
-    unset: the model's. dtype: what the encoder computes in; the mask decoder is float32.
-    settings: how images become its input; unset: the model's own.
+    config: a `Model` or an open folder; or a `config.json` as a dict, which needs `params`.
+    params: the whole tree, see `icp_jax.models.sam.model`. Default: the model's.
+    dtype: compute dtype of the encoder; the mask decoder uses float32.
+    settings: image preprocessing. Default: the model's own.
+    Raises InputError.
     """
 
     def __init__(
@@ -78,15 +78,15 @@ class SamPredictor:
         if not isinstance(config, Mapping):
             if not hasattr(config, "tree"):
                 raise InputError(
-                    f"SamPredictor takes a Model, or a config and params: got {config!r:.80}"
+                    f"SamPredictor takes a Model, or a config and params, got {config!r:.80}"
                 )
             folder = config.folder
             params = config.tree() if params is None else params
             config = config.config
         if config.get("model_type", "sam") != "sam":
-            raise InputError(f"model type {config['model_type']!r} reads no images")
+            raise InputError(f"model type {config['model_type']!r} is not supported: give a SAM")
         if params is None:
-            raise InputError("a config needs params: SamPredictor(config, params)")
+            raise InputError("a config needs params: use SamPredictor(config, params)")
         self.family, self.config = make(config), SamConfig.from_hf(config)
         self.settings = settings or image_settings(self.family.side, folder, params.get("pixels"))
         prompted = {k: _float32(params[k]) for k in ("prompt", "decoder", "positions")}
@@ -95,9 +95,9 @@ class SamPredictor:
         self.embedding: Float[Array, "1 g g c"] | None = None
 
     def set_image(self, image: Any) -> None:
-        """Encode an image: a path, a PIL image or a uint8 array `[h, w, 3]`, RGB.
+        """Encode an image: a path, a PIL image or an RGB uint8 array `[h, w, 3]`.
 
-        Raises InputError, and then the image set before stays.
+        Raises InputError and keeps the previous image if the image is invalid.
         """
         pixels, where = preprocess(image, self.settings)
         x = _apply(self.family.embed, self.params["embed"], jnp.asarray(pixels[None], self.dtype))
@@ -115,13 +115,13 @@ class SamPredictor:
         multimask: bool = True,
         best: bool = False,
     ) -> Prediction:
-        """Masks for a prompt, or for several at once, on the image that is set.
+        """Predict the masks of one or several prompts on the current image.
 
-        points: `[n, 2]` or `[p, n, 2]`, (x, y) in pixels of the image; labels: `[n]` or `[p, n]`,
-        1 foreground (unset: all), 0 background, -1 not a point. boxes: `[4]` or `[p, 4]`, (left,
-        top, right, bottom). mask: logits `[s, s]` or `[p, s, s]` of the size of `low_res`.
-        multimask: three masks a prompt, else one. best: only the one whose predicted IoU is
-        highest. Raises InputError.
+        points: `[n, 2]` or `[p, n, 2]`, (x, y) in pixels of the image. labels: `[n]` or `[p, n]`,
+        1 foreground, 0 background, -1 padding; default: all foreground. boxes: `[4]` or `[p, 4]`,
+        (left, top, right, bottom). mask: logits `[s, s]` or `[p, s, s]`, of the size of `low_res`.
+        multimask: predict three masks per prompt instead of one. best: keep only the mask with the
+        highest predicted IoU. Raises InputError.
         """
         if self.where is None or self.embedding is None:
             raise InputError("no image is set: call set_image first")
@@ -139,7 +139,7 @@ class SamPredictor:
     def _run(
         self, given: dict[str, np.ndarray | None], count: int, multimask: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The decoder on so many prompts at a time, the last of them padded with copies."""
+        """Run the decoder on batches of prompts; the last batch is padded with copies."""
         scale = self.where.scale  # type: ignore[union-attr]
         points, labels, boxes, masks = (given[k] for k in ("points", "labels", "boxes", "masks"))
         arrays = {
@@ -148,7 +148,7 @@ class SamPredictor:
             "boxes": None if boxes is None else (boxes * np.tile(scale, 2)).astype(np.float32),
             "masks": None if masks is None else masks.astype(np.float32),
         }
-        # a power of two, so that images with other counts find the decoder compiled
+        # powers of two, to compile few decoder shapes
         size, found = min(1 << (count - 1).bit_length(), PROMPTS), []
         for start in range(0, count, size):
             index = np.minimum(np.arange(start, start + size), count - 1)

@@ -1,8 +1,8 @@
-"""Images in and masks out, on the host: what transformers' SamImageProcessor does with PIL.
+"""Pre- and postprocessing on the host, as transformers' SamImageProcessor does it with PIL.
 
-In: longest side to the model's, bilinear by PIL; normalised; padded below and on the right with
-zeros. Out: mask logits bilinearly to the model's side, cut to the image, bilinearly to its size.
-A model may ask for other numbers: see `icp_jax.vision.image_settings`.
+Images are resized (bilinear, by the longest side), normalised, and zero-padded at the bottom and
+right. Mask logits are resized to the model's input, cropped to the image's part of it, and resized
+to the image. `icp_jax.vision.image_settings` has the model's numbers.
 """
 
 from __future__ import annotations
@@ -16,43 +16,44 @@ from icp_jax.errors import InputError
 from icp_jax.vision.image_settings import ImageSettings
 from icp_jax.vision.images import load_image
 
-THRESHOLD = 0.0  # logits above it are mask
+THRESHOLD = 0.0  # mask logits above it are foreground
 
 Size = tuple[int, int]  # height, width
 
 
 class Frame(NamedTuple):
-    """Where an image lies in the model's square input."""
+    """The part of the model's square input that an image fills."""
 
-    original: Size  # of the image as given
-    resized: Size  # of its part of the input; the rest is padding
-    side: int  # of the input
+    original: Size  # size of the given image
+    resized: Size  # size of its part of the input; the rest is padding
+    side: int  # side of the input
 
     @property
     def scale(self) -> Float[np.ndarray, "2"]:
-        """What takes (x, y) of the image to (x, y) of the input."""
+        """Factors from (x, y) in the image to (x, y) in the input."""
         (h, w), (high, wide) = self.original, self.resized
         return np.array([wide / w, high / h])
 
 
 def frame(size: Size, side: int, longest: int | None = None) -> Frame:
-    """The place of an image of (height, width) in an input of `side`.
+    """The frame of an image of (height, width) in an input of `side` pixels.
 
-    longest: what its longest side becomes there; unset: it fills the input.
+    longest: the image's longest side after resizing. Default: `side`. Raises InputError.
     """
     scale = (longest or side) / max(size)
     high, wide = (int(length * scale + 0.5) for length in size)
     if not high or not wide:
-        raise InputError(f"an image of {size[1]} by {size[0]} pixels is too narrow for the model")
+        raise InputError(f"an image of {size[1]} by {size[0]} pixels is too narrow: crop it first")
     return Frame(size, (high, wide), side)
 
 
 def preprocess(
     image: Any, settings: ImageSettings | int = 1024
 ) -> tuple[Float[np.ndarray, "3 s s"], Frame]:
-    """An image (see `load_image`) as the model's input, float32, and where it lies there.
+    """Preprocess an image (see `load_image`) into the model's input, float32, and its frame.
 
-    settings: the model's, see `icp_jax.vision.image_settings`; or a side, with SAM's own numbers.
+    settings: see `icp_jax.vision.image_settings`; an int is the side, with SAM's defaults.
+    Raises InputError.
     """
     from PIL import Image
 
@@ -66,8 +67,8 @@ def preprocess(
         pixels = np.asarray(Image.fromarray(pixels).resize((wide, high), method))
     elif max(size) > how.side:
         raise InputError(
-            f"an image of {size[1]} by {size[0]} pixels is larger than the model's {how.side} by "
-            f"{how.side}, and its preprocessor_config.json has do_resize false"
+            f"an image of {size[1]} by {size[0]} pixels exceeds the model's {how.side} by "
+            f"{how.side}: resize it, or set do_resize in its preprocessor_config.json"
         )
     else:
         where = Frame(size, size, how.side)
@@ -79,23 +80,23 @@ def preprocess(
 
 
 def postprocess(logits: Shaped[np.ndarray, "*b s s"], where: Frame) -> Float[np.ndarray, "*b h w"]:
-    """Mask logits of the model at the size of the image, float32."""
+    """Resize the model's mask logits to the size of the image, float32."""
     logits = np.asarray(logits, np.float32)
     full = (where.side, where.side)
     return resize(resize(logits, full, keep=where.resized), where.original)
 
 
 def binarise(logits: Float[np.ndarray, "*b h w"]) -> Bool[np.ndarray, "*b h w"]:
-    """Which pixels a mask holds."""
+    """Threshold mask logits into masks."""
     return logits > THRESHOLD
 
 
 def resize(
     x: Float[np.ndarray, "*b i j"], size: Size, keep: Size | None = None
 ) -> Float[np.ndarray, "*b h w"]:
-    """Bilinear, half-pixel centres, edges repeated: torch's `interpolate(align_corners=False)`.
+    """Bilinear resize as torch's `interpolate(align_corners=False)`.
 
-    keep: compute only so many rows and columns from the top left.
+    keep: (rows, columns) to compute, from the top left. Default: all.
     """
     keep = keep or size
     low, high, part = _taps(x.shape[-2], size[0], keep[0])
@@ -105,7 +106,7 @@ def resize(
 
 
 def _taps(have: int, want: int, keep: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each place kept: the two neighbours, and the weight of the second."""
+    """For each output index: its two input neighbours and the weight of the second."""
     ratio, half = np.float32(have) / np.float32(want), np.float32(0.5)
     centre = np.maximum((np.arange(keep, dtype=np.float32) + half) * ratio - half, 0)
     low = centre.astype(np.int64)

@@ -1,4 +1,4 @@
-"""Prompts as a user gives them: points, labels, boxes and masks, checked."""
+"""Validate a user's prompts: points, labels, boxes and masks."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from icp_jax.errors import InputError
 
 Prompts = dict[str, np.ndarray | None]  # points, labels, boxes, masks, each with a prompt axis
 LABELS = {1: "foreground", 0: "background", -1: "not a point"}
-DIMS = {"points": 2, "labels": 1, "boxes": 1, "masks": 2}  # of one prompt
+DIMS = {"points": 2, "labels": 1, "boxes": 1, "masks": 2}  # axes of one prompt
 
 
 def read(points: Any, labels: Any, boxes: Any, mask: Any) -> tuple[Prompts, bool]:
-    """Prompts with a prompt axis, and whether they were given with one. Raises InputError.
+    """(prompts with a prompt axis, whether they were given with one). Raises InputError.
 
-    Points without labels are foreground.
+    Points without labels become foreground.
     """
     if points is None and labels is not None:
-        raise InputError("labels without points")
+        raise InputError("labels need points: give points, or leave labels out")
     given = {
         "points": _numbers("points", points, 2),
         "labels": _numbers("labels", labels, 1),
@@ -36,9 +36,9 @@ def read(points: Any, labels: Any, boxes: Any, mask: Any) -> tuple[Prompts, bool
 
 
 def check(given: Prompts, image: tuple[int, int], side: int) -> int:
-    """How many prompts there are. Raises InputError.
+    """Validate shapes and values; returns the number of prompts. Raises InputError.
 
-    image: height and width of the image. side: of the logits that the model takes for a mask.
+    image: (height, width). side: side of the model's mask logits.
     """
     points, labels, boxes, masks = (given[k] for k in ("points", "labels", "boxes", "masks"))
     h, w = image
@@ -49,7 +49,9 @@ def check(given: Prompts, image: tuple[int, int], side: int) -> int:
         if points.shape[2] != 2 or not points.shape[1]:
             raise InputError(f"points must be [n, 2] or [p, n, 2], got {list(points.shape)}")
         if labels.shape != points.shape[:2]:
-            raise InputError(f"{labels.shape[1]} labels for {points.shape[1]} points")
+            raise InputError(
+                f"{labels.shape[1]} labels for {points.shape[1]} points: give one each"
+            )
         if not np.isin(labels, list(LABELS)).all():
             told = ", ".join(f"{k} {what}" for k, what in LABELS.items())
             raise InputError(f"labels must be {told}")
@@ -66,15 +68,15 @@ def check(given: Prompts, image: tuple[int, int], side: int) -> int:
                 raise InputError(f"box ({told}) is empty or outside the image of {w} by {h}")
     if masks is not None and masks.shape[1:] != (side, side):
         size = " by ".join(str(n) for n in masks.shape[1:])
-        raise InputError(f"a mask of {size}: this model takes logits of {side} by {side}")
+        raise InputError(f"mask must be logits of {side} by {side} for this model, got {size}")
     count = counts.pop() if counts else 1
     if not count:
-        raise InputError("no prompts: the prompt axis is empty")
+        raise InputError("the prompt axis is empty: give at least one prompt")
     return count
 
 
 def _numbers(name: str, value: Any, dims: int) -> np.ndarray | None:
-    """As float64, with the axes of one prompt or one more. Raises InputError."""
+    """`value` as float64 with `dims` or `dims + 1` axes. Raises InputError."""
     if value is None:
         return None
     try:
@@ -84,5 +86,5 @@ def _numbers(name: str, value: Any, dims: int) -> np.ndarray | None:
     if array.ndim not in (dims, dims + 1):
         raise InputError(f"{name} must have {dims} or {dims + 1} axes, got {list(array.shape)}")
     if not np.isfinite(array).all():
-        raise InputError(f"{name} must be finite numbers")
+        raise InputError(f"{name} must be finite numbers, got NaN or infinity")
     return array

@@ -124,5 +124,5 @@ def test_samples_that_are_not_finite_are_told(problem):
 
 def test_inputs_and_targets_must_be_as_many(problem):
     params, x, y = problem
-    with pytest.raises(ValueError, match="24 inputs and 23 targets"):
+    with pytest.raises(ValueError, match="24 inputs, 23 targets"):
         compensate(layer, params, x, y[1:])

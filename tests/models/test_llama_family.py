@@ -37,20 +37,23 @@ def test_blocks_that_compute_alike_share_a_module():
 @pytest.mark.parametrize(
     "changes,message",
     [
-        ({"model_type": "mixtral"}, "'mixtral' .*mixture-of-experts.*llama, mistral, opt"),
-        ({"model_type": "qwen3_moe"}, "'qwen3_moe' .*mixture-of-experts"),
-        ({"model_type": "new", "n_routed_experts": 8}, "'new' .*mixture-of-experts"),
+        ({"model_type": "mixtral"}, "'mixtral' .*mixture of experts.*llama, mistral, opt"),
+        ({"model_type": "qwen3_moe"}, "'qwen3_moe' .*mixture of experts"),
+        ({"model_type": "new", "n_routed_experts": 8}, "'new' .*mixture of experts"),
         ({"model_type": "bert"}, "'bert' is not supported; supported"),
         (rope("longrope"), "'longrope' .* default, linear, dynamic, llama3, yarn"),
         (rope("linear"), "no 'factor'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "by layer type"),
-        ({"hidden_act": "mish"}, "'mish' is not supported; one of relu"),
+        ({"hidden_act": "mish"}, "'mish' is not supported; supported: relu"),
         ({"num_key_value_heads": 4}, "6 is not a multiple of num_key_value_heads 4"),
         ({"num_attention_heads": 7}, "48 is not a multiple of num_attention_heads 7"),
         ({"head_dim": 7}, "even head_dim"),
-        ({"model_type": "qwen2", "layer_types": ["full_attention"]}, "layer_types must be 3"),
-        ({"model_type": "qwen3", "layer_types": ["sliding_attention"] * 3}, "no sliding window"),
+        ({"model_type": "qwen2", "layer_types": ["full_attention"]}, "layer_types must list 3"),
+        (
+            {"model_type": "qwen3", "layer_types": ["sliding_attention"] * 3},
+            "without a sliding window",
+        ),
     ],
 )
 def test_refused_in_one_line(changes, message):

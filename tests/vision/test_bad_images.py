@@ -62,10 +62,10 @@ PRUNE = ["prune", "model", "work/out", "--data", "sa1b:sa1b",
 EVAL = ["eval", "model", "--data"]
 SEGMENT = ["segment", "model", "sa1b/0.png", "--out", "work/out.png"]
 CASES = {
-    "prune: not an image": (write("sa1b/1.png", "text"), PRUNE, r"has 2 images, 3 .*1\.png is not an image"),
+    "prune: not an image": (write("sa1b/1.png", "text"), PRUNE, r"has 2 images, but 3 .*1\.png is not an image"),
     "prune: a 16-bit image": (save("sa1b/1.png", DEEP), PRUNE, r"1\.png.*more than 8 bits"),
     "prune: too few images": (
-        NONE, [*PRUNE, "--samples", "9"], "has 3 images, 9 are asked"),
+        NONE, [*PRUNE, "--samples", "9"], "has 3 images, but 9 are asked"),
     "prune: sizes of another model": (
         write("model/preprocessor_config.json", '{"size": {"longest_edge": 1024}}'), PRUNE,
         r"preprocessor_config\.json: size must be a longest_edge from 1 to the model's 64, got"),
@@ -73,9 +73,9 @@ CASES = {
         NONE, [*PRUNE, "--data", "coco:nowhere"], "no image folder 'nowhere'"),
     "prune: hidden files are no images": (
         lambda p: (p / "sa1b/1.png").rename(p / "sa1b/._1.png"), PRUNE,
-        "has 2 images, 3 are asked.*2 left out, hidden or no images: ._1.png, 1.json$"),
+        "has 2 images, but 3 are asked.*2 files skipped, hidden or not images: ._1.png, 1.json$"),
     "prune: a folder without images": (
-        NONE, [*PRUNE, "--data", "model"], "model holds no images"),
+        NONE, [*PRUNE, "--data", "model"], "model has no images"),
     "prune: text for images": (
         NONE, [*PRUNE, "--data", "wikitext2"], "reads images, not wikitext2"),
     "prune: the data set of text that is the default": (
@@ -85,12 +85,12 @@ CASES = {
     "prune: packed": (
         NONE, [*PRUNE, "--bits", "4", "--quant.packed"], "--quant.packed is for language models"),
     "prune: no COCO": (
-        NONE, [*PRUNE, "--data", "coco:sa1b"], "is no COCO directory"),
+        NONE, [*PRUNE, "--data", "coco:sa1b"], "is not a COCO folder"),
     "eval: not an image": (write("sa1b/1.png", "text"), [*EVAL, "sa1b:sa1b"], "is not an image"),
     "eval: a 16-bit image": (save("coco/val2017/1.png", DEEP), [*EVAL, "coco:coco"], "1.png.*8 bits"),
     "eval: a missing image": (remove("coco/val2017/1.png"), [*EVAL, "coco:coco"], "1.png cannot be"),
-    "eval: no json beside": (remove("sa1b/2.json"), [*EVAL, "sa1b:sa1b"], "no 2.json beside it"),
-    "eval: json that is none": (write("sa1b/2.json", "{"), [*EVAL, "sa1b:sa1b"], "2.json is not JSON"),
+    "eval: no json beside": (remove("sa1b/2.json"), [*EVAL, "sa1b:sa1b"], "no 2.json next to it"),
+    "eval: json that is none": (write("sa1b/2.json", "{"), [*EVAL, "sa1b:sa1b"], "2.json cannot be read as JSON"),
     "eval: json of another kind": (write("sa1b/2.json", "{}"), [*EVAL, "sa1b:sa1b"], "no list of anno"),
     "eval: COCO of another kind": (write(COCO, '{"images": []}'), [*EVAL, "coco:coco"], "COCO's format"),
     "eval: zero annotations, COCO": (
@@ -103,16 +103,16 @@ CASES = {
         [*EVAL, "coco:coco"], "names the file '../../sa1b/0.png', which leaves the folder"),
     "eval: crowds alone": (
         edit(COCO, lambda r: [row.update(iscrowd=1) for row in r["annotations"]]),
-        [*EVAL, "coco:coco"], "has no annotations but 6 crowds"),
+        [*EVAL, "coco:coco"], "has no annotations except 6 crowds"),
     "eval: no annotation that can be used": (
         edit(COCO, lambda r: [row.update(segmentation=[[]]) for row in r["annotations"]]),
-        [*EVAL, "coco:coco"], "none of its 6 annotations can be used; the first is 0.png: annotation 0"),
+        [*EVAL, "coco:coco"], "none of 6 annotations is usable; the first: 0.png: annotation 0"),
     "eval: limit of zero": (NONE, [*EVAL, "sa1b:sa1b", "--limit", "0"], "limit must be at least 1"),
     "eval: another prompt": (NONE, [*EVAL, "sa1b:sa1b", "--prompt", "text"], "invalid choice 'text'"),
-    "eval: a plain folder": (NONE, [*EVAL, "coco/val2017"], "no .*json beside it"),
+    "eval: a plain folder": (NONE, [*EVAL, "coco/val2017"], "no .*json next to it"),
     "segment: settings that cannot be followed": (
         write("model/preprocessor_config.json", '{"image_std": 0}'), [*SEGMENT, "--point", "1,1"],
-        r"image_std must be a number or three, above 0, got 0"),
+        r"image_std must be one number or three, above 0, got 0"),
     "segment: a point outside": (NONE, [*SEGMENT, "--point", "61,5"], "outside the image of 60 by 48"),
     "segment: a box outside": (NONE, [*SEGMENT, "--box", "1,1,99,9"], "outside the image of 60 by 48"),
     "segment: half a point": (NONE, [*SEGMENT, "--point", "61"], "--point takes x,y, got '61'"),
@@ -122,7 +122,7 @@ CASES = {
         NONE, ["segment", "model", "no.png", "--out", "work/o.png", "--point", "1,1"], "no.png cannot"),
     "segment: a 16-bit image": (save("sa1b/0.png", DEEP), [*SEGMENT, "--point", "1,1"], "8 bits"),
     "segment: output of no kind": (
-        NONE, [*SEGMENT, "--point", "1,1", "--out", "work/a.txt"], "no image format has the suffix"),
+        NONE, [*SEGMENT, "--point", "1,1", "--out", "work/a.txt"], "unknown image suffix"),
     "segment: output exists": (write("work/out.png", ""), [*SEGMENT, "--point", "1,1"], "exists already"),
     "segment: no folder": (NONE, [*SEGMENT, "--point", "1,1", "--out", "a/b.png"], "does not exist"),
     "SAM 2 by its config": (

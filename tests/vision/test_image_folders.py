@@ -105,7 +105,9 @@ def test_hidden_and_other_files_are_no_images(folder):
     assert listed.others == [
         ".DS_Store", "._0.png", ".hidden.jpg", "README.txt", "Thumbs.db", "gone.png", "notes.json"
     ]  # fmt: skip
-    assert listed.said().startswith("7 left out, hidden or no images: .DS_Store, ._0.png, .hidden")
+    assert listed.said().startswith(
+        "7 files skipped, hidden or not images: .DS_Store, ._0.png, .hidden"
+    )
     assert image_files(small_sam.write_images(folder / "clean")).said() == ""
 
 
@@ -113,7 +115,7 @@ def test_they_change_no_calibration_set_and_are_counted(folder, tmp_path, caplog
     model = icp_jax.load(small_sam.write_sam(tmp_path / "model"))
     with caplog.at_level(logging.WARNING, "icp_jax"):
         found = icp_jax.calibrate(model, folder, samples=3)
-    assert [f"{folder}: 7 left out" in r.getMessage() for r in caplog.records] == [True]
+    assert [f"{folder}: 7 files skipped" in r.getMessage() for r in caplog.records] == [True]
     clean = small_sam.write_images(tmp_path / "clean", 5)
     caplog.clear()
     np.testing.assert_array_equal(found, icp_jax.calibrate(model, clean, samples=3))
@@ -132,8 +134,10 @@ def test_a_file_that_is_no_image_gives_its_place_to_the_next(tmp_path, caplog):
     found = icp_jax.calibrate(model, images, samples=3)
     before[slot] = all_five[order[3]]
     np.testing.assert_array_equal(found, before)
-    assert f"1 left out, hidden or no images: {gone}.png" in caplog.text
-    with pytest.raises(InputError, match=rf"has 4 images, 5 are asked for.*{gone}\.png is not an"):
+    assert f"1 files skipped, hidden or not images: {gone}.png" in caplog.text
+    with pytest.raises(
+        InputError, match=rf"has 4 images, but 5 are asked for.*{gone}\.png is not an"
+    ):
         icp_jax.calibrate(model, images, samples=5)
 
 
@@ -146,4 +150,4 @@ def test_files_beside_the_images_of_sa1b(tmp_path, caplog):
     for name in ("._0.png", "._0.json", ".DS_Store"):
         (sa1b / name).write_bytes(b"\0\5")
     assert icp_jax.evaluate(model, f"sa1b:{sa1b}") == want
-    assert "3 left out, hidden or no images: .DS_Store, ._0.json, ._0.png" in caplog.text
+    assert "3 files skipped, hidden or not images: .DS_Store, ._0.json, ._0.png" in caplog.text

@@ -218,14 +218,14 @@ def test_deep_images_and_files_that_are_none_are_refused(tmp_path):
         ({"points": [[5, 5], [5]]}, "rectangular"),
         ({"points": [[5, 5]], "labels": [1, 1]}, "2 labels for 1 points"),
         ({"points": [[5, 5]], "labels": [2]}, "labels must be"),
-        ({"labels": [1]}, "labels without points"),
+        ({"labels": [1]}, "labels need points"),
         ({"boxes": [5, 5, 81, 20]}, "outside the image"),
         ({"boxes": [5, 5, 5, 20]}, "empty"),
         ({"boxes": [5, 5, 20]}, "boxes must be"),
-        ({"mask": np.zeros((30, 32))}, "a mask of 30 by 32: this model takes logits of 32 by 32"),
+        ({"mask": np.zeros((30, 32))}, "logits of 32 by 32 for this model, got 30 by 32"),
         ({"points": [[5, 5]], "boxes": [[5, 5, 9, 9]]}, "prompt axis, or none"),
         ({"points": [[[5, 5]]] * 2, "boxes": [[5, 5, 9, 9]]}, "number of prompts"),
-        ({"boxes": np.zeros((0, 4))}, "no prompts"),
+        ({"boxes": np.zeros((0, 4))}, "the prompt axis is empty"),
     ],
 )
 def test_bad_prompts_are_refused(predictor, prompt, message):

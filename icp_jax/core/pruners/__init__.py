@@ -1,6 +1,6 @@
 """The pruners: pure functions (kernel, statistics, budget) -> (kernel, keep).
 
-Adding one is a file, a line in METHODS, and an entry in the list of the shared tests.
+To add one, write a file, add a line to METHODS and an entry to the list of the shared tests.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ __all__ = ["METHODS", "Factor", "Method", "factor", "magnitude", "sparsegpt", "w
 
 @dataclass(frozen=True)
 class Method:
-    """A pruner and what the loop does around it.
+    """A pruner and how a driver uses it.
 
-    prune: the pruner, or what gives its result and then what the output lost by it; it may use up
-    the kernel it is given.
-    prepare: (Moments, damping) -> the statistics that `prune` takes, once a tap.
-    walks: whether it walks in blocks of inputs, of a size that can be set.
-    compensates: whether the next block is tuned after each block.
-    alpha, beta: the defaults of the allocation.
+    prune: the pruner; it may return the lost output energy as a third value, and may donate the
+    kernel.
+    prepare: (Moments, damping) -> the statistics for `prune`, computed once per tap.
+    walks: whether it walks over blocks of inputs, so that the block size applies.
+    compensates: whether each block is tuned before it is pruned.
+    alpha, beta: defaults of the allocation.
     """
 
     prune: Callable[..., Any]

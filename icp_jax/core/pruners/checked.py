@@ -1,4 +1,4 @@
-"""A jitted pruner that looks at its budget while that is still a number."""
+"""Check the budget of a jitted pruner before it is traced."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from icp_jax.core.masks import counted
 
 
 def checked(prune: Callable[..., Any]) -> Callable[..., Any]:
-    """`prune`, whose `budget` must be an integer from 0 to the size of its `kernel`.
+    """Wrap `prune` to check that `budget` is an integer from 0 to the size of `kernel`.
 
-    prune: a jitted function; its `lower` and `trace` are kept. Raises TypeError or ValueError.
+    prune: a jitted function; its `lower` and `trace` are kept. The wrapper raises TypeError or
+    ValueError.
     """
     signature = inspect.signature(prune)
 

@@ -1,4 +1,4 @@
-"""The Hessian H of a linear's inputs, and the factor of its inverse that SparseGPT walks with."""
+"""The Hessian H of a linear's inputs, and the factor of its inverse that SparseGPT uses."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from icp_jax.core.stats import Moments
 
 
 class Factor(NamedTuple):
-    """What one input has in common for all linears that read it."""
+    """The factor of a tap, shared by all linears that read it."""
 
     upper: Float[Array, "i i"]  # U with H⁻¹ = Uᵀ U
-    dead: Bool[Array, "i"]  # inputs that were always zero
-    added: Float[Array, ""]  # to the diagonal of H
+    dead: Bool[Array, "i"]  # inputs that are always zero
+    added: Float[Array, ""]  # damping added to the diagonal of H
 
 
 @jax.jit
 def factor(moments: Moments, damping: float | Float[Array, ""] = 0.01) -> Factor:
-    """U of H = 2·E[x xᵀ], damped by `damping` times its mean diagonal.
+    """The factor of H = 2·E[x xᵀ], damped by `damping` times its mean diagonal.
 
-    Not-a-number in `upper` means that H was not positive definite.
+    `upper` contains NaN if H is not positive definite.
     """
     size = moments.second.shape[0]
     chex.assert_shape(moments.second, (size, size))
@@ -36,7 +36,7 @@ def factor(moments: Moments, damping: float | Float[Array, ""] = 0.01) -> Factor
     diagonal = jnp.where(dead, 1.0, diagonal)
     added = jnp.asarray(damping, h.dtype) * jnp.mean(diagonal)
     h = jnp.where(jnp.eye(size, dtype=bool), (diagonal + added)[:, None], jnp.triu(h))
-    # batched Choleskys of one program can wait for each other for ever on the CPU
+    # batched Cholesky calls in one program can deadlock on the CPU
     invert = (
         jax.custom_batching.sequential_vmap(inverse_upper) if backend.is_host() else inverse_upper
     )

@@ -1,4 +1,4 @@
-"""Magnitude pruning: the smallest |w| of the tensor go. The baseline that sees no data."""
+"""Magnitude pruning: prune the smallest |w| of a kernel. The baseline without calibration data."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ def magnitude(
     *,
     pattern: tuple[int, int] | None = None,
 ) -> tuple[Float[Array, "i o"], Bool[Array, "i o"]]:
-    """Zero the `budget` smallest |w| of the kernel, or to `pattern`. Returns (kernel, keep).
+    """Prune the `budget` smallest |w| of the kernel, or to `pattern`. Returns (kernel, keep).
 
-    stats is not used; it is there so that all pruners are called alike. Ties go to the lowest
-    (input, output).
+    stats is unused; all pruners share one signature. Ties go to the lowest (input, output).
     """
     chex.assert_rank(kernel, 2)
     if pattern is not None:

@@ -1,8 +1,8 @@
-"""SparseGPT (Frantar & Alistarh, 2023): prune along the inputs, spread each error to the rest.
+"""SparseGPT (Frantar & Alistarh, 2023): prune input by input, spread each error to later inputs.
 
-Kernels are `[in, out]`, so the walk goes down axis 0 ("columns" of the paper's weight matrix).
-With U the upper Cholesky factor of H⁻¹, pruning input i of value w to q leaves the error
-e = (w - q) / U_ii, and every later input j becomes w_j - U_ij·e.
+Kernels are `[in, out]`, so the walk goes along axis 0 ("columns" of the paper's weight matrix).
+Let U be the upper Cholesky factor of H⁻¹. Rounding the weight w of input i to q leaves the error
+e = (w - q) / U_ii, and each later input j becomes w_j - U_ij·e.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from icp_jax.core.quantize import Grid
 from icp_jax.core.scaling import TOP, lift, lower
 
 BLOCK = 128  # inputs whose mask is chosen together
-SPAN = 512  # inputs whose errors are spread at once
+SPAN = 512  # inputs whose errors are spread together
 
 
 @checked
@@ -38,14 +38,14 @@ def sparsegpt(
     grid: Grid | None = None,
     block: int = BLOCK,
 ) -> tuple[Float[Array, "i o"], Bool[Array, "i o"]]:
-    """Prune `budget` weights (or to `pattern`, budget unused) and repair the kept ones.
+    """Prune `budget` weights, or to `pattern` (budget unused), and repair the kept ones.
 
-    Unstructured, the zeros go to the blocks of `block` inputs in equal shares; inside a block
-    those of the smallest w²/U_ii² go, over all outputs at once, ties to the lowest (input,
-    output). n:m groups are decided when the walk reaches them. With `grid` the kept weights are
-    rounded to it in the same walk. All weights of dead inputs go: they are the first of their
-    block's share, and where they are more than that, more than `budget` go, as in the authors'
-    code. Returns (kernel, keep); the kernel is zero where keep is not.
+    Unstructured, each block of `block` inputs gets an equal share of the zeros. Within a block
+    the weights with the smallest w²/U_ii² are pruned, over all outputs together; ties go to the
+    lowest (input, output). The mask of an n:m group is chosen when the walk reaches it. With
+    `grid` the same walk rounds the kept weights. All weights of dead inputs are pruned first; if
+    they exceed a block's share, more than `budget` are pruned, as in the authors' code.
+    Returns (kernel, keep); the kernel is zero where keep is False.
     """
     return _walk(kernel, factor, budget, pattern=pattern, grid=grid, block=block)[:2]
 
@@ -59,10 +59,10 @@ def _walk(
     grid: Grid | None = None,
     block: int = BLOCK,
 ) -> tuple[Float[Array, "i o"], Bool[Array, "i o"], Float[Array, ""]]:
-    """`sparsegpt`, and what it lost: ‖(W - Ŵ)ᵀx‖², in the mean over the calibration tokens.
+    """`sparsegpt`, and the energy it loses: the mean of ‖(W - Ŵ)ᵀx‖² over the calibration tokens.
 
-    W - Ŵ = Uᵀ E, with E the errors of all inputs, and U H Uᵀ = 1: so the loss under H, which is
-    2·E[x xᵀ] and what damping added to its diagonal, is ‖E‖², and costs no product.
+    With E the errors of all inputs, W - Ŵ = Uᵀ E and U H Uᵀ = 1. So the loss under H, which is
+    2·E[x xᵀ] plus damping, is ‖E‖² and needs no product.
     """
     inputs, outputs = kernel.shape
     chex.assert_shape(factor.upper, (inputs, inputs))
@@ -88,17 +88,17 @@ class Walked(NamedTuple):
     """The state of a walk."""
 
     w: Float[Array, "i o"]
-    errors: Float[Array, "i o"]  # 0 for the inputs to come
+    errors: Float[Array, "i o"]  # 0 for inputs not reached yet
     moved: Float[Array, ""]  # ‖W - Ŵ‖² so far
 
 
 def _walk_blocks(goal, w, upper, block, squares) -> tuple[Walked, Bool[Array, "*k b o"]]:
-    """Block by block, in spans: the errors of the spans before reach a span all at once."""
+    """Walk block by block, in spans; the errors of earlier spans reach a span in one product."""
     inputs, outputs = w.shape
     span = _span_width(inputs, block)
 
     def walk_one(first, before, carry, k):
-        w, errors, moved = carry  # of the span from `first`
+        w, errors, moved = carry  # of the span that starts at `first`
         at, start = k * block, first + k * block
         u = jax.lax.dynamic_slice(upper, (start, start), (block, block))
         given = jax.lax.dynamic_slice(w, (at, 0), (block, outputs))
@@ -116,9 +116,9 @@ def _walk_blocks(goal, w, upper, block, squares) -> tuple[Walked, Bool[Array, "*
         before = _reaching(upper, errors, first, span)
         part = jax.lax.dynamic_slice(w, (first, 0), (span, outputs))
         start = Walked(part, jnp.zeros_like(part), moved)
-        (part, found, moved), keep = jax.lax.scan(partial(walk_one, first, before), start, blocks)
+        (part, added, moved), keep = jax.lax.scan(partial(walk_one, first, before), start, blocks)
         w = jax.lax.dynamic_update_slice(w, part, (first, 0))
-        return Walked(w, jax.lax.dynamic_update_slice(errors, found, (first, 0)), moved), keep
+        return Walked(w, jax.lax.dynamic_update_slice(errors, added, (first, 0)), moved), keep
 
     blocks, carry = jnp.arange(span // block), Walked(w, jnp.zeros_like(w), jnp.zeros((), w.dtype))
     if span == inputs:
@@ -127,15 +127,15 @@ def _walk_blocks(goal, w, upper, block, squares) -> tuple[Walked, Bool[Array, "*
 
 
 def _span_width(inputs: int, block: int) -> int:
-    """A multiple of the block near SPAN that divides the inputs; off the CPU all of them."""
-    if not backend.is_host():  # a loop of unknown length waits for the host
+    """A multiple of the block near SPAN that divides the inputs; on accelerators, all inputs."""
+    if not backend.is_host():  # a loop of dynamic length would wait for the host
         return inputs
     fits = [s for s in range(2 * block, max(SPAN, 2 * block) + 1, block) if inputs % s == 0]
     return fits[-1] if fits else inputs
 
 
 def _reaching(upper, errors, first, span):
-    """What the errors of the inputs before `first` come to in the span there, `[span, o]`."""
+    """Update of the span at `first` from the errors of all earlier inputs, `[span, o]`."""
 
     def add(k, total):
         u = jax.lax.dynamic_slice(upper, (k * span, first), (span, span))
@@ -147,10 +147,10 @@ def _reaching(upper, errors, first, span):
 
 
 def _padded(w, upper, block):
-    """Weights and factor of whole blocks: further inputs have no weights, and U is 1 there."""
+    """Pad weights with zeros and the factor with ones on the diagonal, to whole blocks."""
     inputs = len(w)
     pad = -inputs % block
-    if pad:  # else no copy of what may be the largest matrix of all
+    if pad:  # without padding, avoid a copy of the factor
         w = jnp.pad(w, ((0, pad), (0, 0)))
         upper = jnp.pad(upper, ((0, pad), (0, pad)))
         upper = upper + jnp.diag((jnp.arange(inputs + pad) >= inputs).astype(upper.dtype))
@@ -158,18 +158,18 @@ def _padded(w, upper, block):
 
 
 def _lifted(kernel, grid):
-    """The kernel in float32 and how it was lifted: None with a grid, whose units it then keeps."""
+    """(kernel in float32, its shift from `lift`); not lifted, shift None, if there is a grid."""
     wide = kernel.astype(jnp.float32) if kernel.dtype.itemsize < 4 else kernel
     w, shift = lift(wide) if grid is None else (wide, None)
     return w.astype(jnp.float32), shift
 
 
 def _lowered(w, shift, dtype):
-    """The inverse of `_lifted`, in this dtype."""
+    """The inverse of `_lifted`, in the given dtype."""
     wide = w.astype(dtype) if dtype.itemsize > 4 else w
     return (wide if shift is None else lower(wide, shift)).astype(dtype)
 
 
 def _squares(shift, x):
-    """‖x‖² of weights as they were given, but for a power of two."""
+    """‖x‖²; lifted weights are scaled by 2^-TOP first to avoid overflow."""
     return jnp.sum(jnp.square(x if shift is None else x * 2.0**-TOP))

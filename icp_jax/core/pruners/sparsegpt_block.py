@@ -1,7 +1,7 @@
-"""One block of SparseGPT's walk: its mask, then its inputs one by one.
+"""One block of SparseGPT's walk: choose its mask, then walk its inputs one by one.
 
-An unstructured mask is chosen for the whole block before its inputs are walked, an n:m mask group
-by group as the walk reaches them. Kept weights may be rounded to a grid on the way.
+An unstructured mask is chosen for the whole block before the walk, an n:m mask group by group
+during it. Kept weights may be rounded to a grid on the way.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from icp_jax.core.masks import keep_largest, keep_n_of_m
 from icp_jax.core.pruners.triangular import dot, dot_transposed
 from icp_jax.core.quantize import Grid, at_input, to_grid
 
-SUB = 16  # inputs whose updates stay inside one small panel
+SUB = 16  # inputs per sub-block, whose updates stay in one small panel
 
 Weights = Float[Array, "b o"]
 Mask = Bool[Array, "b o"]
@@ -27,10 +27,10 @@ OnGrid = Callable[[Float[Array, "o"], Int[Array, ""]], Float[Array, "o"]]  # wei
 
 
 class Goal(NamedTuple):
-    """What a walk is to reach. Everything but `budget` and `grid` is static."""
+    """The target of a walk. All but `budget` and `grid` is static."""
 
     budget: Int[Array, ""]  # zeros in the whole kernel
-    grid: Grid | None  # what kept weights are rounded to
+    grid: Grid | None  # of the kept weights
     pattern: tuple[int, int] | None
     inputs: int  # of the kernel, without padding
 
@@ -38,9 +38,9 @@ class Goal(NamedTuple):
 def walk_block(
     goal: Goal, w: Weights, u: Float[Array, "b b"], start: Int[Array, ""]
 ) -> tuple[Weights, Mask, Weights]:
-    """Prune the block of inputs from `start`. Returns (weights, keep, errors).
+    """Prune the block of inputs that starts at `start`. Returns (weights, keep, errors).
 
-    w: brought up to date with the errors of all earlier inputs. u: the block's square of U.
+    w: updated with the errors of all earlier inputs. u: the block's diagonal square of U.
     """
     if goal.pattern is None:
         keep = _unstructured(goal, w, u, start)
@@ -52,7 +52,7 @@ def walk_block(
 
 
 def _unstructured(goal: Goal, w: Weights, u: Float[Array, "b b"], start: Int[Array, ""]) -> Mask:
-    """The block's share of the budget goes to the weights of the smallest w²/U_ii²."""
+    """Prune the block's share of the budget: the weights with the smallest w²/U_ii²."""
     block, inputs = len(w), goal.inputs
     real = start + jnp.arange(block) < inputs
     scores = jnp.where(real[:, None], _saliency(w, jnp.diagonal(u)), jnp.inf)
@@ -69,19 +69,19 @@ def _share(budget: Int[Array, ""], end: Int[Array, ""], inputs: int) -> Int[Arra
 
 
 def _saliency(w: Float[Array, "i o"], diagonal: Float[Array, "i"]) -> Float[Array, "i o"]:
-    # not squared: the order is the same, and small ones stay apart
+    # not squared: same order, and no underflow
     return jnp.abs(w / diagonal[:, None])
 
 
 def _rounded(grid: Grid, inputs: int, start, now, i):
-    """The weights of input i of the block from `start`, rounded to the grid."""
+    """Round the weights of input i of the block at `start` to the grid."""
     return to_grid(now, at_input(grid, start + i, inputs))
 
 
 def _walk_inside(w: Weights, keep: Mask, u, pattern, on_grid: OnGrid | None):
-    """One block: sub-blocks of a few inputs, each brought up to date by one matmul.
+    """Walk one block in sub-blocks of a few inputs, each updated by one matmul.
 
-    on_grid: rounds the weights of input i of the block, or None.
+    on_grid: rounds the weights of input i of the block; None: no rounding.
     """
     block, outputs = w.shape
     sub = _sub_width(block, pattern)
@@ -105,17 +105,17 @@ def _walk_inside(w: Weights, keep: Mask, u, pattern, on_grid: OnGrid | None):
 
 
 def _sub_width(block: int, pattern: tuple[int, int] | None) -> int:
-    """The largest divisor of the block near SUB that holds whole groups."""
+    """The largest divisor of the block, up to SUB if possible, that is a multiple of m."""
     group = 1 if pattern is None else pattern[1]
     fits = [s for s in range(group, block + 1, group) if block % s == 0 and s <= max(SUB, group)]
     return fits[-1]
 
 
 def _walk_inputs(w: Weights, keep: Mask, u, pattern, on_grid: OnGrid | None):
-    """One sub-block, input by input."""
+    """Walk one sub-block input by input."""
     diagonal = jnp.diagonal(u)
     sub, outputs = w.shape
-    row = partial(jax.lax.dynamic_index_in_dim, keepdims=False)  # indexing would check the bounds
+    row = partial(jax.lax.dynamic_index_in_dim, keepdims=False)  # unlike w[i], no bounds check
     set_row = jax.lax.dynamic_update_index_in_dim
 
     def group_mask(w, keep, errors, i):
@@ -136,6 +136,6 @@ def _walk_inputs(w: Weights, keep: Mask, u, pattern, on_grid: OnGrid | None):
         new = jnp.where(row(keep, i), new, 0.0)
         return set_row(w, new, i, 0), keep, set_row(errors, (now - new) / row(diagonal, i), i, 0)
 
-    # each step is a few small kernels to a GPU, and a loop around them some more
+    # on a GPU each step is a few small kernels, and a loop adds more
     unroll = not backend.is_host()
     return jax.lax.fori_loop(0, sub, step, (w, keep, jnp.zeros_like(w)), unroll=unroll)

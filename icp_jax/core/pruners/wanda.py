@@ -1,4 +1,4 @@
-"""Wanda (Sun et al., 2023): the smallest |w|·‖x‖₂ of every output go. No repair."""
+"""Wanda (Sun et al., 2023): prune the smallest |w|·‖x‖₂ of each output, without repair."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def wanda(
     *,
     pattern: tuple[int, int] | None = None,
 ) -> tuple[Float[Array, "i o"], Bool[Array, "i o"]]:
-    """Zero `budget` weights, the same number for every output but for one, or to `pattern`.
+    """Prune `budget` weights, an equal share per output, or to `pattern`. Returns (kernel, keep).
 
-    Outputs are compared within themselves (rows of the paper's weight matrix, columns of the
-    kernel); what the budget leaves over goes one each to the first outputs. Ties go to the
-    lowest input. Returns (kernel, keep).
+    Weights are compared within an output: a row of the paper's weight matrix, a column of the
+    kernel. The first outputs lose one more if the budget does not divide evenly. Ties go to the
+    lowest input.
     """
     inputs, outputs = kernel.shape
     chex.assert_shape(stats.second, (inputs, inputs))

@@ -1,4 +1,4 @@
-"""Segment Anything (ViT-B, L and H): the encoder's blocks are what is pruned."""
+"""Segment Anything (ViT-B, L and H). Only the image encoder's blocks are pruned."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ __all__ = ["SamConfig", "apply_sam", "encode_image", "make", "predict_masks"]
 
 
 def make(hf_config: Mapping[str, Any]) -> Family:
-    """The SAM family for one `config.json`: pixels in, image embedding out.
+    """The SAM family for a `config.json`: pixels in, image embedding out.
 
-    Its context counts patches. Global blocks are variants of the windowed one.
+    The context counts patches. Global blocks are variants of the windowed block.
     """
     vision = SamConfig.from_hf(hf_config).vision
     whole = Block(vision, 0)

@@ -1,8 +1,8 @@
-"""Attention over a grid of patches, with decomposed relative positions, and its windows.
+"""Windowed and global attention over a grid of patches, with decomposed relative positions.
 
-The score of query (r, w) and key (h, c) is q·k/√d plus q·Rh[r, h] plus q·Rw[w, c], with tables
-Rh and Rw of the offsets in rows and columns. A few heads and query rows are worked off at once:
-neither the scores nor the biases of all ever lie in memory together.
+The score of query (r, w) and key (h, c) is q·k/√d + q·Rh[r, h] + q·Rw[w, c], with tables Rh and Rw
+of the offsets in rows and columns. A few heads and query rows are computed at a time, so that the
+scores and biases of all of them are never in memory together.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from icp_jax.arrays import AnyArray
 from icp_jax.backend.products import product32
 from icp_jax.models.attention import softmax_matmul
 
-SCORES = {"cpu": 1 << 20}  # at most so many at once (or one row's): what fits a CPU's cache
+SCORES = {"cpu": 1 << 20}  # most scores at a time (but at least one row): fits a CPU's cache
 SCORES_ELSEWHERE = 1 << 25
 
 
 def partition(
     x: Float[AnyArray, "b h w c"], window: int, fill: Float[AnyArray, "c"]
 ) -> Float[Array, "n s s c"]:
-    """Windows side by side, n = b * rows of windows * columns; what is padded holds `fill`."""
+    """Split into n = b * rows * columns windows; padded positions hold `fill`."""
     b, h, w, c = x.shape
     down, right = -h % window, -w % window
     if down or right:
@@ -37,7 +37,7 @@ def partition(
 
 
 def unpartition(x: Float[AnyArray, "n s s c"], h: int, w: int) -> Float[Array, "b h w c"]:
-    """The grid `[b, h, w, c]` of its windows, without the padding."""
+    """Join windows to the grid `[b, h, w, c]`, without the padding."""
     _, window, _, c = x.shape
     rows, columns = -(-h // window), -(-w // window)
     x = x.reshape(-1, rows, columns, window, window, c).transpose(0, 1, 3, 2, 4, 5)
@@ -45,13 +45,13 @@ def unpartition(x: Float[AnyArray, "n s s c"], h: int, w: int) -> Float[Array, "
 
 
 def relative(table: Float[AnyArray, "l d"], size: int) -> Float[AnyArray, "q k d"]:
-    """The rows of the table for every pair of positions, by offset; resized where it must be."""
+    """The table's row for each (query, key) offset; the table is resized if needed."""
     index = np.arange(size)[:, None] - np.arange(size) + size - 1
     return _resize(table, 2 * size - 1)[index]
 
 
 def _resize(table: Float[AnyArray, "l d"], length: int) -> Float[AnyArray, "m d"]:
-    """Linear interpolation between the centres of the rows (no aligned corners)."""
+    """Linear interpolation of the rows, as torch's with `align_corners=False`."""
     have = table.shape[0]
     if have == length:
         return table
@@ -73,9 +73,9 @@ def attention(
     rows: Float[AnyArray, "l d"] | None = None,
     columns: Float[AnyArray, "m d"] | None = None,
 ) -> Float[Array, "b h w n d"]:
-    """Softmax attention of every position to every position, n heads; softmax in float32.
+    """Softmax attention between all positions with n heads, softmax in float32.
 
-    rows, columns: the tables of relative positions, both or neither.
+    rows, columns: tables of relative positions, both or neither.
     """
     b, h, w, n, d = q.shape
     q, k, v = (jnp.moveaxis(a, 3, 1).reshape(b * n, h, w, d) for a in (q, k, v))
@@ -85,7 +85,7 @@ def attention(
     to_columns = None if columns is None else relative(columns.astype(q.dtype), w)
     few, r = _at_once(b * n, h, w)
 
-    def chunk(k, v, q, near):  # q [g, r, w, d] of g heads, its rows of to_rows [r, h, d]
+    def chunk(k, v, q, near):  # q [g, r, w, d] of g heads; near: its rows of to_rows, [r, h, d]
         wide = {"preferred_element_type": jnp.float32}
         flat = (q * scale).reshape(-1, r * w, d)
         scores = product32(flat, k, turned=True)
@@ -99,7 +99,7 @@ def attention(
     if (few, r) == (b * n, h):
         out = chunk(k, v, q, to_rows)
     else:
-        # the gradient computes each chunk's scores again rather than keep them all
+        # recompute each chunk's scores for the gradient instead of storing all
         again = jax.checkpoint(chunk, prevent_cse=False)
         near = None if to_rows is None else to_rows.reshape(h // r, r, h, d)
 
@@ -114,7 +114,7 @@ def attention(
 
 
 def _at_once(heads: int, h: int, w: int) -> tuple[int, int]:
-    """(heads, query rows) whose scores stay within the limit: divisors of both, rows first."""
+    """(heads, query rows) per chunk: divisors within the limit on scores, rows first."""
     most = SCORES.get(backend.name(), SCORES_ELSEWHERE) // (w * h * w)
     r = max(r for r in range(1, h + 1) if h % r == 0 and r <= max(most, 1))
     return max(g for g in range(1, heads + 1) if heads % g == 0 and g * r <= max(most, r)), r

@@ -1,4 +1,4 @@
-"""SAM's configuration: what of `config.json` the computation needs, names as Hugging Face's."""
+"""SAM's configuration: the fields of `config.json` in use, by their Hugging Face names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from icp_jax.models.fields import check_fields
 from icp_jax.models.layers import ACTIVATIONS
 
 Part = TypeVar("Part")
-KIND_OF = {  # of a field, by its annotation
+KIND_OF = {  # annotation -> kind of field
     "int": "size",
     "int | None": "size?",
     "float": "number",
@@ -30,7 +30,7 @@ class VisionConfig:
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     num_channels: int = 3
-    image_size: int = 1024  # pixels a side; images are padded to a square
+    image_size: int = 1024  # pixels per side; images are padded to a square
     patch_size: int = 16
     hidden_act: str = "gelu"
     layer_norm_eps: float = 1e-6
@@ -39,13 +39,13 @@ class VisionConfig:
     mlp_dim: int | None = None  # unset: mlp_ratio times hidden_size
     use_abs_pos: bool = True
     use_rel_pos: bool = True
-    window_size: int = 14  # patches a side; 0: every block is global
+    window_size: int = 14  # patches per side; 0: every block is global
     global_attn_indexes: tuple[int, ...] = (2, 5, 8, 11)
     num_pos_feats: int = 128  # frequencies of the random Fourier features
 
     @property
     def grid(self) -> int:
-        """Patches a side."""
+        """Patches per side."""
         return self.image_size // self.patch_size
 
     @property
@@ -53,7 +53,7 @@ class VisionConfig:
         return int(self.hidden_size * self.mlp_ratio) if self.mlp_dim is None else self.mlp_dim
 
     def window(self, t: int) -> int:
-        """The window of block t in patches a side; 0 for a global block."""
+        """The window of block t in patches per side; 0 for a global block."""
         return 0 if t in self.global_attn_indexes else self.window_size
 
 
@@ -91,13 +91,13 @@ class DecoderConfig:
 
     @property
     def mask_tokens(self) -> int:
-        """One for the single mask, one for each of the several."""
+        """One token for the single mask, one for each of the multiple masks."""
         return self.num_multimask_outputs + 1
 
 
 @dataclass(frozen=True)
 class SamConfig:
-    """All of SAM. Hashable: it is a static argument under jit."""
+    """The config of the whole model. Hashable, as a static argument under jit."""
 
     vision: VisionConfig = VisionConfig()
     prompt: PromptConfig = PromptConfig()
@@ -105,9 +105,9 @@ class SamConfig:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> SamConfig:
-        """From a `config.json` as a dict; what it leaves out has transformers' defaults.
+        """Read a `config.json` dict; missing fields have transformers' defaults.
 
-        Raises InputError for what cannot be computed.
+        Raises InputError for unsupported settings.
         """
         made = cls(
             _part(VisionConfig, config, "vision_config"),
@@ -128,7 +128,7 @@ def _part(cls: type[Part], config: Mapping[str, Any], key: str) -> Part:
         if isinstance(value, list | tuple) and len(set(value)) == 1:
             known[name] = value[0]
         elif value is not None and not isinstance(value, int):
-            raise InputError(f"{key}.{name} must be one number, the side of a square: got {value}")
+            raise InputError(f"{key}.{name} must be an integer or two equal ones, got {value}")
     kinds = {f.name: KIND_OF[str(f.type)] for f in fields(cls)}  # type: ignore[arg-type]
     check_fields(known, kinds | {"window_size": "count"}, f"{key}.")
     if "global_attn_indexes" in known:
@@ -152,7 +152,7 @@ def _check(config: SamConfig) -> None:
     for act in (vision.hidden_act, prompt.hidden_act, decoder.hidden_act):
         if act not in ACTIVATIONS:
             raise InputError(
-                f"hidden_act {act!r} is not supported; one of {', '.join(ACTIVATIONS)}"
+                f"hidden_act {act!r} is not supported; supported: {', '.join(ACTIVATIONS)}"
             )
     widths = {
         "vision_config.output_channels": vision.output_channels,

@@ -1,4 +1,4 @@
-"""SAM's mask decoder: prompt tokens and image attend to each other, tokens then predict masks."""
+"""SAM's mask decoder: tokens and image attend to each other, then the tokens predict masks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FINAL_NORM_EPS = 1e-5  # the one norm that keeps torch's default
 
 
 class Attention(nn.Module):
-    """Attention in `width // rate` channels. `p` may be 1 where prompts share what they see."""
+    """Attention with `hidden_size // rate` channels. p may be 1 if all prompts share an array."""
 
     config: DecoderConfig
     rate: int
@@ -46,9 +46,9 @@ class Attention(nn.Module):
 
 
 class TwoWay(nn.Module):
-    """One layer: tokens to themselves, tokens to image, a perceptron, image to tokens.
+    """One layer: token self-attention, tokens to image, an MLP, image to tokens.
 
-    first: the tokens carry their positions already, and are replaced rather than added to.
+    first: self-attention adds no positions and no residual.
     """
 
     config: DecoderConfig
@@ -84,9 +84,9 @@ class TwoWay(nn.Module):
 
 
 class MaskDecoder(nn.Module):
-    """An image embedding and prompts to (masks `[b, p, m, 4g, 4g]`, IoU scores `[b, p, m]`).
+    """Image embedding and prompts to (mask logits `[b, p, m, 4g, 4g]`, IoU scores `[b, p, m]`).
 
-    Masks are logits. m: `num_multimask_outputs` with `multimask`, else 1.
+    m: `num_multimask_outputs` with `multimask`, else 1.
     """
 
     config: DecoderConfig

@@ -1,8 +1,8 @@
-"""SAM's image encoder: embed, block and neck as pure functions on `[N, H, W, D]` streams.
+"""SAM's image encoder: embed, block and neck on `[N, H, W, D]` streams.
 
-Windowed blocks attend within windows of `window_size` patches a side, global blocks to all. The
-linears run on the unpadded grid: a padded position of a window holds what `qkv` makes of zeros,
-its bias, and what attention gives there is dropped before `proj`.
+Windowed blocks attend within windows of `window_size` patches per side, global blocks to all
+patches. The linears run on the unpadded grid. Padded positions of a window hold the bias of `qkv`,
+its output for zeros, and their attention output is dropped before `proj`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from icp_jax.models.sam.layers import NORM_EPS, Conv, Table
 
 
 class Embed(nn.Module):
-    """Pixels, normalised and padded, `[b, 3, S, S]` (channels first), to `[b, H, W, D]`."""
+    """Normalised, padded pixels `[b, 3, S, S]` (channels first) to `[b, H, W, D]`."""
 
     config: VisionConfig
 
@@ -35,9 +35,9 @@ class Embed(nn.Module):
 
 
 class Block(nn.Module):
-    """One encoder layer, `[b, H, W, D]` to the same, with the inputs of its linears as taps.
+    """One encoder layer, `[b, H, W, D]` to `[b, H, W, D]`, with the inputs of its linears as taps.
 
-    window: patches a side, 0 for global attention.
+    window: patches per side; 0 for global attention.
     """
 
     config: VisionConfig

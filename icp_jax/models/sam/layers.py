@@ -1,7 +1,7 @@
-"""Layers of images, channels last: convolutions with 2-D kernels, tables, small perceptrons.
+"""Image layers, channels last: convolutions with 2-D kernels, tables, small perceptrons.
 
-Every kernel is `[in, out]`. A convolution's rows are ordered (channel, row, column), so a torch
-weight `[out, in, k, k]` becomes one by folding its last three axes and a transpose.
+Every kernel is `[in, out]`. Rows of a convolution's kernel are ordered (channel, row, column): fold
+the last three axes of a torch weight `[out, in, k, k]` and transpose.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from jaxtyping import Array, Float
 from icp_jax.arrays import AnyArray
 from icp_jax.models.layers import Linear
 
-NORM_EPS = 1e-6  # SAM's norms over channels, where the config has no say
+NORM_EPS = 1e-6  # of SAM's norms over channels, not configurable
 
 
 class Conv(nn.Module):
     """A convolution `[b, H, W, c]` to `[b, H', W', features]`.
 
-    kernel: `[c * size * size, features]`. stride equal to size: patches that do not overlap, one
-    matrix product. Stride 1: padded with zeros so that H' = H.
+    kernel: `[c * size * size, features]`. stride: `size`, for non-overlapping patches by one
+    matrix product; or 1, padded with zeros so that H' = H.
     """
 
     features: int
@@ -80,7 +80,7 @@ class Table(nn.Module):
 
 
 class Perceptron(nn.Module):
-    """Linear layers `linear_0`, `linear_1`, ... of the given widths, with ReLU between them."""
+    """Linears `linear_0`, `linear_1`, ... of the given widths, with ReLU between them."""
 
     widths: tuple[int, ...]
 

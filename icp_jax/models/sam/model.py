@@ -1,8 +1,8 @@
-"""All of SAM as pure functions of one param tree.
+"""SAM as pure functions of one param tree.
 
-params: {'embed', 'blocks': {'0': ...}, 'head', 'prompt', 'decoder', 'positions'}. Checkpoints
-hold the Fourier frequencies twice, once or under either name: 'positions' has 'image' (for the
-patches), 'prompt' (for points and boxes), or one of the two, which then serves for both.
+params: {'embed', 'blocks': {'0': ...}, 'head', 'prompt', 'decoder', 'positions'}. 'positions'
+holds the Fourier frequencies: 'image' for patches, 'prompt' for points and boxes. Some checkpoints
+have only one of the two, which then serves both.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _run(module: nn.Module, params: Params, *args: Any) -> Any:
 def encode_image(
     config: SamConfig, params: Params, pixel_values: Float[AnyArray, "b c s s"]
 ) -> Float[Array, "b g g d"]:
-    """Normalised, padded pixels to the image embedding, channels last."""
+    """Encode normalised, padded pixels to the image embedding, channels last."""
     vision = config.vision
     x = _run(Embed(vision), params["embed"], pixel_values)
     for t in range(vision.num_hidden_layers):
@@ -50,10 +50,10 @@ def predict_masks(
     masks: Float[AnyArray, "b m l l"] | None = None,
     multimask_output: bool = True,
 ) -> tuple[Float[Array, "b p k l l"], Float[Array, "b p k"]]:
-    """(mask logits at a quarter of the input's side, predicted IoU) for prompts on embeddings.
+    """Predict (mask logits at a quarter of the input's side, IoU) from embeddings and prompts.
 
-    points, boxes: in pixels of the model's input frame; labels 1 foreground, 0 background, -1
-    not a point, -10 ignored, unset all 1. masks: logits, one an image (m = 1) or one a prompt.
+    points, boxes: in pixels of the model's input. labels: 1 foreground, 0 background, -1 not a
+    point, -10 ignored; unset: all 1. masks: logits, one per image (m = 1) or one per prompt.
     """
     tables = params["positions"]
     for_image = tables.get("image") or tables["prompt"]
@@ -75,6 +75,6 @@ def apply_sam(
     masks: Float[AnyArray, "b m l l"] | None = None,
     multimask_output: bool = True,
 ) -> tuple[Float[Array, "b p k l l"], Float[Array, "b p k"]]:
-    """`encode_image`, then `predict_masks`: what `SamModel.forward` of transformers computes."""
+    """`encode_image`, then `predict_masks`; the same as `SamModel.forward` of transformers."""
     image = encode_image(config, params, pixel_values)
     return predict_masks(config, params, image, points, labels, boxes, masks, multimask_output)

@@ -1,6 +1,6 @@
-"""SAM's prompt encoder: points, boxes and masks to embeddings. After Fourier features of x, y.
+"""SAM's prompt encoder: points, boxes and masks to embeddings, by Fourier features of x and y.
 
-Coordinates are pixels of the model's input frame, (x, y) from the top left corner.
+Coordinates are pixels of the model's input, (x, y) from the top left corner.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NOT_A_POINT, IGNORED = -1, -10  # labels; 0: background, 1: foreground
 def encode_positions(
     coordinates: Float[AnyArray, "*b 2"], frequencies: Float[AnyArray, "2 f"]
 ) -> Float[Array, "*b c"]:
-    """Sines and cosines of coordinates in [0, 1] at random frequencies, c = 2f, in float32."""
+    """Sines and cosines of coordinates in [0, 1] at f random frequencies, c = 2f, in float32."""
     frequencies = frequencies.astype(jnp.float32)
     centred = 2 * coordinates.astype(jnp.float32) - 1
     angles = jnp.matmul(centred, frequencies, precision=jax.lax.Precision.HIGHEST)
@@ -31,7 +31,7 @@ def encode_positions(
 
 
 def grid_positions(grid: int, frequencies: Float[AnyArray, "2 f"]) -> Float[Array, "g g c"]:
-    """The encoding of the centre of every patch."""
+    """Encode the centre of each patch."""
     centres = (np.arange(grid, dtype=np.float32) + np.float32(0.5)) / np.float32(grid)
     y, x = np.meshgrid(centres, centres, indexing="ij")
     return encode_positions(jnp.asarray(np.stack([x, y], axis=-1)), frequencies)
@@ -40,7 +40,7 @@ def grid_positions(grid: int, frequencies: Float[AnyArray, "2 f"]) -> Float[Arra
 class PromptEncoder(nn.Module):
     """Prompts to (sparse `[b, p, t, C]` or None, dense `[b, 1 or p, g, g, C]`).
 
-    p: prompts an image, each of which gets masks of its own.
+    p: prompts per image, each with its own masks.
     """
 
     config: PromptConfig
@@ -61,7 +61,7 @@ class PromptEncoder(nn.Module):
         no_mask = Table(table, name="no_mask")()
         dense_mask = MaskEmbed(c, name="mask")
 
-        def encode(coordinates):  # to the centre of the pixel, then to [0, 1]
+        def encode(coordinates):  # shift to the pixel's centre, scale to [0, 1]
             shifted = coordinates.astype(jnp.float32) + 0.5
             return encode_positions(shifted / np.float32(c.image_size), frequencies)
 
@@ -70,7 +70,7 @@ class PromptEncoder(nn.Module):
             if labels is None:
                 labels = jnp.ones(points.shape[:-1], jnp.int32)
             encoded = encode(points)
-            if boxes is None:  # a box ends the list of tokens; without one, a padding token does
+            if boxes is None:  # the tokens end with a box, or with a padding token
                 encoded = jnp.pad(encoded, ((0, 0), (0, 0), (0, 1), (0, 0)))
                 labels = jnp.pad(labels, ((0, 0), (0, 0), (0, 1)), constant_values=NOT_A_POINT)
             kind = labels[..., None]
@@ -93,7 +93,7 @@ class PromptEncoder(nn.Module):
 
 
 class MaskEmbed(nn.Module):
-    """Masks as logits, `[b, 4g, 4g, 1]`, to `[b, g, g, C]`."""
+    """Mask logits `[b, 4g, 4g, 1]` to `[b, g, g, C]`."""
 
     config: PromptConfig
 
