@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_stages_that_no_longer_fit_are_dropped():
-    taken, dropped = stages.fitting(STAGES, 180)
+    taken, dropped = stages.fitting(STAGES, 200)
     assert [s.name for s in taken] == ["same", "7b", "plan"]
     assert [s.name for s in dropped] == ["compensate", "torch", "tests", "sweep"]
     assert stages.fitting(STAGES, 8 * 60)[1] == []
@@ -136,6 +136,7 @@ def made_up():
             "rates": rate | {"to_device_pageable": 9e9},
             "cold": run | {"first_pass": 45.0},
             "warm": run,
+            "tight": {"limit_gib": 10, "seconds": 24.0, "peak_host_mib": 12000},
         },
         "plan": {"peaks": {"host": {"planned_mib": 14000, "seen_mib": 15000, "ratio": 1.07}}},
         "compensate": {"variants": [step, slower], "left_out": ["batch 4"]},
@@ -162,6 +163,7 @@ def test_the_report_of_a_made_up_folder(tmp_path):
         "| opt float32 | 0.10% | 0.20% | 1.00% | 1.0e-02 | 3.0e-03 | 1.0020 | yes |",
         "Failed: no memory",
         "| compensate | 3.20 | 0.800 | 400 | 65% |",
+        "With a limit of 10 GiB on pinned memory: 24.0 s, the host's peak 12000 MiB.",
         "| batch 2 | failed |  |  |",
         "| `gemm_bf16` | 3.000 | 50% |",
         "## sweep\n\nDropped: the time did not allow it.",

@@ -65,14 +65,15 @@ def words(job: dict[str, Any], *command: str) -> list[str]:
     return [*found, "--seq-len", str(job["length"]), *job["options"]]
 
 
-def prune(job: dict[str, Any], cache: str) -> dict[str, Any]:
+def prune(job: dict[str, Any], cache: str, more: dict[str, str] | None = None) -> dict[str, Any]:
     """`icp-jax prune` from folder to folder: its record, what it said when, the card's peak.
 
-    The new folder is removed. cache: where compiled programs are kept. Raises RuntimeError.
+    The new folder is removed. cache: where compiled programs are kept; more: variables of the
+    environment. Raises RuntimeError.
     """
     out = Path(job["scratch"]) / "pruned"
     code = words(job, "prune", str(out))
-    variables = card.environment(cache, job["device_mib"])
+    variables = card.environment(cache, job["device_mib"]) | (more or {})
     before = int(card.ask("memory.used") or 0)
     started, said = time.perf_counter(), []
 
@@ -87,12 +88,12 @@ def prune(job: dict[str, Any], cache: str) -> dict[str, Any]:
         )
         listener = threading.Thread(target=listen)
         listener.start()
-        code_of_end = run.wait()
+        status = run.wait()
         listener.join()
         seconds = time.perf_counter() - started
-    if code_of_end:
+    if status:
         lines = "\n".join(line for _, line in said[-20:])
-        raise RuntimeError(f"icp-jax prune ended with status {code_of_end}\n{lines}")
+        raise RuntimeError(f"icp-jax prune ended with status {status}\n{lines}")
     record = json.loads((out / "icp_run.json").read_text())
     shutil.rmtree(out)
     blocks = [block["seconds"] for block in record["blocks"]]

@@ -93,6 +93,11 @@ def seven(result: Record) -> str:
     for name in ("cold", "warm"):
         if run := result.get(name):
             parts.append(f"### {name} compilation cache\n\n{phases(run)}")
+    if run := result.get("tight"):
+        told = "it failed"
+        if "seconds" in run:
+            told = f"{run['seconds']:.1f} s, the host's peak {run['peak_host_mib']} MiB"
+        parts.append(f"With a limit of {run['limit_gib']} GiB on pinned memory: {told}.")
     return "\n\n".join(parts)
 
 

@@ -18,7 +18,7 @@ class Stage(NamedTuple):
 
 STAGES = (
     Stage("same", "same", 45, 120),
-    Stage("7b", "seven", 110, 220, "cpu"),
+    Stage("7b", "seven", 130, 240, "cpu"),
     Stage("plan", "planned", 25, 60, "cpu"),
     Stage("compensate", "tuning", 60, 110),
     Stage("torch", "plain_torch", 55, 110, "cpu"),
