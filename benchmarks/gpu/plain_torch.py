@@ -39,6 +39,7 @@ def side(job: dict[str, Any], count: int = BLOCKS) -> dict[str, Any]:
 
     No file is written; reading a block is in `dense`.
     """
+    import jax
     import torch
     import torch_reference as reference
 
@@ -55,14 +56,18 @@ def side(job: dict[str, Any], count: int = BLOCKS) -> dict[str, Any]:
     zeros = budgets(family, [linears(job)] * job["blocks"], PruneConfig())
 
     class Blocks:
-        """Read when asked for, as float32."""
+        """Read when asked for, sent as they are stored, and widened there."""
 
         def __getitem__(self, t: int) -> Any:
-            tree = {
-                module: {leaf: np.asarray(a, np.float32) for leaf, a in part.items()}
-                for module, part in source.block(t).items()
-            }
-            return {name: leaf.to(device) for name, leaf in reference.from_tree(tree).items()}
+            return {name: wide(leaf) for name, leaf in block(source.block(t)).items()}
+
+    def block(tree: Any) -> Any:
+        return reference.from_tree(jax.tree.map(as_bits, tree))
+
+    def wide(leaf: Any) -> Any:
+        leaf = leaf.to(device)
+        leaf = leaf.view(torch.bfloat16) if leaf.dtype == torch.int16 else leaf
+        return leaf.to(torch.float32)
 
     embed = {
         name: torch.from_numpy(np.array(part["embedding"], np.float32)).to(device)
@@ -92,6 +97,11 @@ def side(job: dict[str, Any], count: int = BLOCKS) -> dict[str, Any]:
     error = float((sparse - dense).square().sum() / dense.square().sum())
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
     return {"blocks": count, "seconds": seconds, "error": error, "peak_bytes": peak}
+
+
+def as_bits(leaf: np.ndarray) -> np.ndarray:
+    """bfloat16, which torch does not take of NumPy, as int16."""
+    return leaf.view(np.int16) if leaf.dtype.name == "bfloat16" else leaf
 
 
 def half(kind: type, device: str) -> type:

@@ -155,7 +155,8 @@ def compensate(result: Record) -> str:
             (f"`{k['kernel']}`", f"{k['seconds'] * 1e3:.3f}", f"{k['share']:.0%}")
             for k in found["kernels"]
         ]
-        parts.append(table(("kernel, as it runs", "ms a step", "share"), kernels))
+        head = f"kernel, {result['variants'][0]['name']}"
+        parts.append(table((head, "ms a step", "share"), kernels))
     return "\n\n".join(parts)
 
 
@@ -169,6 +170,8 @@ def torch(result: Record) -> str:
 def tests(result: Record) -> str:
     if "collected" in result:
         return f"{result['collected']} tests were collected, and not run."
+    if "so_far" in result:
+        return "So far:\n" + "\n".join(f"- {line}" for line in result["so_far"])
     told = f"{result['passed']} passed, {result['failed']} failed, {result['skipped']} skipped"
     return f"{told}, in {result['seconds']:.0f} s." + "".join(f"\n- {n}" for n in result["said"])
 

@@ -37,7 +37,8 @@ def run(job: dict[str, Any], keep: Any) -> dict[str, Any]:
             found["from_host"] = from_host(job, flop, found["rate"])
         keep(found)
     same = [v for v in found["variants"] if v.get("batch") == 1 and "sample" in v]
-    found["fastest"] = min(same, key=lambda v: v["sample"])["name"]
+    if same:
+        found["fastest"] = min(same, key=lambda v: v["sample"])["name"]
     return found
 
 
@@ -90,11 +91,12 @@ def timed(variant: Variant, job: dict[str, Any], flop: float, rate: float) -> di
                 state, loss = step(state, x, y)
             jax.block_until_ready(state)
             seconds = (time.perf_counter() - started) / (STEPS * variant.batch)
+            found |= {"sample": seconds, "loss": float(loss)}
+            found |= {"tflops": flop / seconds / 1e12, "share": flop / seconds / rate}
             found["profile"] = profile(step, state, x, y)
-    except (jax.errors.JaxRuntimeError, ValueError) as error:  # no memory, or no such kernel
-        return found | {"error": str(error)[:500]}
-    share = {"tflops": flop / seconds / 1e12, "share": flop / seconds / rate}
-    return found | {"sample": seconds, **share, "loss": float(loss)}
+    except (RuntimeError, ValueError) as error:  # no memory, no such kernel, or no profile
+        found["error"] = str(error)[:500]
+    return found
 
 
 def from_host(job: dict[str, Any], flop: float, rate: float) -> dict[str, Any]:
@@ -129,7 +131,9 @@ def profile(step: Any, state: Any, x: Any, y: Any, steps: int = 4) -> dict[str, 
             for _ in range(steps):
                 state, loss = step(state, x, y)
             jax.block_until_ready((state, loss))
-        spent = kernels(next(Path(folder).rglob("*.xplane.pb")))
+        spent = sum(map(kernels, Path(folder).rglob("*.xplane.pb")), Counter())
+    if not spent:
+        raise RuntimeError("the profiler wrote of no kernel")
     whole = sum(spent.values())
     rows = [
         {"kernel": name[:120], "seconds": seconds / steps, "share": seconds / whole}

@@ -1,6 +1,18 @@
 """Ways to do one step of compensation: the run's own, and others that may be faster.
 
-What the lowered program of a step at Llama-2-7B's shape shows is in the comments below.
+What the lowered program of a step at Llama-2-7B's shape says, 202 M weights and 2048 tokens:
+
+- Attention is cuDNN's kernel in both directions; there is no matrix of scores.
+- All products are bfloat16 in and out. A kernel's gradient leaves its product in bfloat16.
+- Adam reads the params, the moments and that gradient, and writes the params and the moments:
+  5.3 GB. With moments in bfloat16 3.6 GB.
+- The kernels are rounded to bfloat16 for the products: 1.2 GB.
+- Five of the seven kernels have a norm's scale folded in; the gradient of that scale reads kernel
+  and gradient once more: 0.8 GB.
+
+These 7.3 GB take 2.2 ms at 3.35 TB/s, beside the products' FLOPs. A step on two samples has them
+once. The copies of a sample's two hidden states from the host are 67 MB: 1.4 ms at 49 GB/s, hidden
+as long as the device's queue is full.
 """
 
 from __future__ import annotations
