@@ -26,7 +26,8 @@ def environment(cache: str, pool_mib: int = 0) -> dict[str, str]:
 
     cache: where compiled programs are kept; pool_mib: 0 takes memory as it is needed.
     """
-    found = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
+    own = ("JAX_PLATFORMS", "JAX_COMPILATION_CACHE_DIR")  # of the process that asks
+    found = {k: v for k, v in os.environ.items() if k not in own}
     if platform := os.environ.get("GPU_CHECK_PLATFORM"):  # a check without a card
         found["JAX_PLATFORMS"] = platform
         found["XLA_FLAGS"] = QUICK  # nothing is timed that matters, and compiling is most of it

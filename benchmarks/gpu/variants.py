@@ -10,7 +10,7 @@ What the lowered program of a step at Llama-2-7B's shape says, 202 M weights and
 - Five of the seven kernels have a norm's scale folded in; the gradient of that scale reads kernel
   and gradient once more: 0.8 GB.
 
-These 7.3 GB take 2.2 ms at 3.35 TB/s, beside the products' FLOPs. A step on two samples has them
+These 7.3 GB take 2.2 ms at 3.35 TB/s, beside 2.6 TFLOP of products. A step on two samples has them
 once. The copies of a sample's two hidden states from the host are 67 MB: 1.4 ms at 49 GB/s, hidden
 as long as the device's queue is full.
 """
