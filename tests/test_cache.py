@@ -6,6 +6,7 @@ import sys
 import zlib
 
 import pytest
+from conftest import write_opt
 
 from icp_jax.backend import compile_cache
 
@@ -44,3 +45,18 @@ def test_an_entry_is_looked_through_once(tmp_path, monkeypatch):
     monkeypatch.setattr(compile_cache, "_whole", lambda entry: False)
     compile_cache.repair(tmp_path)
     assert good.exists()
+
+
+@pytest.mark.slow
+def test_a_second_model_of_the_same_shape_compiles_nothing(tmp_path, bundled):
+    (tmp_path / "text.txt").write_text((bundled / "calibration.txt").read_text()[:6000])
+    others = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    found = []
+    for seed in range(2):
+        model = write_opt(tmp_path / f"model{seed}", seed=seed)
+        command = [sys.executable, "-m", "icp_jax.cli", "prune", str(model), f"{model}-out"]
+        command += ["--data", str(tmp_path / "text.txt"), "--samples", "6", "--quiet"]
+        environment = {**others, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+        subprocess.run([*command, "--device-memory", "4GB"], env=environment, check=True)
+        found.append({path.name for path in tmp_path.rglob("*-cache")})
+    assert found[0] and found[1] == found[0]

@@ -44,19 +44,19 @@ class Case(NamedTuple):
         return "".join(c if c.isalnum() else "-" for c in self.name)
 
 
-CASES = (
-    Case("llama", "float32"),
-    Case("llama", "bfloat16"),
+CASES = (  # in the order of their worth: those that no longer fit are left out
     Case("llama", "float32", "2:4"),
     Case("llama", "float32", "2:4", packed=True),
     Case("opt", "float32"),
     Case("opt", "bfloat16"),
-    Case("opt", "float32", "2:4"),
     Case("sam", "float32"),
+    Case("llama", "bfloat16"),
+    Case("opt", "float32", "2:4"),
     Case("sam", "bfloat16"),
+    Case("llama", "float32"),
 )
-TINY = CASES[2:4]
-KILLED = CASES[2]
+TINY = CASES[:2]
+KILLED = CASES[0]
 
 
 def model(kind: str, scratch: Path) -> Path:

@@ -75,6 +75,8 @@ def same(result: Record) -> str:
         )
     head = ("run", "masks differ, block 0", "all", "worst linear", "kernels' distance")
     told = table((*head, "errors off by", "perplexity, ratio", "within the limits"), rows)
+    if result["left_out"]:
+        told += f"\n\nLeft out for want of time: {', '.join(result['left_out'])}."
     if "resumed" in result:
         same = "the same bytes" if result["resumed"]["same_bytes"] else "other bytes"
         told += f"\n\nA run that was killed and resumed gave {same} as an undisturbed one."

@@ -17,7 +17,7 @@ class Stage(NamedTuple):
 
 
 STAGES = (
-    Stage("same", "same", 45, 120),
+    Stage("same", "same", 60, 120),
     Stage("7b", "seven", 130, 240, "cpu"),
     Stage("plan", "planned", 25, 60, "cpu"),
     Stage("compensate", "tuning", 60, 110),
