@@ -3,15 +3,18 @@ VENV := .venv
 WORKERS ?= 2
 BIN := $(VENV)/bin
 NEWEST := .venv-newest
+GPU := .venv-gpu
+OUT ?= gpu-check
 LOCKED := 'import platform as p, sys; \
   sys.exit(not (sys.version_info < (3, 15) and p.machine() in ("x86_64", "aarch64")))'
 COMPILE := echo torch | UV_CUSTOM_COMPILE_COMMAND="make lock" .venv-lock/bin/uv pip compile -q \
   --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url \
   --no-emit-find-links --excludes - --group build pyproject.toml
+comma := ,
 export OPENBLAS_NUM_THREADS = 1
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: demo help test test-slow test-gpu test-newest lint docs bench lock clean
+.PHONY: demo help test test-slow test-gpu gpu-check test-newest lint docs bench lock clean
 
 demo: $(VENV)/installed  ## install, prune the bundled model by four methods, compare them
 	$(BIN)/icp-jax demo
@@ -28,6 +31,11 @@ test-slow: $(VENV)/tested  ## run the tests that take minutes each
 # In an environment that has JAX for the GPU: make test-gpu BIN=/path/to/env/bin
 test-gpu:  ## run the tests that need a GPU, in the environment at BIN
 	$(BIN)/python -m pytest -q -m gpu
+
+# In an environment of its own, with JAX for CUDA: OUT is the folder for the results.
+gpu-check:  ## measure and test all that only a GPU can tell, into OUT
+	$(MAKE) VENV=$(GPU) $(GPU)/on-gpu
+	$(GPU)/bin/python benchmarks/gpu_check.py --out $(OUT)
 
 lint: $(VENV)/tested  ## run ruff and mypy
 	$(BIN)/ruff check .
@@ -81,6 +89,11 @@ $(VENV)/documented: pyproject.toml requirements-docs.lock
 	@set -e; $(call install,requirements-docs.lock,.[docs])
 	touch $@ $(VENV)/installed
 
+$(VENV)/on-gpu: pyproject.toml requirements-cuda.lock
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@set -e; $(call install,requirements-cuda.lock,.[cuda$(comma)test])
+	touch $@
+
 # The newest releases that the ranges of pyproject.toml allow, with the hashes of all their files.
 # torch comes first and apart: which build of it is wanted depends on the machine.
 lock:  ## refresh the requirements*.lock files, from which all targets install
@@ -89,6 +102,7 @@ lock:  ## refresh the requirements*.lock files, from which all targets install
 	$(COMPILE) -o requirements.lock
 	$(COMPILE) --extra test -c requirements.lock -o requirements-test.lock
 	$(COMPILE) --extra docs -c requirements-test.lock -o requirements-docs.lock
+	$(COMPILE) --extra cuda --extra test -c requirements.lock -o requirements-cuda.lock
 
 clean:  ## remove the environments and what was built
-	rm -rf $(VENV) $(NEWEST) .venv-lock build dist demo-out docs/_build
+	rm -rf $(VENV) $(NEWEST) $(GPU) .venv-lock build dist demo-out docs/_build

@@ -17,8 +17,9 @@ outside the pool. Parts, each in a process of its own:
             attention, both streams on the card, which has the room; no file is written
     first   the reports of the first `--first-blocks` blocks on `--platform`, in `--dtype`, to hold
             the GPU's against the CPU's (some 20 minutes a block on two cores)
-    parity  the bundled model pruned by ICP on the GPU, in float32 and bfloat16, and on the CPU
 
+Whether a GPU gives what the CPU gives is the stage `same` of `gpu_check.py`, which is also the
+short form of this benchmark.
 Shares are of the rate of bfloat16 products, in all phases; FLOPs are those of
 `icp_jax.planning.cost`.
 The record is written after every part, so that what was measured survives a later failure.
@@ -29,72 +30,29 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from pathlib import Path
 
 import common
-import numpy as np
-from gpu_parity import parity
-from gpu_table import PHASES, table
-from prune_job import SHAPES, hf_config
+from gpu import card, model7b
+from gpu.phases import PHASES
+from gpu_table import table
+from prune_job import SHAPES
 
-PARTS = ("rates", "steps", "prune", "torch", "first", "parity")
+PARTS = ("rates", "steps", "prune", "torch", "first")
 SIDES = Path(__file__).with_name("gpu_sides.py")
 VOCAB = {"opt-6.7b": 50272, "llama-7b": 32000}
 
 
-def checkpoint(job, folder: Path) -> int:
-    """A random float16 checkpoint; tensors are windows of one pool of random numbers."""
-    rng = np.random.default_rng(job["seed"])
-    pool = rng.standard_normal((1 << 26) + (1 << 24), np.float32)
-    scaled: dict[float, np.ndarray] = {}
-
-    def tensor(p):
-        count = int(np.prod(p.shape))
-        if len(p.shape) == 1:
-            return 0.02 * pool[:count] + (1 if "norm.weight" in p.name else 0)
-        scale = p.shape[-1] ** -0.5
-        if scale not in scaled:
-            scaled[scale] = (pool * np.float32(scale)).astype(np.float16)
-        if count > len(pool):  # an embedding
-            return np.resize(scaled[scale], p.shape)
-        start = int(rng.integers(0, len(pool) - count))
-        return scaled[scale][start : start + count].reshape(p.shape)
-
-    return common.write_checkpoint(folder, hf_config(job), "float16", tensor)
-
-
-def environment(job) -> dict[str, str]:
-    """The children's: the pool no larger than asked for."""
-    found = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
-    found["XDG_CACHE_HOME"] = job["cache"]
-    if total := card("memory.total"):
-        found["XLA_CLIENT_MEM_FRACTION"] = f"{job['device_mib'] / int(total):.6f}"
-    return found
-
-
-def card(field: str) -> str:
-    """What nvidia-smi says of the card; empty where there is none."""
-    asked = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits"]
-    try:
-        return subprocess.run(asked, capture_output=True, text=True).stdout.strip()
-    except FileNotFoundError:
-        return ""
-
-
 def part(name: str, job, scratch: Path) -> dict:
-    """A part of `gpu_sides.py`."""
+    """A part of `gpu_sides.py`, in a process of its own."""
     (scratch / "job.json").write_text(json.dumps(job))
     code = [sys.executable, str(SIDES), name, str(scratch / "job.json")]
-    variables = environment(job)
-    if name != "steps":
-        variables.pop("XLA_CLIENT_MEM_FRACTION", None)
+    variables = card.environment(job["cache"], job["device_mib"] if name == "steps" else 0)
     platform = "cpu" if name == "torch" else job["platform"] if name == "first" else ""
     if platform:
         variables["JAX_PLATFORMS"] = platform
@@ -102,48 +60,15 @@ def part(name: str, job, scratch: Path) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def prune(job, scratch: Path, variables: dict[str, str]) -> dict:
+def prune(job) -> dict:
     """`icp-jax prune` and what its record says; what the card says, and the plan, beside it."""
-    out = scratch / "pruned"
-    code = [sys.executable, "-m", "icp_jax.cli", "prune", job["model"], str(out), "--json"]
-    code += ["--data", job["tokens"], "--samples", str(job["samples"])]
-    code += ["--seq-len", str(job["length"]), *job["options"]]
-    started, in_use, said = time.perf_counter(), 0, []
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    run = subprocess.Popen(code, env=variables, text=True, **pipes)
-
-    def listen():  # a line a phase
-        for line in run.stderr:
-            said.append((round(time.perf_counter() - started, 2), line.rstrip()))
-            print(*said[-1], flush=True)
-
-    listener = threading.Thread(target=listen)
-    listener.start()
-    while run.poll() is None:
-        time.sleep(1)
-        in_use = max(in_use, int(card("memory.used") or 0))
-    listener.join()
-    seconds = time.perf_counter() - started
-    if run.returncode:
-        raise RuntimeError(f"icp-jax prune ended with status {run.returncode}")
-    record = json.loads((out / "icp_run.json").read_text())
-    found = {
-        "seconds": seconds,
-        "said": said,
-        "card_mib": in_use,
-        **{key: record[key] for key in ("peak_device_mib", "peak_host_mib", "sparsity")},
-        "memory": record["config"]["memory"],
-        "remedies": record["remedies"],
-        "errors": [block["error"] for block in record["blocks"]],
-        "blocks": [block["seconds"] for block in record["blocks"]],
-    }
+    found = model7b.prune(job, job["cache"])
     found["phases"] = {p: sum(b.get(p, 0.0) for b in found["blocks"]) for p in PHASES}
-    found["phases"]["other"] = seconds - sum(found["phases"].values())
-    shutil.rmtree(out)
-    code[code.index("prune")] = "plan"  # its programs are compiled; it writes nothing
-    asked = subprocess.run(code, env=variables, stdout=subprocess.PIPE, text=True)
-    # a plan that fails says why by itself, and must not cost what was measured
-    found["planned"] = None if asked.returncode else json.loads(asked.stdout)["peak"]
+    found["phases"]["other"] = found["seconds"] - sum(found["phases"].values())
+    try:  # a plan that fails says why, and must not cost what was measured
+        found["planned"] = model7b.plan(job, job["cache"])["peak"]
+    except RuntimeError as error:
+        found["planned"], found["plan_failed"] = None, str(error)
     return found
 
 
@@ -178,37 +103,24 @@ def main() -> None:
     root = str(Path(__file__).parent.parent)
     os.environ["JAX_PLATFORMS"] = "cpu"  # of this process: the card is the children's
     os.environ["PYTHONPATH"] = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
-    from prune_job import linears
-
-    from icp_jax.config import PruneConfig
-    from icp_jax.models import make_family
-    from icp_jax.planning.budgets import budgets
-
     job = vars(args) | {"vocab": VOCAB.get(args.shape, 1024), "seq_len": args.length}
     job |= {"heads": SHAPES[args.shape].heads, "options": args.options.split()}
     job |= {"out": None, "folder": None}  # no paths in the record
-    family = make_family(hf_config(job))
-    job["budgets"] = budgets(family, [linears(job)] * args.blocks, PruneConfig())
-    settings = {k: v for k, v in job.items() if k not in ("budgets", "out", "folder", "cache")}
-    record = {**common.provenance(), "card": card("name,driver_version"), "settings": settings}
+    settings = {k: v for k, v in job.items() if k not in ("out", "folder", "cache")}
+    record = {**common.provenance(), "card": card.ask("name,driver_version"), "settings": settings}
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         job["cache"] = args.cache or str(scratch / "cache")
-        job["model"], job["tokens"] = str(scratch / "model"), str(scratch / "ids.npy")
+        job["scratch"], job["stored"] = name, "float16"
         if {"steps", "prune", "torch", "first"} & {*args.parts}:
             started = time.perf_counter()
-            record["checkpoint_bytes"] = checkpoint(job, Path(job["model"]))
-            count = 2 * job["samples"] * job["length"]
-            ids = np.random.default_rng(1).integers(3, job["vocab"], count, np.int32)
-            np.save(job["tokens"], ids)
+            files = model7b.checkpoint(job).iterdir()
+            record["checkpoint_bytes"] = sum(file.stat().st_size for file in files)
             print(f"checkpoint: {time.perf_counter() - started:.1f} s", flush=True)
         for each in args.parts:
             started = time.perf_counter()
             try:
-                run = {"prune": prune, "parity": parity}.get(each)
-                record[each] = (
-                    run(job, scratch, environment(job)) if run else part(each, job, scratch)
-                )
+                record[each] = prune(job) if each == "prune" else part(each, job, scratch)
             except (OSError, ValueError, RuntimeError, subprocess.CalledProcessError):
                 # a child that failed: the parts to come are worth having all the same
                 record[each] = {"failed": traceback.format_exc()[-4000:]}

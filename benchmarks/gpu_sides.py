@@ -15,47 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-SIZE = 8192  # of the products whose rate is measured
-TRIES = 5
-
-
-def rates(job) -> dict[str, Any]:
-    """What the card does in a second: products, and copies between host and device."""
-    import jax
-    import jax.numpy as jnp
-
-    from icp_jax.streaming import storage
-
-    found: dict[str, Any] = {}
-    for dtype in ("bfloat16", "float32"):
-        a = jax.random.normal(jax.random.key(0), (SIZE, SIZE)).astype(dtype)
-        multiply = jax.jit(partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST))
-        found[dtype] = 2 * SIZE**3 / _median(lambda m=multiply, a=a: m(a, a))
-    bulk = jax.random.normal(jax.random.key(1), (8, 1 << 24))
-    there = storage.Samples(bulk.shape, np.dtype("float32"), "pinned_host")
-
-    def give():
-        there[slice(0, 8)] = bulk
-        return there._parts
-
-    found["to_host"] = bulk.nbytes / _median(give)
-    found["to_device"] = bulk.nbytes / _median(lambda: there.send(slice(0, 8)))
-    pageable = np.asarray(bulk)
-    found["to_device_pageable"] = bulk.nbytes / _median(lambda: jax.device_put(pageable))
-    return found
-
-
-def _median(run) -> float:
-    """Seconds of a call, the first one, which compiles, left out."""
-    import jax
-
-    times = []
-    for _ in range(TRIES + 1):
-        started = time.perf_counter()
-        jax.block_until_ready(run())
-        times.append(time.perf_counter() - started)
-    return statistics.median(times[1:])
+from gpu import model7b, plain_torch
+from gpu.rates import rates
 
 
 def steps(job) -> dict[str, Any]:
@@ -68,7 +29,7 @@ def steps(job) -> dict[str, Any]:
     from icp_jax.streaming import passes, transfer, tune
     from icp_jax.streaming.source import FolderSource
 
-    source = FolderSource(job["model"])
+    source = FolderSource(model7b.checkpoint(job))
     family, length = source.family, job["length"]
     apply = Apply(family.block_at(0), "bfloat16")
     found: dict[str, Any] = {}
@@ -122,64 +83,6 @@ def steps(job) -> dict[str, Any]:
     return found
 
 
-def torch_side(job) -> dict[str, Any]:
-    """The first blocks in plain PyTorch: bfloat16 by autocast, the streams on the device."""
-    import torch
-    import torch_reference as reference
-
-    from icp_jax.streaming.source import FolderSource
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.set_default_device(device)
-    source, count = FolderSource(job["model"]), job["torch_blocks"]
-
-    class Blocks:
-        """Read when asked for, as float32."""
-
-        def __getitem__(self, t):
-            tree = reference.from_tree(source.block(t))
-            return {name: leaf.to(device, torch.float32) for name, leaf in tree.items()}
-
-    def half(kind):
-        def wrapped(method):
-            def call(*args):
-                with torch.autocast(device, torch.bfloat16):
-                    return method(*args)
-
-            return call
-
-        methods = {name: wrapped(getattr(kind, name)) for name in ("__call__", "hidden")}
-        return type(kind.__name__, (kind,), methods)
-
-    reference.BLOCKS = {name: half(kind) for name, kind in reference.BLOCKS.items()}
-    embed = {
-        name: torch.from_numpy(np.array(part["embedding"], np.float32)).to(device)
-        for name, part in source.embed().items()
-    }
-    tokens = np.load(job["tokens"])[: job["samples"] * job["length"]]
-    tokens = torch.from_numpy(tokens.reshape(job["samples"], -1)).to(device)
-    sparse, dense, seconds = reference.prune_blocks(
-        Blocks(),
-        embed,
-        tokens,
-        job["budgets"][:count],
-        family=source.family.name,
-        hidden=source.family.hidden_size,
-        heads=job["heads"],
-        attention="fused",
-        batch=2,
-        epochs=1,
-        lr=1e-4,
-        gamma=0.87,
-        damping=0.01,
-        width=128,
-        seed=0,
-    )
-    error = float((sparse - dense).square().sum() / dense.square().sum())
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
-    return {"blocks": count, "seconds": seconds, "error": error, "peak_bytes": peak}
-
-
 def first(job) -> dict[str, Any]:
     """The reports of the first blocks, on any platform and in either dtype."""
     import jax
@@ -192,8 +95,10 @@ def first(job) -> dict[str, Any]:
     from icp_jax.streaming.loop import Hooks, prune_blocks
     from icp_jax.streaming.source import FolderSource
 
-    source, found = FolderSource(job["model"]), []
-    calibration = CalibrationConfig(job["tokens"], job["samples"], job["length"])
+    source, found = FolderSource(model7b.checkpoint(job)), []
+    calibration = CalibrationConfig(
+        str(source.folder.with_name(model7b.TOKENS)), job["samples"], job["length"]
+    )
     tokens = inputs.calibration(calibration, source)
 
     class Enough(Exception):
@@ -215,7 +120,12 @@ def first(job) -> dict[str, Any]:
     return {"platform": jax.default_backend(), "dtype": job["dtype"], "blocks": found}
 
 
-PARTS = {"rates": rates, "steps": steps, "torch": torch_side, "first": first}
+def torch_side(job) -> dict[str, Any]:
+    """The first blocks in plain PyTorch, the first uses of its kernels included."""
+    return plain_torch.side(job, job["torch_blocks"])
+
+
+PARTS = {"rates": lambda job: rates(), "steps": steps, "torch": torch_side, "first": first}
 
 if __name__ == "__main__":
     from icp_jax.backend import compile_cache

@@ -1,8 +1,10 @@
 """What must be as it was for a run to go on, what need not, and what is said of a difference."""
 
+import contextlib
 import dataclasses
 import re
 import shutil
+import threading
 
 import pytest
 import test_resume
@@ -12,8 +14,10 @@ from test_resume import config_for, cut_off
 from icp_jax import PruneConfig
 from icp_jax.config import MemoryConfig
 from icp_jax.errors import Kept
-from icp_jax.runs import fingerprint
+from icp_jax.runs import door, fingerprint
+from icp_jax.runs.fingerprint import Weights
 from icp_jax.runs.run import prune_folder
+from icp_jax.streaming.source import FolderSource
 
 place, whole = test_resume.place, test_resume.whole  # its fixtures
 
@@ -101,3 +105,25 @@ def test_another_processor_is_refused(place, monkeypatch):
     monkeypatch.setattr(fingerprint, "_arithmetic", lambda: "x86_64 sse sse2")
     with pytest.raises(Kept, match="processor was .*, is x86_64 sse sse2; use the run.s original"):
         prune_folder(config_for(place), resume=True)
+
+
+@pytest.mark.parametrize("host", [True, False])
+def test_weights_are_hashed_while_programs_compile_for_an_accelerator(
+    monkeypatch, opt_folder, host
+):
+    planned = threading.Event()
+
+    class Watched(Weights):
+        def __init__(self, source):
+            assert planned.wait(20)
+            super().__init__(source)
+
+    monkeypatch.setattr(door, "Weights", Watched)
+    monkeypatch.setattr(door.backend, "is_host", lambda: host)
+    with contextlib.closing(FolderSource(opt_folder)) as source:
+        hashed = door._hashing(source)  # on the CPU nothing is begun, elsewhere a thread waits
+        planned.set()
+        assert hashed().digests == Weights(source).digests
+        monkeypatch.setattr(fingerprint, "sha256", lambda path: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            door._hashing(source)()

@@ -10,7 +10,12 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
-LOCKS = ("requirements.lock", "requirements-test.lock", "requirements-docs.lock")
+LOCKS = (
+    "requirements.lock",
+    "requirements-test.lock",
+    "requirements-docs.lock",
+    "requirements-cuda.lock",
+)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 MACHINES = ("x86_64", "aarch64")
@@ -63,6 +68,7 @@ def test_every_line_has_hashes_and_no_place(lock):
         ("installed", LOCKS[0], "."),
         ("tested", LOCKS[1], ".[test]"),
         ("documented", LOCKS[2], ".[docs]"),
+        ("on-gpu", LOCKS[3], ".[cuda,test]"),
     ],
 )
 @pytest.mark.parametrize("held", [True, False])

@@ -3,17 +3,11 @@
 What XLA makes of it there is for `test_gpu.py` to see.
 """
 
-import json
-
-import jax
 import pytest
 from conftest import LLAMA, OPT
+from cuda_lowering import programs
 
 from icp_jax import CalibrationConfig, PruneConfig, QuantConfig, RunConfig
-from icp_jax.config import MemoryConfig
-from icp_jax.models import attention
-from icp_jax.planning import memory as memory_plan
-from icp_jax.planning.workload import describe, resolved, workload
 
 RUNS = {
     "icp": {},
@@ -29,26 +23,9 @@ RUNS = {
 @pytest.mark.parametrize("run", RUNS)
 @pytest.mark.parametrize("model", [OPT, LLAMA], ids=["opt", "llama"])
 def test_programs_lower_for_cuda(monkeypatch, tmp_path, model, run, dtype):
-    (tmp_path / "config.json").write_text(json.dumps(model | {"dtype": "float16"}))
-    source = describe(str(tmp_path))
     calibration = CalibrationConfig("text.txt", samples=8, seq_len=32)
     asked = RunConfig(str(tmp_path), dtype=dtype, calibration=calibration, **RUNS[run])
-    work = workload(source, resolved(asked, source))
-    lowered = {}
-
-    def beside(self, function, *args, **kwargs):
-        program = function.trace(*args, **kwargs).lower(lowering_platforms=("cuda",))
-        lowered[function.__name__] = lowered.get(function.__name__, "") + program.as_text()
-        return 0
-
-    cudnn = "jax._src.cudnn.fused_attention_stablehlo."
-    monkeypatch.setattr(cudnn + "check_cudnn_version", lambda: 91000)
-    monkeypatch.setattr(cudnn + "check_compute_capability", lambda *at_least: True)
-    monkeypatch.setattr(attention, "_cudnn_takes", lambda head_dim: True)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(memory_plan.Programs, "beside", beside)
-    for remat in (False, True):
-        memory_plan.need(work, MemoryConfig("host", remat=remat))
+    lowered = programs(monkeypatch, tmp_path, model, asked)
 
     blocks = {"forward", "forward_beside", "collect"}
     method = {"wanda"} if run == "wanda" else {"_steps", "factor", "_walk"}

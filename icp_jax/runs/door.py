@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from icp_jax import backend
 from icp_jax.checks import flat
 from icp_jax.config import RunConfig
 from icp_jax.data import inputs
@@ -55,6 +58,7 @@ def ready(
     tokens = inputs.calibration(config.calibration, source, progress)
     asked = inputs.counted(full, tokens)
     start = begun(asked)
+    hashed = _hashing(source)
     try:
         settled = settle(source, start)
     except InputError as error:
@@ -62,7 +66,7 @@ def ready(
             raise
         kept = "a resumed run keeps the batch size and remat setting it started with"
         raise Kept(f"{error}; {kept}") from None
-    weights = Weights(source)
+    weights = hashed()
     devices.check_same("settings, weights or versions", common(flat(asked), weights))
     samples = inputs.record(source, tokens)
     files = {name: digest for name, digest in weights.digests.items() if name != "config.json"}
@@ -76,3 +80,16 @@ def ready(
         fingerprint(flat(settled), weights, samples),
         {"config": dataclasses.asdict(settled), "inputs": {"weights": files, **samples}},
     )
+
+
+def _hashing(source: FolderSource) -> Callable[[], Weights]:
+    """Gives the watched weights; for an accelerator they are hashed while the plan compiles.
+
+    On the CPU they are hashed when asked for: the plan needs the cores, and measures the memory.
+    """
+    if backend.is_host():
+        return partial(Weights, source)
+    pool = ThreadPoolExecutor(1)
+    coming = pool.submit(Weights, source)
+    pool.shutdown(wait=False)
+    return coming.result
