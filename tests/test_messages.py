@@ -109,7 +109,7 @@ def test_an_old_spelling_works_and_names_the_new_one(old, equals):
     expected = ["prune", "m", "o", *([] if new.isupper() else [new, value])]
     assert run_config(parse(["prune", *others, *given], said.append)) == run_config(parse(expected))
     used = f"the argument {new}" if new.isupper() else new
-    assert said == [f"{old} is an old spelling: use {used}"]
+    assert said == [f"old spellings: {old} is now {used}"]
 
 
 def test_all_old_spellings_are_tried():
@@ -120,10 +120,16 @@ def test_old_spellings_on_the_command_line(opt_folder, tmp_path, data, capsys):
     args = ["--model", str(opt_folder), "--out", str(tmp_path / "out"), "--calibration.data", data]
     args += ["--prune.method", "wanda", "--prune.sparsity", "0.5", "--calibration.seq-len", "16"]
     assert main(["prune", *args, "--quiet"]) == 0
-    said = capsys.readouterr().err.splitlines()
-    assert said[0] == "icp-jax: --model is an old spelling: use the argument MODEL"
-    assert "icp-jax: --prune.sparsity is an old spelling: use --sparsity" in said
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("icp-jax: old spellings: --model is now the argument MODEL, --out is")
+    assert "--prune.sparsity is now --sparsity" in said
     assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_an_error_is_one_line_with_old_spellings_too(capsys):
+    assert main(["prune", "--model", "./nowhere", "--out", "o", "--prune.sparsity", "0.5"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("icp-jax: no such folder")
 
 
 # ---------------------------------------------------------------- completions

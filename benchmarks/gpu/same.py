@@ -1,6 +1,6 @@
 """The stage `same`: does this device give what the CPU gave?
 
-The CPU's results are `results/gpu_same_cpu.json`, written by this file
+The CPU's results are `gpu/same_cpu.json`, written by this file
 (`gpu_check.py --write-reference`). Of every linear it holds a sketch, see `gpu.sketch`.
 """
 
@@ -23,7 +23,7 @@ from gpu.cases import CASES, Case
 from gpu.files import read, write
 
 ENOUGH = 25  # seconds that a case may take with compiling; less left, and none is begun
-REFERENCE = common.RESULTS / "gpu_same_cpu.json"
+REFERENCE = Path(__file__).with_name("same_cpu.json")
 # Rounding swaps a few entries of the masks, and what the walk does later in those columns
 # follows: of all entries; of a block's error; of the perplexity.
 LIMITS = {"float32": (0.01, 0.01, 0.01), "bfloat16": (0.2, 0.05, 0.05)}

@@ -20,6 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     from converters.rules import ConversionError
     from icp_jax.cli.options import as_options
 
+    old: list[str] = []
     try:
         machine.linux()
         args = sys.argv[1:] if argv is None else argv
@@ -29,8 +30,10 @@ def main(argv: list[str] | None = None) -> int:
         _prepare()
         machine.names(args)
         with standard.written(InputError):
-            command = parse(args, _say)
+            command = parse(args, old.append)
         dispatch.run(command, _say)
+        for line in old:  # last: an error is one line
+            _say(line)
     except (InputError, ConversionError) as error:
         return _fail(as_options(f"{error}{_kept(error, '; stopped ')}"))
     except KeyboardInterrupt as error:

@@ -30,7 +30,7 @@ Exit status: 0 success, 1 standard output closed, 2 bad input or no space, 130 i
 def parse(args: list[str], say: Callable[[str], None] = lambda line: None) -> Any:
     """Parse arguments into the dataclass of a command. Raises InputError; exits for --help.
 
-    say: called with one line for every option given by its old spelling.
+    say: called with one line that gives the new spelling of every old one.
     """
     import tyro
 
@@ -80,6 +80,7 @@ def _current(args: list[str], say: Callable[[str], None]) -> Iterator[str]:
     """Replace old spellings in the arguments; `--model` and `--out` become positional."""
     from icp_jax.cli.options import RENAMED
 
+    old: dict[str, str] = {}
     moved: dict[str, str] = {}
     kept: list[str] = []
     left = iter(args)
@@ -89,12 +90,13 @@ def _current(args: list[str], say: Callable[[str], None]) -> Iterator[str]:
         if new is None:
             kept.append(arg)
             continue
-        used = f"the argument {new}" if new.isupper() else new
-        say(f"{name} is an old spelling: use {used}")
+        old[name] = f"the argument {new}" if new.isupper() else new
         if new.isupper():
             moved[new] = value if equals else next(left, "")
         else:
             kept.append(new + equals + value)
+    if old:
+        say(f"old spellings: {', '.join(f'{name} is now {new}' for name, new in old.items())}")
     if "MODEL" in moved:
         yield moved["MODEL"]
     yield from kept
