@@ -151,7 +151,7 @@ CASES = {
     "too long a path": (NONE, ["--out", "work/" + "x/" * 2100 + "o"], "is too long a name"),
     "too long a name on the way": (NONE, ["--out", f"{'x' * 300}/o"], "is too long a name"),
     "side file out of reach": (
-        lambda p: (p / "model/vocab.txt").symlink_to("gone"), [], "vocab.txt cannot be read"),
+        lambda p: (p / "model/vocab.txt").symlink_to("gone"), [], "vocab.txt must be copied but cannot be read"),
     "work folder of another program": (
         lambda p: [(p / "work/.out.partial").mkdir(), (p / "work/.out.partial/a.txt").write_text("")],
         [], "is not the work folder of a run: it has 'a.txt', which no run writes; move it away"),

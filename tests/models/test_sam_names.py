@@ -163,7 +163,7 @@ def test_written_names_are_those_of_transformers(tmp_path):
 @pytest.mark.parametrize(
     ("part", "change", "message"),
     [
-        ("vision_config", {"image_size": [64, 32]}, "one number"),
+        ("vision_config", {"image_size": [64, 32]}, "two equal ones"),
         ("vision_config", {"hidden_act": "tanh"}, "hidden_act 'tanh'"),
         ("vision_config", {"num_attention_heads": 5}, "not a multiple of 5"),
         ("vision_config", {"num_pos_feats": 7}, "must be equal"),

@@ -118,7 +118,7 @@ def test_the_command_line(place, capsys):
     assert found["images"] == 2 and found["masks"] == 4 and "images" in err
     assert main(["eval", str(place / "model"), "--data", data, "--prompt", "box"]) == 0
     out = capsys.readouterr().out
-    assert "a box each, of 4 images" in out and "F1" in out
+    assert "on 4 images, one box per mask" in out and "F1" in out
 
 
 def test_segment_paints_the_mask(place, tmp_path, capsys):
