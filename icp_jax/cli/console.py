@@ -161,11 +161,12 @@ def pruned(done: Any) -> None:
     out.print(table)
     device = "" if done.peak_device_mib is None else f", {done.peak_device_mib} MiB on the device"
     data = {"text": "wikitext2", "vision": "coco:DIR"}[done.kind]
+    needed = [line for block in done.blocks for line in remedies(block)]
     for name, said in (
         ("sparsity", f"{done.sparsity:.6f}"),
         ("time", f"{done.seconds:.1f} s"),
         ("peak memory", f"{done.peak_host_mib} MiB{device}"),
-        *(("remedy", line) for block in done.blocks for line in remedies(block)),
+        *(("remedy", line) for line in needed or ["none"]),
         ("output", str(done.out)),
         ("next", f"icp-jax eval {shlex.quote(str(done.out))} --data {data}"),
     ):
