@@ -142,6 +142,7 @@ def test_a_folder_of_another_program_is_left(place):
     assert [path.name for path in other.iterdir()] == ["download"]
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(undisturbed, place, environment):
     kill_and_resume(undisturbed, place, environment, 2)
 

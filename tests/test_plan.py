@@ -57,7 +57,12 @@ def model(folder, changes, tokens):
     return write_opt(folder, np.float32, **changes)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+LONG = ("long streams", "large vocabulary")
+
+
+@pytest.mark.parametrize(
+    "shape", [pytest.param(s, marks=pytest.mark.slow) if s in LONG else s for s in SHAPES]
+)
 def test_planned_and_measured_peaks_agree(tmp_path, shape):
     changes, samples, length, more = SHAPES[shape]
     model(tmp_path / "model", changes, length)

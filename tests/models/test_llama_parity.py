@@ -171,6 +171,7 @@ def test_a_trained_model():
 
 @torch_too
 @pytest.mark.skipif(not TINY_STORIES.exists(), reason=f"{TINY_STORIES} is not there")
+@pytest.mark.slow
 def test_stories260k_has_the_perplexity_that_torch_finds():
     import bench_stories
     import torch
