@@ -55,20 +55,16 @@ class Plan(NamedTuple):
         return {**phase._asdict(), **work, "seconds": self.seconds[name]}
 
 
-def plan(config: RunConfig, device: str = "", host: str = "") -> Plan:
-    """Plan the run of a config on this machine.
+def plan(config: RunConfig) -> Plan:
+    """Plan the run of a config on this machine, within its memory limits, else the free memory.
 
-    device, host: memory limits such as `8GiB`. Default: those of the config, else the free memory.
     Writes only the compilation cache. Raises InputError if nothing fits.
     """
     config = check(config)
-    for name, given in (("device", device), ("host", host)):
-        if given and getattr(config.memory, name):
-            raise InputError(f"{name} memory is given twice: leave memory.{name} out")
     source = describe(config.model)
     work = workload(source, resolved(config, source))
     budgets(work.family, work.shapes, config.prune, config.quant)
-    limits = _limits(config.memory, device, host, free=True)
+    limits = _limits(config.memory, free=True)
     found = fit(work, **limits)
     rates = measure(work.config.dtype)
     flops = cost.flops(work.family, work.shapes, work.config, work.positions)
@@ -92,13 +88,11 @@ def settle(source: FolderSource, config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, memory=memory)
 
 
-def _limits(
-    memory: MemoryConfig, device: str = "", host: str = "", *, free: bool
-) -> dict[str, int | None]:
+def _limits(memory: MemoryConfig, *, free: bool) -> dict[str, int | None]:
     """Memory limits in bytes. free: use the free memory if no limit is set."""
     found = {
-        "device": parse_bytes("device memory", device or memory.device),
-        "host": parse_bytes("host memory", host or memory.host),
+        "device": parse_bytes("memory.device", memory.device),
+        "host": parse_bytes("memory.host", memory.host),
     }
     if free:
         found["host"] = found["host"] or storage.host_free() + storage.proc("self/status", "VmRSS")
