@@ -11,6 +11,7 @@ import pytest
 from runs import helpful
 
 from icp_jax.cli import main
+from icp_jax.cli.commands import COMMANDS
 from icp_jax.cli.options import GROUPS, OPTION, RENAMED, run_config
 from icp_jax.cli.parse import SHELLS, parse
 
@@ -88,6 +89,15 @@ def test_every_option_says_what_unset_means(capsys):
     for entry in valued:
         required = entry.startswith(("--hosts.count", "--hosts.index"))
         assert re.search(r"\bDefault:|\(default:", entry) or required, entry
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_default_is_said_once(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    out = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "{None" not in out and "(default: None)" not in out and "(default: False)" not in out
+    assert not re.search(r"Default: [^.]*\. \(default", out)
 
 
 # ---------------------------------------------------------------- old spellings

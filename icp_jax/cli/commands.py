@@ -13,6 +13,7 @@ from icp_jax.config import Dtype
 Model = Annotated[str, tyro.conf.arg(metavar="MODEL")]
 
 
+@options.described
 @dataclass(frozen=True)
 class Demo:
     """Prune the bundled model with all four methods and compare them."""
@@ -81,6 +82,7 @@ Plan = options.command(
 )
 
 
+@options.described
 @dataclass(frozen=True)
 class Eval:
     """Measure the perplexity of a language model, or the IoU of SAM's masks."""
@@ -107,6 +109,7 @@ class Eval:
     """Do not show progress."""
 
 
+@options.described
 @dataclass(frozen=True)
 class Segment:
     """Segment one object of an image with SAM and write the image with its mask."""
@@ -127,6 +130,7 @@ class Segment:
     """Print the result as one JSON object instead of text."""
 
 
+@options.described
 @dataclass(frozen=True)
 class Convert:
     """Convert a Hugging Face folder to an Orbax checkpoint of the Flax tree, or back; bit-exact."""
@@ -139,6 +143,7 @@ class Convert:
     """Print the result as one JSON object instead of text."""
 
 
+@options.described
 @dataclass(frozen=True)
 class Verify:
     """Check a pruned folder: sparsity, n:m patterns, non-finite values, changed tensors."""

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from types import NoneType
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import docstring_parser
 import tyro
@@ -137,7 +137,7 @@ def _group(title: str, more: Mapping[str, Option]) -> type | None:
 
 
 def _field(option: str, hint: Any, default: Any, help: str) -> tuple[str, Any, Any]:
-    hidden = "" if default in (None, "", False) else None  # the help text states the default
+    hidden = "" if _unset(default, help) else None
     metavar = METAVARS.get(option) or _metavar(hint)
     said = tyro.conf.arg(name=option, help=help, metavar=metavar, help_behavior_hint=hidden)
     known = dataclasses.field(default=default, metadata={"option": option})
@@ -149,7 +149,29 @@ def _metavar(hint: Any) -> str | None:
     kinds = [kind for kind in get_args(hint) if kind is not NoneType]
     if NoneType not in get_args(hint):
         return None
+    if get_origin(kinds[0]) is Literal:
+        return "{" + ",".join(get_args(kinds[0])) + "}"
     return "{True,False}" if kinds == [bool] else kinds[0].__name__.upper()
+
+
+T = TypeVar("T")
+
+
+def described(kind: type[T]) -> type[T]:
+    """Decorate a command's dataclass: its docstrings are the help, as for the options of a run."""
+    hints, texts = get_type_hints(kind, include_extras=True), helps(kind)  # type: ignore[arg-type]
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        hint, help = hints[field.name], texts[field.name]
+        metavar = None if get_origin(hint) is Annotated else _metavar(hint)
+        hidden = "" if _unset(field.default, help) else None
+        said = tyro.conf.arg(metavar=metavar, help=help, help_behavior_hint=hidden)
+        kind.__annotations__[field.name] = Annotated[hint, said]
+    return kind
+
+
+def _unset(default: Any, help: str) -> bool:
+    """Whether the help says what happens without the option, so that tyro need not."""
+    return default is None or default is False or default == "" or "Default:" in help
 
 
 def attribute(option: str) -> str:
