@@ -38,8 +38,9 @@ def temporary(program, *args):
     return program.lower(*args).compile().memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    "tied, dtype", [(True, np.float32), (False, np.float16), (True, ml_dtypes.bfloat16)]
+)
 def test_memory_does_not_grow_with_the_vocabulary(tied, dtype):
     layout, weights = of(tied, dtype)
     assert not layout.whole and weights.table.shape == (VOCABULARY, 48)
