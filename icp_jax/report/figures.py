@@ -21,19 +21,21 @@ def error_growth(
 
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.subplots()
-    blocks = 0
+    blocks, drawn = 0, dict[str, None]()
     for k, ((method, given), marker) in enumerate(zip(errors.items(), "os^Dvx*", strict=False)):
         lines = given if isinstance(given, Mapping) else {"mean": given}
         for line, values in lines.items():
-            label = method if len(lines) == 1 else f"{method}, {line}"
-            (drawn,) = axes.plot(range(len(values)), values, f"C{k}{LINES[line]}", label=label)
-            drawn.set_marker(marker)
-            blocks = max(blocks, len(values))
+            (curve,) = axes.plot(range(len(values)), values, f"C{k}{LINES[line]}{marker}")
+            if line == next(iter(lines)):
+                curve.set_label(method)
+            blocks, drawn[line] = max(blocks, len(values)), None
+    for line in drawn if len(drawn) > 1 else ():  # in the legend, once for all methods
+        axes.plot([], [], f"k{LINES[line]}", label=line)
     axes.set_yscale("log")
     axes.set_xticks(range(blocks))
     axes.set_xlabel("after block")
     axes.set_ylabel("relative squared error of the hidden states")
     axes.set_title(title)
     axes.grid(True, which="both", alpha=0.3)
-    axes.legend(fontsize="small", ncols=2 if len(axes.lines) > 6 else 1)
+    axes.legend()
     figure.savefig(path, dpi=150)
