@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from icp_jax.data import inputs
 from icp_jax.data.hub import resolve
 from icp_jax.errors import InputError
 from icp_jax.evaluation.perplexity import Perplexity, perplexity
+from icp_jax.evaluation.windows import check_tokens, check_vocabulary, evaluation_tokens
 from icp_jax.model import Model, TreeSink
 from icp_jax.runs.export import save
 from icp_jax.runs.job import job
@@ -128,6 +129,7 @@ def evaluate(
     seq_len: int | None = None,
     prompt: Prompt | None = None,
     limit: int | None = None,
+    against: Model | FolderSource | str | Path | None = None,
     seed: int | None = None,
     dtype: Dtype = "auto",
     progress: Progress = lambda block, phase, done, total, loss: None,
@@ -137,36 +139,48 @@ def evaluate(
     model: in memory, a Hugging Face folder or hub id, or a SAM `.pth` file.
     data_or_windows: wikitext2, ptb, c4, a path, or token windows `[W, T]`; for SAM, sa1b:DIR or
     coco:DIR. seq_len: tokens per window of a text. Default: the model's context, at most 2048.
-    prompt, limit, seed: for SAM only, see `segmentation`. dtype: compute dtype of the blocks.
-    Raises InputError.
+    limit: use the first windows or images only; all if there are fewer. against: for text, a
+    second model with the same vocabulary and tokenizer, such as the dense one, for the KL
+    divergence from its predictions. prompt, seed: for SAM only, see `segmentation`. dtype: compute
+    dtype of the blocks. Raises InputError.
     """
     config = check(EvalConfig(seq_len, prompt, limit, seed, dtype))
-    if not isinstance(model, str | Path):
-        return _evaluate(model, data_or_windows, config, progress)
-    with closing(FolderSource(resolve(str(model)))) as source:
-        return _evaluate(source, data_or_windows, config, progress)
+    with ExitStack() as stack:
+
+        def opened(given: Model | FolderSource | str | Path) -> Model | FolderSource:
+            if not isinstance(given, str | Path):
+                return given
+            return stack.enter_context(closing(FolderSource(resolve(str(given)))))
+
+        source = opened(model)
+        if source.family.kind == "vision":
+            if against is not None:
+                raise InputError("against is for text, but this model reads images: leave it out")
+            return _segmentation(source, data_or_windows, config, progress)
+        dense = None if against is None else opened(against)
+        return _perplexity(source, data_or_windows, dense, config, progress)
 
 
-def _evaluate(
+def _perplexity(
     source: Model | FolderSource,
     given: str | Path | np.ndarray,
+    dense: Model | FolderSource | None,
     config: EvalConfig,
     progress: Progress,
-) -> Perplexity | Segmentation:
-    if source.family.kind == "vision":
-        return _segmentation(source, given, config, progress)
-    for name in ("prompt", "limit", "seed"):
+) -> Perplexity:
+    for name in ("prompt", "seed"):
         if getattr(config, name) is not None:
             raise InputError(f"{name} is for SAM, but this model reads text: leave it out")
-    vocabulary = data.vocabulary(source.config)
-    if isinstance(given, np.ndarray):
-        if config.seq_len is not None:
-            raise InputError("seq_len is for text, but token windows are given: leave it out")
-        windows = inputs.checked(source, given)
-    else:
-        encode = data.Encoder(source.folder, vocabulary, progress)
-        windows = data.evaluation_windows(str(given), config.seq_len, source.family.context, encode)
-    return perplexity(source, windows, dtype=config.dtype, progress=progress)
+    data.vocabulary(source.config)
+    if isinstance(given, np.ndarray) and config.seq_len is not None:
+        raise InputError("seq_len is for text, but token windows are given: leave it out")
+    if dense is not None:
+        check_vocabulary(source, dense)
+    windows = evaluation_tokens(source, given, config.seq_len, progress)
+    if dense is not None:
+        check_tokens(dense, given, windows, progress)
+    windows = windows[: config.limit]
+    return perplexity(source, windows, dtype=config.dtype, against=dense, progress=progress)
 
 
 def _segmentation(

@@ -77,7 +77,11 @@ def _compare(out: Path, sparsity: float, watch: Watch) -> dict[str, Any]:
         with watch(f"{method}: ") as (tick, _):
             found = evaluate(done.out, heldout, progress=tick)
             assert isinstance(found, Perplexity)
-        errors[method] = [block.error for block in done.blocks]
+        errors[method] = {
+            "mean": [block.error for block in done.blocks],
+            "median": [block.error_median for block in done.blocks],
+            "95th percentile": [block.error_p95 for block in done.blocks],
+        }
         rows.append(
             {
                 "method": method,

@@ -145,7 +145,7 @@ class EvalConfig:
     prompt: Literal["point", "box"] | None = None
     """Prompt for each object (SAM only). Default: point."""
     limit: int | None = None
-    """Maximum number of images (SAM only). Default: all."""
+    """Maximum number of windows or images, the first ones. Default: all."""
     seed: int | None = None
     """Random seed for drawing points (SAM on COCO only). Default: 0."""
     dtype: Dtype = "auto"

@@ -210,7 +210,7 @@ def test_in_memory_there_is_nothing_to_pack(opt_folder, tokens):
         icp_jax.prune(icp_jax.load(opt_folder), tokens, quant=QuantConfig(bits=4, packed=True))
 
 
-@pytest.mark.parametrize("given", [{"prompt": "box"}, {"limit": 1}, {"seed": 0}])
+@pytest.mark.parametrize("given", [{"prompt": "box"}, {"seed": 0}])
 def test_settings_of_images_are_refused_for_text(opt_folder, tokens, given, capsys):
     (name, value) = next(iter(given.items()))
     with pytest.raises(InputError, match=f"{name} is for SAM"):
@@ -230,6 +230,8 @@ def test_settings_of_text_are_refused_for_images():
         icp_jax.evaluate(sam, "sa1b:x", seq_len=8)
     with pytest.raises(InputError, match="not on an array: give sa1b:DIR or coco:DIR"):
         icp_jax.evaluate(sam, np.zeros((1, 3, 8, 8)))
+    with pytest.raises(InputError, match="against is for text, but this model reads images"):
+        icp_jax.evaluate(sam, "sa1b:x", against="model")
 
 
 @pytest.mark.parametrize("bad", [{"limit": 0}, {"seed": -1}, {"prompt": "x"}, {"limit": True}])

@@ -85,7 +85,9 @@ Plan = options.command(
 @options.described
 @dataclass(frozen=True)
 class Eval:
-    """Measure the perplexity of a language model, or the IoU of SAM's masks."""
+    """Measure the perplexity of a language model, or the IoU of SAM's masks.
+
+    Losses are in nats per token. The standard error is over windows."""
 
     model: tyro.conf.Positional[Model]
     """Hugging Face folder or hub id, or a SAM .pth file."""
@@ -94,11 +96,14 @@ class Eval:
     Arrow folder. For SAM: sa1b:DIR or coco:DIR."""
     seq_len: int | None = None
     """Tokens per window. Default: the model's context, at most 2048."""
+    against: Annotated[str, tyro.conf.arg(metavar="DENSE")] = ""
+    """A second model with the same vocabulary and tokenizer, such as the dense one: also measure
+    the KL divergence from its predictions (not for SAM). Default: no comparison."""
     prompt: Literal["point", "box"] | None = None
     """Prompt for each object (SAM only). Points are SA-1B's own, or drawn inside COCO's masks.
     Default: point."""
     limit: int | None = None
-    """Maximum number of images (SAM only). Default: all."""
+    """Maximum number of windows or images, the first ones. Default: all."""
     seed: int | None = None
     """Random seed for drawing points (SAM on COCO only). Default: 0."""
     dtype: Dtype = "auto"

@@ -46,10 +46,17 @@ def evaluated(found: Any) -> None:
         if found.left_out:
             print(f"{found.left_out} invalid annotations skipped; the first: {found.unusable[0]}")
         return
-    print(
-        f"perplexity {found.perplexity:.4f} "
-        f"(windows of {found.seq_len} tokens, {found.tokens} tokens)"
-    )
+    error = found.standard_error
+    count = found.tokens // found.seq_len
+    lines = {
+        "perplexity": f"{found.perplexity:.4f}" + ("" if error is None else f" +- {error:.2g}"),
+        "loss": f"mean {found.cross_entropy:.4f}, median {found.median_cross_entropy:.4f} nats",
+        "tokens": f"{found.tokens} in {count} window{'s' * (count > 1)} of {found.seq_len}",
+    }
+    if found.kl is not None:
+        lines["against"] = f"KL {found.kl:.4f} nats, {found.agreement:.1%} the same first choice"
+    for name, said in lines.items():
+        print(f"{name:<12} {said}")
 
 
 def segmented(record: dict[str, Any]) -> None:

@@ -88,6 +88,7 @@ def _eval(command: Any) -> None:
             seq_len=command.seq_len,
             prompt=command.prompt,
             limit=command.limit,
+            against=command.against or None,
             seed=command.seed,
             dtype=command.dtype,
             progress=tick,

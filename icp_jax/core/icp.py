@@ -26,6 +26,7 @@ from icp_jax.core.passes import Apply, alike_runs, narrowed, widened
 from icp_jax.core.prune import LayerMetrics, prune_block
 from icp_jax.core.pruners import METHODS
 from icp_jax.core.streams import Streams
+from icp_jax.core.token_errors import quantiles
 from icp_jax.models.spec import Family
 
 Params = dict[str, Any]
@@ -39,6 +40,8 @@ class BlockMetrics(NamedTuple):
     compensation: CompensationMetrics  # of this block, before it was pruned
     error: Float[Array, "*L"]  # ‖sparse-dense‖² / ‖dense‖² of the streams after the block
     heldout: Float[Array, "*L"]  # the same on held-out samples; NaN without any
+    error_median: Float[Array, "*L"]  # of the error of each token by itself, see `token_errors`
+    error_p95: Float[Array, "*L"]
 
 
 def block_step(
@@ -79,9 +82,10 @@ def block_step(
     kept = widened(stored)  # as rounded in the checkpoint
     after = [streams.forward_beside(apply, kept, *pair) for pair in zip(sparse, dense, strict=True)]
 
-    moved = [Streams(s, d) for (s, _), d in zip(after, dense, strict=True)]
-    errors = [error for _, error in after] + [jnp.full((), jnp.nan, jnp.float32)]
-    return stored, moved, BlockMetrics(layers, lost, errors[0], errors[1])
+    moved = [Streams(s, d) for (s, *_), d in zip(after, dense, strict=True)]
+    errors = [error for _, error, _ in after] + [jnp.full((), jnp.nan, jnp.float32)]
+    spread = quantiles(after[0][2][:samples])
+    return stored, moved, BlockMetrics(layers, lost, errors[0], errors[1], *spread)
 
 
 def icp(

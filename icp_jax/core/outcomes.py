@@ -5,6 +5,7 @@ These functions run on the host and serve both drivers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -53,13 +54,19 @@ class Compensation(NamedTuple):
 
 @dataclass(frozen=True)
 class BlockReport:
-    """One block. error: ‖sparse-dense‖²/‖dense‖² of the streams after it."""
+    """One block. error: ‖sparse-dense‖²/‖dense‖² of the streams after it.
+
+    error_median, error_p95: the median and 95th percentile of the same of every token by itself;
+    NaN in records of earlier versions.
+    """
 
     block: int
     layers: tuple[LayerReport, ...]
     error: float
     compensation: Compensation | None  # of this block, before it was pruned
     seconds: dict[str, float] = field(default_factory=dict)
+    error_median: float = math.nan
+    error_p95: float = math.nan
 
 
 def layer_reports(
@@ -105,7 +112,8 @@ def reports(family: Family, params: Any, metrics: Any, damping: float) -> list[B
         sizes = {spec.name: block[spec.name]["kernel"].size for spec in family.linears}
         layers = layer_reports(family, sizes, one.layers, damping, f"block {t}")
         tuned = compensation_report(one.compensation)
-        found.append(BlockReport(t, layers, float(one.error), tuned))
+        spread = float(one.error_median), float(one.error_p95)
+        found.append(BlockReport(t, layers, float(one.error), tuned, {}, *spread))
     check(found, family)
     return found
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 from icp_jax.arrays import AnyArray
 from icp_jax.backend.products import full_precision
 from icp_jax.core import stats
+from icp_jax.core.token_errors import Beside, beside
 from icp_jax.models.spec import Family
 
 Params = dict[str, Any]
@@ -111,11 +112,11 @@ def forward_beside(
     x: Float[AnyArray, "b *s"],
     dense: Float[AnyArray, "b *s"],
     valid: Int[AnyArray, ""],
-) -> tuple[Float[Array, "b *s"], tuple[Float[Array, ""], Float[Array, ""]]]:
-    """The block's output, and the energies of (output - `dense`) and of `dense`."""
+) -> tuple[Float[Array, "b *s"], Beside]:
+    """The block's output, and how far it is from `dense`."""
     y = apply(params, x)
-    dense = dense.astype(y.dtype)
-    return y.astype(x.dtype), (_energy(y - dense, valid), _energy(dense, valid))
+    real = jnp.arange(y.shape[0], dtype=jnp.int32) < valid
+    return y.astype(x.dtype), beside(y, dense.astype(y.dtype), real)
 
 
 def _energy(y: Float[AnyArray, "b *s"], valid: Int[AnyArray, ""]) -> Float[Array, ""]:

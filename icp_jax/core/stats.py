@@ -140,7 +140,7 @@ def energy(
 
 
 @jax.jit
-def share(lost: Float[Array, ""], energy: Float[Array, ""]) -> Float[Array, ""]:
+def share(lost: Float[Array, "*b"], energy: Float[Array, "*b"]) -> Float[Array, "*b"]:
     """lost / energy; the energy may be zero."""
     return lost / jnp.maximum(energy, jnp.finfo(jnp.float32).tiny)
 

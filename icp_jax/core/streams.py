@@ -60,15 +60,20 @@ def forward(apply: Apply, params: Params, stream: Chunks) -> Chunks:
 
 def forward_beside(
     apply: Apply, params: Params, stream: Chunks, dense: Chunks
-) -> tuple[Chunks, Float[Array, ""]]:
-    """(the block's output for all samples, ‖output - dense‖² / ‖dense‖²)."""
+) -> tuple[Chunks, Float[Array, ""], Float[Array, "n *p"]]:
+    """(the block's output for all samples, ‖output - dense‖² / ‖dense‖², the same by position).
+
+    The last, of padded samples too.
+    """
 
     def one(at):
         x, beside, valid = at
         return passes.forward_beside(apply, params, x, beside, valid)
 
-    values, energies = jax.lax.map(one, (stream.values, dense.values, stream.valid))
-    return stream._replace(values=values), share(*(jnp.sum(e) for e in energies))
+    values, found = jax.lax.map(one, (stream.values, dense.values, stream.valid))
+    error = share(jnp.sum(found.lost), jnp.sum(found.energy))
+    of_tokens = found.of_tokens.reshape(-1, *found.of_tokens.shape[2:])
+    return stream._replace(values=values), error, of_tokens
 
 
 def statistics(

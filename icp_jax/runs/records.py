@@ -41,7 +41,8 @@ def read_block(record: dict[str, Any]) -> BlockReport:
     tuned = record["compensation"]
     if tuned is not None:
         tuned = Compensation(**_tuples(tuned))
-    return BlockReport(**{**record, "layers": tuple(layers), "compensation": tuned})
+    numbers = {k: math.nan if v is None else v for k, v in record.items()}
+    return BlockReport(**{**numbers, "layers": tuple(layers), "compensation": tuned})
 
 
 def _finite(value: Any) -> Any:

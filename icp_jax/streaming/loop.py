@@ -184,14 +184,15 @@ class Loop:
             t, transfer.advance(step, [before], self.dense_stream, self.size, tick, self.devices)
         )
 
-    def sparse(self, t: int, params: Params) -> float:
-        """Pass the sparse stream through pruned block t. Returns the error of the streams."""
+    def sparse(self, t: int, params: Params) -> dict[str, float]:
+        """Pass the sparse stream through pruned block t. Returns the errors of `BlockReport`."""
         step = partial(passes.forward_beside, self.apply(t), params)
         both, tick = [self.sparse_stream, self.dense_stream], self.ticker(t, phases.SPARSE)
-        energies = transfer.advance(step, both, self.sparse_stream, self.size, tick, self.devices)
-        _finite(t, energies)
-        distance, energy = np.sum(np.asarray(energies, np.float64), axis=0)
-        return float(distance / max(energy, np.finfo(np.float64).tiny))
+        found = transfer.advance(step, both, self.sparse_stream, self.size, tick, self.devices)
+        lost, energies, of_tokens = zip(*found, strict=True)
+        _finite(t, [lost, energies])
+        of_real = np.concatenate(of_tokens)[: len(self.tokens)]  # the last batch is padded
+        return passes.stream_errors(lost, energies, of_real)
 
     def tune(self, t: int, params: Params, stored: Params) -> tuple[Params, CompensationMetrics]:
         """Tune block t to map the sparse stream to the dense one. The params are donated."""
@@ -246,11 +247,12 @@ class Loop:
             del params
             params = jax.tree.unflatten(tree, passes.rounded(leaves, dtypes))
         with self.clock(phases.SPARSE):
-            error = self.sparse(t, params)
+            errors = self.sparse(t, params)
         with self.clock(phases.WRITE, give_back=False):  # the next block reuses this memory
             pruned = _to_store(params, stored, None if tuned else kernels)
         became = None if tuned is None else outcomes.compensation_report(tuned)
-        return BlockReport(t, layers, error, became, self.clock.take()), pruned, grids
+        report = BlockReport(t, layers, compensation=became, seconds=self.clock.take(), **errors)
+        return report, pruned, grids
 
 
 def _finite(block: int, energies: Sequence[Any]) -> None:

@@ -14,6 +14,7 @@ from jax.dtypes import canonicalize_dtype
 from icp_jax import backend
 from icp_jax.core import passes
 from icp_jax.core.passes import Params
+from icp_jax.core.token_errors import quantiles
 from icp_jax.errors import InputError
 from icp_jax.models.spec import Family
 from icp_jax.streaming.layout import lies_transposed
@@ -22,6 +23,16 @@ from icp_jax.streaming.mesh import ONE, Devices
 forward = jax.jit(passes.forward, static_argnums=0)
 forward_beside = jax.jit(passes.forward_beside, static_argnums=0)
 collect = jax.jit(passes.collect, static_argnums=0, donate_argnums=3)
+
+
+def stream_errors(
+    lost: Sequence[Any], energies: Sequence[Any], of_tokens: np.ndarray
+) -> dict[str, float]:
+    """The errors of `BlockReport` from the energies of all batches and the error of each token."""
+    distance, energy = (np.sum(np.asarray(x, np.float64)) for x in (lost, energies))
+    median, high = map(float, quantiles(of_tokens))
+    total = float(distance / max(energy, np.finfo(np.float64).tiny))
+    return {"error": total, "error_median": median, "error_p95": high}
 
 
 def compute_dtype(name: str) -> Literal["float32", "bfloat16"]:

@@ -130,7 +130,7 @@ def advance(
         else:
             out[where] = np.asarray(y)[: where.stop - where.start]
             forget(out)
-        results.append(aux)
+        results.append(devices.first(aux))
         tick(where.stop, len(out))
 
     for where, sent, valid in batches(arrays, size, devices=devices):

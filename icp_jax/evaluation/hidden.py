@@ -1,0 +1,66 @@
+"""The last hidden states of a model for windows of tokens, with one block on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+import jax
+import numpy as np
+
+from icp_jax.core.passes import Apply, Params
+from icp_jax.models.spec import Family
+from icp_jax.streaming import storage, transfer
+from icp_jax.streaming.passes import embed_batch, forward, to_device
+from icp_jax.streaming.storage import Place, Stream
+
+
+class WholeSource(Protocol):
+    """A source of all parts of a model, the head included."""
+
+    @property
+    def family(self) -> Family: ...
+    def embed(self) -> Params: ...
+    def block(self, t: int) -> Params: ...
+    def forget(self) -> None: ...
+    def head(self) -> Params: ...
+
+
+def place(families: list[Family], windows: np.ndarray) -> Place:
+    """Where the hidden states of all models are kept: the first place with room for them."""
+    needed = 4 * windows.size * sum(family.hidden_size for family in families)
+    return storage.choose("auto", needed, storage.device_free() // 2, storage.host_free() // 2)
+
+
+def last_hidden(
+    source: WholeSource,
+    windows: np.ndarray,
+    dtype: str,
+    place: Place,
+    tick: Callable[[int], None] = lambda done: None,
+) -> Stream:
+    """The hidden states `[W, T, D]` float32 after the last block.
+
+    place: `disk` is an unnamed file in the folder for temporary files. tick: called with the number
+    of windows that have passed, counted for every block.
+    """
+    family, size = source.family, transfer.batch_size(*windows.shape)
+    hidden = storage.empty((*windows.shape, family.hidden_size), "float32", place)
+    embed = jax.device_put(source.embed())  # as stored: only the rows that are used are widened
+
+    def start(tokens, valid):
+        return embed_batch(family.embed, "float32", embed, tokens)
+
+    transfer.advance(start, [windows], hidden, size)
+    del embed, start
+    for t in range(family.n_blocks):
+        step = partial(forward, Apply(family.block_at(t), dtype), to_device(source.block(t)))
+        source.forget()
+        transfer.advance(step, [hidden], hidden, size, partial(_passed, tick, t))
+    return hidden
+
+
+def _passed(tick: Callable[[int], None], t: int, done: int, total: int) -> None:
+    """Report the windows that have passed block t, and those of the blocks before it."""
+    tick(t * total + done)
