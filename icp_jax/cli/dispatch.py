@@ -108,7 +108,7 @@ def _segment(command: Any) -> None:
 def _convert(command: Any) -> None:
     from icp_jax.runs.convert import convert
 
-    kind = convert(command.src, command.dst)
+    kind = convert(command.src, command.dst, command.dtype)
     record = {"out": command.dst, "format": kind}
     _print(command.json, record, lambda: print(f"{command.dst}: {kind}"))
 
