@@ -21,13 +21,14 @@ def side_files(path: Path, dtype: np.dtype = DTYPE) -> dict[str, str]:
     """The texts of config and tokenizer files by name. Raises ConversionError."""
     model = read_gguf(path)
     config = config_of(model, dtype)
-    tokenizer = tokenizer_of(model)
-    return {
+    texts = {
         "config.json": _json(config),
         "generation_config.json": _json(generation_config(model)),
-        "tokenizer.json": tokenizer.to_str() + "\n",
-        "tokenizer_config.json": _json(_tokenizer_config(model, config)),
     }
+    if (tokenizer := tokenizer_of(model)) is not None:
+        texts["tokenizer.json"] = tokenizer.to_str() + "\n"
+        texts["tokenizer_config.json"] = _json(_tokenizer_config(model, config))
+    return texts
 
 
 def write_side_files(path: Path, target: Path, dtype: np.dtype = DTYPE) -> None:

@@ -14,12 +14,15 @@ from converters.names import shown
 from converters.rules import ConversionError, first_line
 
 UNKNOWN, CONTROL, USER, UNUSED = 2, 3, 4, 5  # types of tokens; others are ordinary
+NONE = ("none", "no_vocab")  # what a file without a tokenizer calls it
 SPACE = "▁"  # SentencePiece's
 
 
 def tokenizer_of(model: Gguf) -> Any:
-    """The `tokenizers.Tokenizer` of a model. Raises ConversionError."""
+    """The `tokenizers.Tokenizer` of a model; None if the file has none. Raises ConversionError."""
     kind = model.metadata.get("tokenizer.ggml.model")
+    if kind in (None, *NONE):
+        return None
     build = {"gpt2": _byte_level, "llama": _sentencepiece}.get(str(kind))
     if build is None:
         raise ConversionError(
@@ -66,7 +69,7 @@ def _byte_level(model: Gguf) -> Any:
 
     pre = str(model.metadata.get("tokenizer.ggml.pre", "default"))
     merges = []
-    for line in model.metadata["tokenizer.ggml.merges"]:
+    for line in model.metadata.get("tokenizer.ggml.merges", []):
         at = line.index(" ", 1)  # a token may begin with a space
         merges.append((line[:at], line[at + 1 :]))
     bpe = models.BPE(_vocabulary(model), merges, ignore_merges=pre in IGNORE_MERGES)
@@ -139,7 +142,7 @@ def _framing(model: Gguf, kind: str) -> Any:
     level = processors.ByteLevel(trim_offsets=False)
     if bos is None and eos is None:
         return level if kind == "gpt2" else processors.TemplateProcessing(single="$A", pair="$A $B:1")
-    first, second = [f"{x}:0" for x in ("$A",)], ["$B:1"]
+    first, second = ["$A:0"], ["$B:1"]
     ids = [(t, model.metadata["tokenizer.ggml.tokens"].index(t)) for t in {bos, eos} - {None}]
     if bos is not None:
         first, second = [f"{bos}:0", *first], [f"{bos}:1", *second]
