@@ -16,8 +16,14 @@ Model = Annotated[str, tyro.conf.arg(metavar="MODEL")]
 @options.described
 @dataclass(frozen=True)
 class Demo:
-    """Prune the bundled model with all four methods and compare them."""
+    """Prune the bundled model with all four methods and compare them.
 
+    With --model, prune that language model by sparsegpt and icp, on bundled text.
+    """
+
+    model: str | None = None
+    """Hugging Face folder or hub id, or a .gguf file, to prune instead. It takes minutes. Default:
+    the bundled model."""
     out: str = "demo-out"
     """Output folder for the pruned checkpoints and the figure. Replaces an earlier demo there."""
     sparsity: float = 0.7

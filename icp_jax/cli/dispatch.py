@@ -30,8 +30,13 @@ def run(command: Any, say: Say) -> None:
 def _demo(command: Any) -> None:
     from icp_jax.cli import console, progress
     from icp_jax.demo import demo
+    from icp_jax.demo_model import demo_model
 
-    result = demo(command.out, command.sparsity, progress.shown(command.quiet))
+    watch = progress.shown(command.quiet)
+    if command.model is None:
+        result = demo(command.out, command.sparsity, watch)
+    else:
+        result = demo_model(command.model, command.out, command.sparsity, watch)
     _print(command.json, result, lambda: console.demo(result))
 
 
