@@ -51,7 +51,7 @@ def is_gguf(path: Path) -> bool:
 
 
 def open_checkpoint(folder: str | Path) -> Reader:
-    """Open the weights of a Hugging Face folder, a `.gguf` or a `.pth` file, the last in a folder too.
+    """Open the weights of a Hugging Face folder, a `.gguf` file, or a `.pth` file, also in a folder.
 
     The order of preference is that of transformers: safetensors before `.bin`, a single file
     before an index. Raises ConversionError.
@@ -142,7 +142,7 @@ def other_files(source: Path) -> list[Path]:
 
 
 def check_other_files(source: Path) -> None:
-    """Raise ConversionError if one of `other_files` cannot be read, or not be made from a `.gguf`."""
+    """Raise ConversionError if one of `other_files` cannot be read, or made from a `.gguf`."""
     if is_gguf(source):
         from converters.gguf_side import side_files
 

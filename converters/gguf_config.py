@@ -33,7 +33,7 @@ def config_of(model: Gguf, dtype: np.dtype) -> dict[str, Any]:
     heads = _count(model, "attention.head_count")
     width = _count(model, "embedding_length")
     head_dim = int(model.own("attention.key_length", width // heads))
-    config = {
+    config: dict[str, Any] = {
         "architectures": [CLASSES[kind]],
         "model_type": kind,
         "vocab_size": _vocabulary(model),

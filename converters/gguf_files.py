@@ -9,6 +9,7 @@ import mmap
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -125,7 +126,7 @@ def _fill(out: np.ndarray, rows: np.ndarray, kind: int, name: str) -> None:
         )
 
 
-def _permuted(model: Gguf, config: dict, name: str) -> int:
+def _permuted(model: Gguf, config: dict[str, Any], name: str) -> int:
     """The heads of a tensor that llama.cpp permutes: q and k of Llama, weights and biases."""
     if model.architecture != "llama":
         return 0

@@ -1,4 +1,4 @@
-"""GGUF files: their metadata and where their tensors are, of one file or of all parts of a model."""
+"""The metadata of GGUF files, and where their tensors are: one file, or all parts of a model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SPLIT_COUNT, SPLIT_TENSORS = "split.count", "split.tensors.count"
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor in a file. kind: ggml's type; shape: in torch's order; start, nbytes: its place."""
+    """One tensor in a file. kind: ggml's type; shape: torch's; start, nbytes: its place."""
 
     file: str
     kind: int

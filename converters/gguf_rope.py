@@ -65,7 +65,8 @@ def _llama3(model: Gguf, theta: float, dim: int) -> dict[str, Any] | None:
     low, high = _bounds(factors.astype(np.float64), waves, factor)
     if not np.allclose(llama3_factors(waves, factor, low, high, CONTEXT), factors, rtol=CLOSE):
         raise ConversionError(
-            f"{model.first}: tensor {FREQUENCIES!r} is no scaling of Llama 3, the only kind supported"
+            f"{model.first}: tensor {FREQUENCIES!r} is no scaling of Llama 3, "
+            "the only kind supported"
         )
     return {
         "rope_type": "llama3",

@@ -141,7 +141,9 @@ def _framing(model: Gguf, kind: str) -> Any:
         eos = None
     level = processors.ByteLevel(trim_offsets=False)
     if bos is None and eos is None:
-        return level if kind == "gpt2" else processors.TemplateProcessing(single="$A", pair="$A $B:1")
+        return (
+            level if kind == "gpt2" else processors.TemplateProcessing(single="$A", pair="$A $B:1")
+        )
     first, second = ["$A:0"], ["$B:1"]
     ids = [(t, model.metadata["tokenizer.ggml.tokens"].index(t)) for t in {bos, eos} - {None}]
     if bos is not None:

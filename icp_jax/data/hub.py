@@ -148,7 +148,7 @@ def quiet() -> Iterator[None]:
 
 
 def resolve(model: str) -> Path:
-    """The local folder, `.gguf` or `.pth` file, or a hub id's downloaded folder. Raises InputError."""
+    """The local folder or file, or the downloaded folder of a hub id. Raises InputError."""
     if not model:
         raise InputError("no model given: give a Hugging Face folder or hub id")
     path = Path(model).expanduser()

@@ -183,7 +183,9 @@ def test_types_that_only_llama_cpp_quantizes(kind, tmp_path):
     np.testing.assert_array_equal(reader.read(gone), want.astype(np.float16))
 
 
-@pytest.mark.parametrize("factor,low,high,context", [(8, 1, 4, 8192), (32, 1, 4, 8192), (4, 2, 6, 4096)])
+@pytest.mark.parametrize(
+    "factor,low,high,context", [(8, 1, 4, 8192), (32, 1, 4, 8192), (4, 2, 6, 4096)]
+)
 def test_llama3_scaling_is_found_again_from_its_factors(factor, low, high, context, tmp_path):
     """Any three of its settings that give the same factors are the same scaling."""
     config = {**TINY, "head_dim": 128, "rope_theta": 500000.0}

@@ -133,7 +133,13 @@ def test_added_tokens_special_ones_and_a_chat(text, tmp_path):
     path = write(tmp_path / "a.gguf", tokenizer=add)
     got = tokenizer_of(read_gguf(path))
     assert "[PAD7]" not in got.get_vocab()
-    assert got.encode("a<tool call>b<|end|>").tokens == ["<|begin|>", "a", "<tool call>", "b", "<|end|>"]
+    assert got.encode("a<tool call>b<|end|>").tokens == [
+        "<|begin|>",
+        "a",
+        "<tool call>",
+        "b",
+        "<|end|>",
+    ]
     assert got.decode(got.encode("a<tool call>b<|end|>").ids) == "a<tool call>b"
 
 
@@ -195,7 +201,10 @@ def test_sentencepiece_without_a_space_before_the_text(tmp_path):
     types = [TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL, TokenType.BYTE]
     types += [TokenType.NORMAL] * 5
     scores = [0.0] * 7 + [-1.0, -2.0]
-    for prefix, want in ((True, ["<s>", "▁ab", "▁ab", "<0x41>"]), (False, ["<s>", "ab", "▁ab", "<0x41>"])):
+    for prefix, want in (
+        (True, ["<s>", "▁ab", "▁ab", "<0x41>"]),
+        (False, ["<s>", "ab", "▁ab", "<0x41>"]),
+    ):
         add = partial(sentencepiece, pieces=pieces, scores=scores, types=types, prefix=prefix)
         path = write(tmp_path / f"{prefix}.gguf", tokenizer=add)
         assert tokenizer_of(read_gguf(path)).encode("ab abA").tokens == want
@@ -215,7 +224,9 @@ def test_refused_in_one_line(change, message, tmp_path):
         oracle.add_tokenizer(writer)
         for key, value in change.items():
             writer.kv_data[0].pop(key, None)
-            writer.add_array(key, value) if isinstance(value, list) else writer.add_string(key, value)
+            writer.add_array(key, value) if isinstance(value, list) else writer.add_string(
+                key, value
+            )
 
     path = write(tmp_path / "a.gguf", tokenizer=add)
     with pytest.raises(ConversionError, match=message) as raised:
@@ -224,4 +235,6 @@ def test_refused_in_one_line(change, message, tmp_path):
 
 
 def test_a_file_without_a_tokenizer(tmp_path):
-    assert tokenizer_of(read_gguf(write(tmp_path / "a.gguf", tokenizer=lambda writer: None))) is None
+    assert (
+        tokenizer_of(read_gguf(write(tmp_path / "a.gguf", tokenizer=lambda writer: None))) is None
+    )
