@@ -58,9 +58,10 @@ def real() -> str:
     return f"""\
 ## SmolLM2-135M-Instruct
 
-What `make demo-real` prints: a trained Llama from a GGUF file, calibrated on {calibration["samples"]}
-windows of {calibration["seq_len"]} tokens of Python's documentation, evaluated on {dense["tokens"]:,}
-tokens of other pages of it. One seed, little calibration: a demo, not a benchmark.
+What `make demo-real` prints: a trained Llama from a GGUF file, calibrated on
+{calibration["samples"]} windows of {calibration["seq_len"]} tokens of Python's documentation,
+evaluated on {dense["tokens"]:,} tokens of other pages of it. One seed and little calibration: a
+demo, not a benchmark.
 
 {real_table()}
 

@@ -16,7 +16,6 @@ import re
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import page_accuracy
@@ -67,18 +66,13 @@ def demo_output() -> str:
     plain = {"COLUMNS": "80", "TERM": "dumb", "PYTHONIOENCODING": "utf-8"}
     with mock.patch.dict(os.environ, plain), mock.patch("sys.stdout", printed):
         console.demo(result)
-    return f"```text\n{printed.getvalue().rstrip()}\n```\n\nOn: {ran_on(found)}."
+    busy = ", with other work beside it" if found["load_before"] > BUSY else ""
+    return f"```text\n{printed.getvalue().rstrip()}\n```\n\nOn: {found['machine']}{busy}."
 
 
 def real_output() -> str:
-    """The table of `make demo-real`, and where it ran."""
-    return f"{page_accuracy.real_table()}\n\nOn: {ran_on(read('demo_real.json'))}."
-
-
-def ran_on(found: dict[str, Any]) -> str:
-    """The machine of a demo, and whether it had other work."""
-    busy = ", with other work beside it" if found["load_before"] > BUSY else ""
-    return f"{found['machine']}{busy}"
+    """The table of `make demo-real`."""
+    return page_accuracy.real_table()
 
 
 BUSY = 2.0  # of the system's load before the demo: above it, its seconds are not its own

@@ -51,7 +51,7 @@ def is_gguf(path: Path) -> bool:
 
 
 def open_checkpoint(folder: str | Path) -> Reader:
-    """Open the weights of a Hugging Face folder, or a `.gguf` or `.pth` file (`.pth` in a folder too).
+    """Open the weights of a Hugging Face folder, a `.gguf` file or a `.pth` file, alone or in one.
 
     The order of preference is that of transformers: safetensors before `.bin`, a single file
     before an index. Raises ConversionError.
