@@ -5,6 +5,7 @@ It is calibrated on little, so that it is quick: its table compares the methods,
 
 from __future__ import annotations
 
+import gc
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 
 from icp_jax import data
 from icp_jax.api import evaluate
+from icp_jax.backend import heap
 from icp_jax.config import CalibrationConfig, PruneConfig, RunConfig, check
 from icp_jax.data.hub import resolve
 from icp_jax.demo import BUNDLED, FIGURE, RESULT, Watch, folder, unwatched
@@ -73,7 +75,7 @@ def _compare(
     rows: list[dict[str, Any]] = []
     for method in METHODS:
         run = config_of(model, method, sparsity, windows.shape[1], out / method)
-        reset_peak()
+        forget()
         with watch(f"{method}: ") as (tick, expect):
             done = prune_folder(run, tick, keep=False, expect=expect)
         with watch(f"{method}: ") as (tick, _):
@@ -100,6 +102,13 @@ def _compare(
     }
     write_json(out / RESULT, result)
     return result
+
+
+def forget() -> None:
+    """Free what earlier steps left, and count the peak memory from here."""
+    gc.collect()
+    heap.give_back()
+    reset_peak()
 
 
 def _perplexity(model: str | Path, windows: np.ndarray, progress: Progress) -> Perplexity:
