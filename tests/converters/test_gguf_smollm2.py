@@ -47,8 +47,9 @@ def test_logits_of_transformers_and_its_own_reader(folder):
     from transformers import AutoModelForCausalLM
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
-    tokens = np.random.default_rng(0).integers(0, 49152, (1, 64))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float64").eval()  # no rounding
+    text = "SmolLM2 is a family of compact language models. It solves a wide range of tasks: " * 3
+    tokens = np.array([load_tokenizer(folder)(text)["input_ids"]])
     ours = icp_jax.load(folder, np.float32).logits(tokens)
     np.testing.assert_allclose(ours, torch_oracle.logits_of(model, tokens), atol=1e-4, rtol=0)
     theirs = load_gguf_checkpoint(MODEL, return_tensors=True, model_to_load=model)["tensors"]
