@@ -20,7 +20,7 @@ from unittest import mock
 
 import page_accuracy
 import page_costs
-from page_text import filled, read, share
+from page_text import BUSY, filled, read, share
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -75,7 +75,6 @@ def real_output() -> str:
     return page_accuracy.real_table()
 
 
-BUSY = 2.0  # of the system's load before the demo: above it, its seconds are not its own
 PARTS = {"demo": demo_output, "demo-real": real_output, "results": page_accuracy.readme}
 
 
