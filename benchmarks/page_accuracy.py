@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from page_text import METHODS, measured, read, rows_of, share, spread, table
+from page_text import BUSY, METHODS, measured, read, rows_of, share, spread, table
 
 # the names of bench_stories' rows: (sparsity or pattern, method, row)
 STORIES = [
@@ -40,6 +40,36 @@ def _lowest_bold(means: dict[str, float]) -> list[str]:
     told = {m: f"{value:.1f}" for m, value in means.items()}
     told[min(means, key=means.__getitem__)] = f"**{min(means.values()):.1f}**"
     return [told.get(m, "") for m in METHODS]
+
+
+def real_table() -> str:
+    """Perplexity, time and memory of the demo on SmolLM2."""
+    found = read("demo_real.json")
+    dense = f"{found['dense']['perplexity']:.1f}"
+    busy = ", with other work beside it" if found["load_before"] > BUSY else ""
+    rows = []
+    for row in found["methods"]:
+        cells = [METHODS[row["method"]], share(row["sparsity"]), f"{row['perplexity']:.1f}"]
+        rows.append([*cells, f"{row['seconds']:.0f}", str(row["peak_host_mib"])])
+    head = ["method", "zeros", f"perplexity (dense: {dense})", f"seconds{busy}", "peak MiB"]
+    return table(head, rows)
+
+
+def real() -> str:
+    found = read("demo_real.json")
+    dense, calibration = found["dense"], found["calibration"]
+    return f"""\
+## SmolLM2-135M-Instruct
+
+What `make demo-real` prints: a trained Llama from a GGUF file, calibrated on
+{calibration["samples"]} windows of {calibration["seq_len"]} tokens of Python's documentation,
+evaluated on {dense["tokens"]:,} tokens of other pages of it. One seed and little calibration: a
+demo, not a benchmark.
+
+{real_table()}
+
+{measured("demo_real.json")}
+"""
 
 
 def bundled() -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from common import RESULTS
 
 METHODS = {"magnitude": "magnitude", "wanda": "Wanda", "sparsegpt": "SparseGPT", "icp": "ICP"}
+BUSY = 2.0  # of the system's load before a demo: above it, its seconds are not its own
 FROM_PAGE = "../../benchmarks/results"  # of the folder docs/_generated
 
 

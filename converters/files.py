@@ -1,8 +1,9 @@
 """Checkpoint files of any format, one tensor at a time, and the other files of a model folder.
 
 Safetensors shards are memory-mapped, see `converters.safetensors_files`. `.bin` and `.pth` files
-are read by torch, see `converters.torch_files`. Writers hold one tensor in memory at a time, except
-for `.pth` files, which need all.
+are read by torch, see `converters.torch_files`, and `.gguf` files are dequantized, see
+`converters.gguf_files`. Writers hold one tensor in memory at a time, except for `.pth` files, which
+need all.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 
 from converters.index import read_index
 from converters.layout import Layout
-from converters.names import SAFETENSORS, TORCH, TORCH_SUFFIXES, create, inside, shards, shown
+from converters.names import GGUF, SAFETENSORS, TORCH, TORCH_SUFFIXES, create, inside, shards, shown
 from converters.rules import ConversionError, first_line
 from converters.safetensors_files import SafetensorsReader, Writer
 
@@ -44,8 +45,13 @@ def lone_torch_file(path: Path) -> Path | None:
     return files[0] if len(files) == 1 else None
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether the path is a `.gguf` file."""
+    return path.suffix == GGUF and path.is_file()
+
+
 def open_checkpoint(folder: str | Path) -> Reader:
-    """Open the weights of a Hugging Face folder, or a `.pth` file, alone or in a folder.
+    """Open the weights of a Hugging Face folder, a `.gguf` file or a `.pth` file, alone or in one.
 
     The order of preference is that of transformers: safetensors before `.bin`, a single file
     before an index. Raises ConversionError.
@@ -53,6 +59,10 @@ def open_checkpoint(folder: str | Path) -> Reader:
     from converters.torch_files import TorchReader
 
     folder = Path(folder)
+    if is_gguf(folder):
+        from converters.gguf_files import GgufReader
+
+        return GgufReader(folder)
     for single, suffixes, reader in (
         ("model.safetensors", SAFETENSORS, SafetensorsReader),
         ("pytorch_model.bin", TORCH, TorchReader),
@@ -132,7 +142,11 @@ def other_files(source: Path) -> list[Path]:
 
 
 def check_other_files(source: Path) -> None:
-    """Raise ConversionError if one of `other_files` cannot be read."""
+    """Raise ConversionError if one of `other_files` cannot be read, or made from a `.gguf`."""
+    if is_gguf(source):
+        from converters.gguf_side import side_files
+
+        side_files(source)
     for path in other_files(source):
         try:
             with path.open("rb") as file:
@@ -145,7 +159,11 @@ def check_other_files(source: Path) -> None:
 
 
 def copy_other_files(source: Path, target: Path) -> None:
-    """Copy `other_files` to a folder."""
+    """Copy `other_files` to a folder; from a `.gguf` file write its config and tokenizer."""
+    if is_gguf(source):
+        from converters.gguf_side import write_side_files
+
+        write_side_files(source, target)
     for path in other_files(source):
         with path.open("rb") as old, create(target, path.name, source) as new:
             shutil.copyfileobj(old, new)

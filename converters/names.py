@@ -17,6 +17,7 @@ INDEX = "model.safetensors.index.json"
 SHOWN = 60  # most characters of a name in a message
 TORCH_SUFFIXES = (".pth", ".pt")  # whole models in one file, without a config
 SAFETENSORS, TORCH = (".safetensors",), (".bin", *TORCH_SUFFIXES)  # suffixes of shards
+GGUF = ".gguf"  # suffix of a whole model, or of a part of one, with config and tokenizer
 
 
 def shown(name: object) -> str:

@@ -45,8 +45,8 @@ __all__ = ["calibrate", "evaluate", "load", "prune", "save"]
 def load(model: str | Path, dtype: Any = None) -> Model:
     """Load a model as a Flax param tree of NumPy arrays.
 
-    model: Hugging Face folder or hub id, or a SAM `.pth` file. dtype: cast the params to it.
-    Default: the stored dtypes. Raises InputError or ConversionError.
+    model: Hugging Face folder or hub id, or a `.gguf` or SAM `.pth` file. dtype: cast the params to
+    it. Default: the stored dtypes. Raises InputError or ConversionError.
     """
     with closing(FolderSource(resolve(str(model)))) as source:
         params = jax.tree.map(
@@ -136,7 +136,7 @@ def evaluate(
 ) -> Perplexity | Segmentation:
     """Measure the perplexity of a language model, or the IoU of SAM's masks.
 
-    model: in memory, a Hugging Face folder or hub id, or a SAM `.pth` file.
+    model: in memory, a Hugging Face folder or hub id, or a `.gguf` or SAM `.pth` file.
     data_or_windows: wikitext2, ptb, c4, a path, or token windows `[W, T]`; for SAM, sa1b:DIR or
     coco:DIR. seq_len: tokens per window of a text. Default: the model's context, at most 2048.
     limit: use the first windows or images only; all if there are fewer. against: for text, a

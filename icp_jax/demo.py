@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +51,22 @@ def demo(out: str | Path, sparsity: float, watch: Watch = unwatched) -> dict[str
     Raises InputError.
     """
     check(RunConfig(prune=PruneConfig(sparsity=sparsity)))
+    with folder(out, BUNDLED.name) as place:
+        return _compare(place, sparsity, watch)
+
+
+@contextlib.contextmanager
+def folder(out: str | Path, model: str) -> Iterator[Path]:
+    """A new folder for a demo of this model, in place of an earlier demo. Raises InputError."""
     out = Path(out).expanduser()
     if out.exists():
         if not _is_demo(out):
             raise InputError(f"{out} exists and is not an earlier demo: choose another folder")
         shutil.rmtree(out)
     out.mkdir(parents=True)
-    write_json(out / RESULT, {"model": BUNDLED.name, "methods": []})
+    write_json(out / RESULT, {"model": model, "methods": []})
     try:
-        return _compare(out, sparsity, watch)
+        yield out
     except KeyboardInterrupt as error:
         error.add_note(f"in the demo; finished results are in {out}")
         raise
@@ -107,4 +114,4 @@ def _is_demo(folder: Path) -> bool:
         record = json.loads((folder / RESULT).read_text())
     except (OSError, ValueError):
         return False
-    return isinstance(record, dict) and record.get("model") == BUNDLED.name
+    return isinstance(record, dict) and {"model", "methods"} <= record.keys()

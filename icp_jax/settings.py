@@ -119,7 +119,7 @@ class RunConfig:
     """One pruning run."""
 
     model: str = ""
-    """Hugging Face folder or hub id, or a SAM .pth file."""
+    """Hugging Face folder or hub id, a .gguf file, or a SAM .pth file."""
     out: str = ""
     """Output folder. It must not exist."""
     prune: PruneConfig = field(default_factory=PruneConfig)

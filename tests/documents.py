@@ -1,14 +1,17 @@
 """The code blocks of the README and the docs, and what stands in for what their commands name."""
 
+import json
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 import tomllib
+from functools import partial
 from pathlib import Path
 
-from conftest import write_opt
+import gguf_oracle
+from conftest import LLAMA, write_opt
 from sybil import Sybil
 from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser
@@ -92,10 +95,25 @@ def stand_ins(folder, monkeypatch):
     monkeypatch.setattr(named, "_load", lambda name, evaluation: Corpus(name, [text]))
     for name in ("facebook/opt-125m", "facebook/opt-6.7b"):
         write_opt(folder / name, **SMALL)
+    write_ggufs(folder)
     small_sam.write_sam(folder / "facebook" / "sam-vit-base")
     small_sam.write_images(folder / "photos", 128)
     small_sam.write_coco(folder / "coco")
     shutil.copy(folder / "photos" / "0.png", folder / "photo.jpg")
+
+
+def write_ggufs(folder):
+    """The GGUF files of the pages: a Llama in one file and in parts, with the bundled tokenizer."""
+    record = json.loads((BUNDLED / "tokenizer.json").read_text())["model"]
+    tokens = sorted(record["vocab"], key=record["vocab"].get)
+    merges = [" ".join(pair) for pair in record["merges"]]
+    config = {**LLAMA, "vocab_size": len(tokens), "tie_word_embeddings": True}
+    state = gguf_oracle.random_state(config)
+    tokenizer = partial(gguf_oracle.add_tokenizer, tokens=tokens, merges=merges)
+    for name, parts in (("SmolLM2-135M-Instruct.Q4_1", {}), ("model", {"split_max_tensors": 12})):
+        gguf_oracle.write_gguf(
+            folder / f"{name}.gguf", config, state, kind="F16", tokenizer=tokenizer, **parts
+        )
 
 
 SMALL = {

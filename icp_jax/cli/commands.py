@@ -16,8 +16,14 @@ Model = Annotated[str, tyro.conf.arg(metavar="MODEL")]
 @options.described
 @dataclass(frozen=True)
 class Demo:
-    """Prune the bundled model with all four methods and compare them."""
+    """Prune the bundled model with all four methods and compare them.
 
+    With --model, prune that language model by sparsegpt and icp, on bundled text.
+    """
+
+    model: str | None = None
+    """Hugging Face folder or hub id, or a .gguf file, to prune instead. It takes minutes. Default:
+    the bundled model."""
     out: str = "demo-out"
     """Output folder for the pruned checkpoints and the figure. Replaces an earlier demo there."""
     sparsity: float = 0.7
@@ -37,7 +43,7 @@ CONFIG = (
     "you set another method or a pattern, the config's alpha, beta and rearrange are reset. "
     "Default: no config.",
 )
-MODEL = ("MODEL", "Hugging Face folder or hub id, or a SAM .pth file.")
+MODEL = ("MODEL", "Hugging Face folder or hub id, a .gguf file, or a SAM .pth file.")
 
 Prune = options.command(
     "Prune",
@@ -90,7 +96,7 @@ class Eval:
     Losses are in nats per token. The standard error is over windows."""
 
     model: tyro.conf.Positional[Model]
-    """Hugging Face folder or hub id, or a SAM .pth file."""
+    """Hugging Face folder or hub id, a .gguf file, or a SAM .pth file."""
     data: str
     """Evaluation data: wikitext2, ptb, c4, or a path to .txt, .jsonl[.gz], .npy token ids or an
     Arrow folder. For SAM: sa1b:DIR or coco:DIR."""
@@ -120,7 +126,7 @@ class Segment:
     """Segment one object of an image with SAM and write the image with its mask."""
 
     model: tyro.conf.Positional[Model]
-    """Hugging Face folder or hub id, or a SAM .pth file."""
+    """Hugging Face folder or hub id, a .gguf file, or a SAM .pth file."""
     image: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="IMAGE")]]
     """Image file."""
     out: str
@@ -138,12 +144,18 @@ class Segment:
 @options.described
 @dataclass(frozen=True)
 class Convert:
-    """Convert a Hugging Face folder to an Orbax checkpoint of the Flax tree, or back; bit-exact."""
+    """Convert a Hugging Face folder to an Orbax checkpoint of the Flax tree, or back; bit-exact.
+
+    A .gguf file becomes a Hugging Face folder, with its tokenizer.
+    """
 
     src: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SRC")]]
-    """Hugging Face folder or hub id, or a folder that this command wrote."""
+    """Hugging Face folder or hub id, a folder that this command wrote, or a .gguf file (any part
+    of a split one)."""
     dst: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DST")]]
     """Output folder. It must not exist."""
+    dtype: Literal["float16", "bfloat16", "float32"] | None = None
+    """Dtype of the tensors (.gguf only). Default: float16."""
     json: bool = False
     """Print the result as one JSON object instead of text."""
 

@@ -12,9 +12,10 @@ from rich.table import Table
 
 def demo(result: dict[str, Any]) -> None:
     """Print the demo's table and the paths of its files."""
-    dense = result["dense"]
+    dense, calibration = result["dense"], result.get("calibration")
     table = Table("method")
-    for name in ("sparsity", "perplexity", "seconds"):
+    peaks = ("peak MiB",) if calibration else ()
+    for name in ("sparsity", "perplexity", "seconds", *peaks):
         table.add_column(name, justify="right")
     table.add_row("dense", "0.0000", f"{dense['perplexity']:.2f}", "")
     for row in result["methods"]:
@@ -23,11 +24,17 @@ def demo(result: dict[str, Any]) -> None:
             f"{row['sparsity']:.4f}",
             f"{row['perplexity']:.2f}",
             f"{row['seconds']:.1f}",
+            *([str(row["peak_host_mib"])] if calibration else []),
         )
     out = Console()
     title = f"{result['model']}: {dense['tokens']} held-out tokens, windows of {dense['seq_len']}"
     out.print(title, highlight=False)
+    if calibration:
+        said = f"calibrated on {calibration['samples']} windows of {calibration['seq_len']} tokens"
+        out.print(said, highlight=False)
     out.print(table)
+    for name, text in result.get("texts", {}).items():
+        out.print(f"{name + ':':<10} {text}", highlight=False, markup=False, soft_wrap=True)
     out.print(f"pruned checkpoint: {result['checkpoint']}", highlight=False, soft_wrap=True)
     out.print(f"error growth:      {result['figure']}", highlight=False, soft_wrap=True)
 

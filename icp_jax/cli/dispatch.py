@@ -30,8 +30,13 @@ def run(command: Any, say: Say) -> None:
 def _demo(command: Any) -> None:
     from icp_jax.cli import console, progress
     from icp_jax.demo import demo
+    from icp_jax.demo_model import demo_model
 
-    result = demo(command.out, command.sparsity, progress.shown(command.quiet))
+    watch = progress.shown(command.quiet)
+    if command.model is None:
+        result = demo(command.out, command.sparsity, watch)
+    else:
+        result = demo_model(command.model, command.out, command.sparsity, watch)
     _print(command.json, result, lambda: console.demo(result))
 
 
@@ -109,7 +114,7 @@ def _segment(command: Any) -> None:
 def _convert(command: Any) -> None:
     from icp_jax.runs.convert import convert
 
-    kind = convert(command.src, command.dst)
+    kind = convert(command.src, command.dst, command.dtype)
     record = {"out": command.dst, "format": kind}
     _print(command.json, record, lambda: print(f"{command.dst}: {kind}"))
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from converters.files import lone_torch_file
+from converters.files import is_gguf, lone_torch_file
+from converters.names import GGUF
 from icp_jax.data.hub_errors import SHOWN, not_given, pass_on
 from icp_jax.errors import InputError
 
@@ -147,14 +148,16 @@ def quiet() -> Iterator[None]:
 
 
 def resolve(model: str) -> Path:
-    """The local folder or `.pth` file, or the downloaded folder of a hub id. Raises InputError."""
+    """The local folder or file, or the downloaded folder of a hub id. Raises InputError."""
     if not model:
         raise InputError("no model given: give a Hugging Face folder or hub id")
     path = Path(model).expanduser()
-    if path.is_dir() or lone_torch_file(path) is not None:
+    if path.is_dir() or is_gguf(path) or lone_torch_file(path) is not None:
         return path
     if path.exists():
         raise InputError(f"{model} is a file: give the folder that holds config.json")
+    if path.suffix == GGUF:
+        raise InputError(f"no such file: {model}")
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise InputError(f"no such folder: {model}; give a Hugging Face folder or hub id")
     return download(model)

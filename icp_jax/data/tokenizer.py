@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from converters.files import copy_other_files, is_gguf
 from converters.rules import first_line
 from icp_jax.data import hub
 from icp_jax.data.corpus import Piece
@@ -155,7 +156,13 @@ def readable(folder: Path) -> Iterator[Path]:
     """Yield a folder that transformers can read.
 
     If JSON files start with a byte order mark, it is a copy of the small files without the marks.
+    For a `.gguf` file it is made from the file.
     """
+    if is_gguf(folder):
+        with tempfile.TemporaryDirectory() as name:
+            copy_other_files(folder, Path(name))
+            yield Path(name)
+        return
     small = [p for p in folder.iterdir() if p.suffix in (".json", ".txt", ".model", ".jinja")]
     marked = [p for p in small if p.suffix == ".json" and _has_mark(p)]
     if not marked:

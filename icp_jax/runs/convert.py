@@ -1,5 +1,7 @@
 """Convert a Hugging Face folder to an Orbax checkpoint of the Flax tree and back, bit-exact.
 
+A `.gguf` file becomes a Hugging Face folder.
+
 The Orbax folder has `params/`, an ordinary Orbax checkpoint, and `hf/`, which the conversion back
 needs: config, tokenizer, layout of the shards, and buffers.
 """
@@ -19,10 +21,14 @@ from converters import table_for
 from converters.files import (
     check_other_files,
     copy_other_files,
+    is_gguf,
     lone_torch_file,
     open_checkpoint,
     open_writer,
 )
+from converters.gguf_config import DTYPE
+from converters.gguf_files import GgufReader
+from converters.gguf_side import write_side_files
 from converters.index import right_index
 from converters.layout import DTYPE_NAMES, DTYPES, Entry, Layout, plan_layout, read_header
 from converters.names import SAFETENSORS, TORCH, shards
@@ -33,18 +39,23 @@ from icp_jax.data.hub import resolve
 from icp_jax.errors import InputError
 from icp_jax.runs.export import Aside, copy_buffers, write_json
 from icp_jax.runs.trees import read_tree, save_tree
-from icp_jax.streaming.source import FolderSource, read_config
+from icp_jax.streaming.source import FolderSource, all_finite, not_finite, read_config
 
 PARAMS, SIDE, LAYOUT, BUFFERS = "params", "hf", "layout.json", "buffers"
 
 
-def convert(src: str | Path, dst: str | Path) -> str:
+def convert(src: str | Path, dst: str | Path, dtype: str | None = None) -> str:
     """Convert a Hugging Face folder, or a folder that this function wrote, to the other format.
 
-    Returns the name of the written format. `dst` is complete or absent. Raises InputError or
-    ConversionError.
+    A `.gguf` file is converted to a Hugging Face folder. dtype: float16, bfloat16 or float32, of
+    that folder. Default: float16. Returns the name of the written format. `dst` is complete or
+    absent. Raises InputError or ConversionError.
     """
     folder = Path(src).expanduser()
+    if is_gguf(folder):
+        return _from_gguf(folder, dst, np.dtype(dtype or DTYPE))
+    if dtype is not None:
+        raise InputError("--dtype is for a .gguf file: other conversions keep the dtypes")
     if (folder / SIDE / LAYOUT).is_file():
         with Aside(dst) as aside:
             _to_hugging_face(folder, aside.path)
@@ -59,6 +70,21 @@ def convert(src: str | Path, dst: str | Path) -> str:
             _to_orbax(source, aside.path)
             aside.publish()
     return "Orbax checkpoint"
+
+
+def _from_gguf(path: Path, dst: str | Path, dtype: np.dtype) -> str:
+    """Write a Hugging Face folder, one tensor in memory at a time."""
+    with closing(FolderSource(path, GgufReader(path, dtype))) as source, Aside(dst) as aside:
+        write_side_files(path, aside.path, dtype)
+        with open_writer(aside.path, source.reader.layout) as writer:
+            for name in source.reader.names():
+                tensor = source.reader.read(name)
+                if not all_finite(tensor):
+                    raise not_finite(name)
+                writer.write(name, tensor)
+                source.reader.forget()
+        aside.publish()
+    return "Hugging Face folder"
 
 
 def _to_orbax(source: FolderSource, folder: Path) -> None:

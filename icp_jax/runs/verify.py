@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from converters import table_for
-from converters.files import RECORD, Reader, lone_torch_file, open_checkpoint
+from converters.files import RECORD, Reader, open_checkpoint
 from converters.rules import ConversionError
 from icp_jax.core.masks import parse_pattern
 from icp_jax.errors import InputError
 from icp_jax.models import FAMILIES, make_family
 from icp_jax.runs.packed import Unpacked, is_pruned
 from icp_jax.runs.verify_export import densest_group, same_bytes
-from icp_jax.streaming.source import all_finite, describe, read_config
+from icp_jax.streaming.source import all_finite, alone, describe, read_config
 
 SHOWN = 2  # tensor names shown per problem
 GROUPS = (4, 8)  # group sizes m that are always checked for an n:m pattern
@@ -37,7 +37,7 @@ def verify(folder: str | Path, source: str | Path | None = None) -> dict[str, An
     Raises InputError or ConversionError.
     """
     folder = Path(folder)
-    if lone_torch_file(folder) is None:
+    if not alone(folder):
         read_config(folder, quantized=True)
     with ExitStack() as opened:
         reader = opened.enter_context(closing(open_checkpoint(folder)))

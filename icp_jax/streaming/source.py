@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from converters import table_for
-from converters.files import Reader, lone_torch_file, open_checkpoint
+from converters.files import Reader, is_gguf, lone_torch_file, open_checkpoint
 from converters.rules import Placed, check_shape, insert
 from converters.sam_names import config_of
 from icp_jax.errors import InputError
@@ -46,17 +46,21 @@ def read_config(folder: Path, quantized: bool = False) -> dict[str, Any]:
 
 
 def describe(path: Path, reader: Reader, quantized: bool = False) -> dict[str, Any]:
-    """The config of a checkpoint: its `config.json`, or for a lone `.pth` derived from shapes."""
-    return _told(reader) if _alone(path) else read_config(path, quantized)
+    """The config of a checkpoint: its `config.json`, or what a lone `.pth` or `.gguf` tells."""
+    return _told(reader) if alone(path) else read_config(path, quantized)
 
 
-def _alone(path: Path) -> bool:
-    """Whether the path is, or holds, a `.pth` file without a config."""
+def alone(path: Path) -> bool:
+    """Whether the path is a `.gguf` file, or is or holds a `.pth` file, without a config."""
+    if is_gguf(path):
+        return True
     return lone_torch_file(path) is not None and not (path / "config.json").is_file()
 
 
 def _told(reader: Reader) -> dict[str, Any]:
-    """The config derived from the tensor shapes."""
+    """The config that the reader has from its file, or derived from the tensor shapes."""
+    if isinstance(own := getattr(reader, "config", None), dict):
+        return own
     return config_of({name: reader.shape(name) for name in reader.names()})
 
 
@@ -79,22 +83,23 @@ def parts(flat: np.ndarray, size: int = 1 << 20) -> Iterator[np.ndarray]:
     return (flat[start : start + size] for start in range(0, len(flat), size))
 
 
-def _not_finite(name: str) -> InputError:
+def not_finite(name: str) -> InputError:
     return InputError(f"tensor {name!r} has values that are not finite (NaN or infinity)")
 
 
 class FolderSource:
-    """A Hugging Face folder, or a `.pth` file of Meta's, alone or in a folder.
+    """A Hugging Face folder, a `.gguf` file, or a `.pth` file of Meta's, alone or in a folder.
 
+    reader: of its weights. Default: the one for its files.
     Names and shapes of all tensors are checked at once; weights are read part by part.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, reader: Reader | None = None):
         self.folder = Path(folder)
-        config = None if _alone(self.folder) else read_config(self.folder)
+        config = None if alone(self.folder) else read_config(self.folder)
         if config is not None:
             make_family(config)  # check the config before opening the weights
-        self.reader: Reader = open_checkpoint(self.folder)
+        self.reader: Reader = reader or open_checkpoint(self.folder)
         try:
             self._place(_told(self.reader) if config is None else config)
         except BaseException:
@@ -116,7 +121,7 @@ class FolderSource:
         for rule in self._parts[part]:
             tensor = self.reader.read(rule.name)
             if not (self._finite or all_finite(tensor)):
-                raise _not_finite(rule.name)
+                raise not_finite(rule.name)
             insert(tree, rule.path[len(part) :], rule.to_tree(tensor))
         return tree
 
@@ -134,7 +139,7 @@ class FolderSource:
         rules = [rule for part in self._parts.values() for rule in part]
         for rule, good in zip(rules, in_threads(finite, rules), strict=True):
             if not good:
-                raise _not_finite(rule.name)
+                raise not_finite(rule.name)
         self._finite = True
 
     def embed(self) -> Params:
