@@ -12,6 +12,7 @@ BELOW = {  # a room, and the rooms that it may import
     "models": {"backend"},
     "core": {"models", "backend"},
     "streaming": {"core", "models", "backend"},
+    "generation": {"streaming", "core", "models", "backend"},
     "data": {"models", "vision"},
     "vision": {"data", "streaming", "models", "backend"},
     "planning": {"data", "streaming", "core", "models", "backend"},
