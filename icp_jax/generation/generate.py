@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ FINE, COARSE = 16, 256  # padded lengths: powers of two from FINE to COARSE, the
 _choose = jax.jit(choose, static_argnums=0)
 
 
+@runtime_checkable
 class Source(Protocol):
     """A model: in memory, or in a folder."""
 
