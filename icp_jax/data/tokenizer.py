@@ -116,8 +116,11 @@ def _joint(left, left_starts, right, right_starts, near: int) -> tuple[int, int]
     return None
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """Load the tokenizer of a folder, never running the folder's own code. Raises InputError."""
+def load_tokenizer(folder: Path, instead: str = INSTEAD) -> Any:
+    """Load the tokenizer of a folder, never running the folder's own code.
+
+    instead: what to do without one, for the message. Raises InputError.
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -126,7 +129,7 @@ def load_tokenizer(folder: Path) -> Any:
         if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
             raise ValueError("no vocabulary")  # transformers loads an empty folder without error
     except Exception as error:  # transformers raises unrelated types
-        raise InputError(f"{folder} {_fault(folder, error)}; {INSTEAD}") from None
+        raise InputError(f"{folder} {_fault(folder, error)}; {instead}") from None
     return tokenizer
 
 
