@@ -13,7 +13,7 @@ BELOW = {  # a room, and the rooms that it may import
     "core": {"models", "backend"},
     "streaming": {"core", "models", "backend"},
     "generation": {"streaming", "core", "models", "backend"},
-    "data": {"models", "vision"},
+    "data": {"generation", "streaming", "models", "vision"},
     "vision": {"data", "streaming", "models", "backend"},
     "planning": {"data", "streaming", "core", "models", "backend"},
     "evaluation": {"vision", "data", "streaming", "core", "models", "backend"},

@@ -16,6 +16,7 @@ import numpy as np
 
 from converters.rules import first_line
 from icp_jax.data import hub
+from icp_jax.data.chat import Chat, as_text
 from icp_jax.data.corpus import Piece
 from icp_jax.data.hub_errors import SHOWN
 from icp_jax.errors import InputError
@@ -52,12 +53,20 @@ class Encoder:
     def __call__(self, piece: Piece) -> np.ndarray:
         """Token ids `[T]` int32. Raises InputError for ids outside the vocabulary."""
         ids = self._encode(piece) if isinstance(piece, str) else piece
+        if isinstance(ids, Chat):
+            ids = self._chat(ids)
         if ids.size and not 0 <= ids.min() <= ids.max() < self.vocab_size:
             raise InputError(
                 f"token ids range from {ids.min()} to {ids.max()}, outside the model's "
                 f"vocabulary of {self.vocab_size}: use ids of this model's tokenizer"
             )
         return ids.astype(np.int32)
+
+    def _chat(self, chat: Chat) -> np.ndarray:
+        """A chat in the format of the tokenizer's template, which has the special tokens."""
+        self._tokenizer = self._tokenizer or load_tokenizer(self.folder)
+        text = as_text(self._tokenizer, chat.messages, chat.where)
+        return _ids(self._tokenizer, text, add_special_tokens=False)
 
     def _encode(self, text: str) -> np.ndarray:
         self._tokenizer = self._tokenizer or load_tokenizer(self.folder)

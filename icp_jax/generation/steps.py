@@ -51,7 +51,7 @@ def _embed(module, dtype, params, tokens, slots):
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
-def _block(module, dtype, room, params, cache, x, slots):
+def block_step(module, dtype, room, params, cache, x, slots):
     variables = {"params": params, CACHE: {**slots._asdict(), **cache}}
     with full_precision(dtype):
         x, found = module.apply(variables, x, mutable=[CACHE])
@@ -84,7 +84,7 @@ def _advance(
     x = _embed(family.embed, dtype, params["embed"], tokens, slots)
     grown = []
     for t, (block, cache) in enumerate(zip(params["blocks"], caches, strict=True)):
-        x, cache = _block(family.block_at(t), dtype, room, block, cache, x, slots)
+        x, cache = block_step(family.block_at(t), dtype, room, block, cache, x, slots)
         grown.append(cache)
     table = family.head_table(params["embed"])
     return _logits(family.head, dtype, params["head"], table, x), grown

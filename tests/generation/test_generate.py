@@ -156,11 +156,11 @@ def test_lengths_that_pad_alike_compile_once(caplog):
 
     row = prompts(97, 40)[0]
     first = compiled(row[:20])
-    assert sum("_block" in line for line in first) == 2  # the prompt, and one token
+    assert sum("block_step" in line for line in first) == 2  # the prompt, and one token
     assert compiled(row[:31], new=20) == compiled(row[:17]) == []
-    assert sum("_block" in line for line in compiled(row[:33])) == 2
+    assert sum("block_step" in line for line in compiled(row[:33])) == 2
     warm = compiled(row[:20], temperature=0.7)
-    assert all("_block" not in line for line in warm)
+    assert all("block_step" not in line for line in warm)
     assert compiled(row[:20], temperature=0.9) == []
 
 
