@@ -62,7 +62,8 @@ class CalibrationConfig:
 
     data: str = "c4"
     """Calibration data: c4, wikitext2, ptb, or a path to .txt, .jsonl[.gz], .npy token ids or an
-    Arrow folder; or self:N, N windows that the model writes itself. For SAM: a folder of images, sa1b:DIR or coco:DIR."""
+    Arrow folder; or self:N, for N windows that the model writes itself. For SAM: a folder of
+    images, sa1b:DIR or coco:DIR."""
     samples: int | None = None
     """Number of calibration windows (or images).
     Default: 128, or all rows if the data is at most 128 token rows of exactly one window."""

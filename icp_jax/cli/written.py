@@ -81,10 +81,9 @@ def _interrupted(writer: Writer) -> Iterator[None]:
 
 
 def _columns(records: list[dict[str, Any]]) -> Table:
-    table = Table(*(Text(record["model"]) for record in records), show_lines=True)
-    for column in table.columns:
-        column.ratio, column.overflow = 1, "fold"
-    table.expand = True
+    table = Table(expand=True)
+    for record in records:
+        table.add_column(Text(record["model"]), ratio=1, overflow="fold")
     table.add_row(*(Text(record["text"].strip("\n")) for record in records))
     return table
 

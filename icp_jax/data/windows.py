@@ -137,8 +137,8 @@ class Draw:
                 overlap |= several
         for k in np.flatnonzero(starts < 0):
             starts[k] = self._anywhere(len(found[k % len(found)]), self.length)
-        ids = (found[k % len(found)][s : s + self.length] for k, s in enumerate(starts))
-        return self._warned(np.stack(list(ids)), sum(map(len, found)), overlap)
+        windows = [found[k % len(found)][s : s + self.length] for k, s in enumerate(starts)]
+        return self._warned(np.stack(windows), sum(map(len, found)), overlap)
 
     def _anywhere(self, size: int, width: int) -> int:
         return int(self.rng.integers(size - width + 1))

@@ -18,13 +18,12 @@ from icp_jax.data.hub import resolve
 from icp_jax.data.tokenizer import load_tokenizer, vocabulary
 from icp_jax.errors import InputError
 from icp_jax.generation.generate import rows_of, stream
+from icp_jax.generation.pieces import Pieces
 from icp_jax.generation.sampling import Sampling, row_keys
 from icp_jax.generation.steps import on_device
 from icp_jax.streaming.passes import compute_dtype
 from icp_jax.streaming.source import FolderSource
 
-CONTEXT = 8  # tokens before a piece that settle its spaces
-CUT = "\ufffd"  # stands for the bytes of a character that is not complete
 ADVICE = "copy the tokenizer's files of the model's source there"
 
 
@@ -76,37 +75,6 @@ class Writer:
             "stopped": self.stopped,
             "tokens_per_second": self.rate and round(self.rate, 2),
         }
-
-
-class Pieces:
-    """Turns tokens into text as they come: whole characters, with the tokenizer's own spaces.
-
-    before: the tokens of the prompt.
-    """
-
-    def __init__(self, tokenizer: Any, before: list[int]):
-        self._tokenizer = tokenizer
-        self._ids = before[-CONTEXT:]
-        self._told = len(self._ids)  # tokens whose text is out
-
-    def _text(self, ids: list[int]) -> str:
-        clean = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-        return str(self._tokenizer.decode(ids, **clean))
-
-    def add(self, token: int) -> str:
-        """The new text; empty while a character lacks bytes."""
-        self._ids.append(token)
-        return "" if self._new().endswith(CUT) else self.rest()
-
-    def _new(self) -> str:
-        return self._text(self._ids)[len(self._text(self._ids[: self._told])) :]
-
-    def rest(self) -> str:
-        """All text that is not out yet."""
-        new = self._new()
-        self._ids = self._ids[-CONTEXT:]
-        self._told = len(self._ids)
-        return new
 
 
 def prompt_ids(

@@ -11,7 +11,7 @@ has a slot. Rows may be shorter than the slots: they are padded on the left.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -29,8 +29,12 @@ def positions(module: nn.Module, length: int) -> Int[Array, "b t"] | None:
     """The positions of `length` given tokens in their rows, 0 for padding; None without a cache."""
     if not module.has_variable(CACHE, "first"):
         return None
-    slots = module.get_variable(CACHE, "start") + jnp.arange(length, dtype=jnp.int32)
-    return jnp.maximum(slots - module.get_variable(CACHE, "first")[:, None], 0)
+    slots = _read(module, "start") + jnp.arange(length, dtype=jnp.int32)
+    return jnp.maximum(slots - _read(module, "first")[:, None], 0)
+
+
+def _read(module: nn.Module, name: str) -> Array:
+    return cast(Array, module.get_variable(CACHE, name))
 
 
 def attention(
@@ -45,18 +49,18 @@ def attention(
     """`causal_attention` of a block; with a cache, over its tokens and the given ones."""
     if not module.has_variable(CACHE, "first"):
         return causal_attention(q, k, v, scale, window, remat)
-    first = module.get_variable(CACHE, "first")
+    first = _read(module, "first")
     if not module.has_variable(CACHE, "keys"):
         for name, new in (("keys", k), ("values", v)):
             module.put_variable(CACHE, name, jnp.swapaxes(new, 1, 2))
         return causal_attention(q, k, v, scale, window, row_starts=first)
-    start = module.get_variable(CACHE, "start")
+    start = _read(module, "start")
     for name, new in (("keys", k), ("values", v)):
-        held = module.get_variable(CACHE, name)
+        held = _read(module, name)
         new = jnp.swapaxes(new, 1, 2).astype(held.dtype)
         held = jax.lax.dynamic_update_slice_in_dim(held, new, start, axis=2)
         module.put_variable(CACHE, name, held)
-    keys, values = (module.get_variable(CACHE, name) for name in ("keys", "values"))
+    keys, values = _read(module, "keys"), _read(module, "values")
     return cached_attention(q, keys, values, scale, start, first, window)
 
 
