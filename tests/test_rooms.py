@@ -16,7 +16,7 @@ BELOW = {  # a room, and the rooms that it may import
     "data": {"generation", "streaming", "models", "vision"},
     "vision": {"data", "streaming", "models", "backend"},
     "planning": {"data", "streaming", "core", "models", "backend"},
-    "evaluation": {"vision", "data", "streaming", "core", "models", "backend"},
+    "evaluation": {"vision", "data", "generation", "streaming", "core", "models", "backend"},
     "report": set(),
     "runs": {"planning", "evaluation", "data", "streaming", "core", "models", "backend"},
 }

@@ -35,7 +35,7 @@ def chat_of(where: Any, value: Any) -> Chat:
         )
     messages = [{"role": m["role"], "content": m["content"]} for m in value]
     try:
-        repr(messages).encode()
+        "".join(text for message in messages for text in message.values()).encode()
     except UnicodeEncodeError:
         raise InputError(f"{where}: a message has a lone surrogate: remove it") from None
     return Chat(str(where), messages)

@@ -162,7 +162,7 @@ class Draw:
                 return windows
         if overlap:
             log.warning(
-                "%s: windows overlap: %d of %d tokens are drawn from %d",
+                "%s: windows overlap: %d windows of %d tokens are drawn from %d",
                 self.data, *windows.shape, tokens,
             )  # fmt: skip
         return windows
