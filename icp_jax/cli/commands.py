@@ -121,7 +121,7 @@ class Generate:
 
     model: tyro.conf.Positional[Model]
     """Hugging Face folder or hub id."""
-    prompt: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="PROMPT")]] = ""
+    prompt: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="[PROMPT]")]] = ""
     """Text to continue. Default: standard input if it is piped, else the start of a text."""
     tokens: int = 64
     """Maximum number of new tokens."""

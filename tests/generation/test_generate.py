@@ -13,6 +13,7 @@ from conftest import LLAMA, rope
 
 import icp_jax
 from icp_jax.errors import InputError
+from icp_jax.generation import steps
 from icp_jax.generation.generate import padded
 from icp_jax.generation.sampling import Sampling, choose, row_keys
 from icp_jax.model import Model
@@ -132,6 +133,13 @@ def test_the_cache_gives_what_whole_sequences_give():
     whole = jax.jit(model.logits)(row[None].astype(np.int32))
     got = icp_jax.generate(tree, [row[:n] for n in range(1, 31)], max_new_tokens=1)
     np.testing.assert_array_equal(got[:, 0], np.argmax(whole[0], axis=-1))
+
+
+def test_an_accelerators_one_program_gives_the_same(monkeypatch):
+    tree, rows = random_tree("mistral"), prompts(97, 12, 5)
+    blocks = icp_jax.generate(tree, rows, max_new_tokens=12)
+    monkeypatch.setattr("icp_jax.generation.generate.advance", steps._whole)
+    np.testing.assert_array_equal(blocks, icp_jax.generate(tree, rows, max_new_tokens=12))
 
 
 def test_a_block_without_a_cache_keeps_none():
