@@ -123,6 +123,13 @@ def test_chats_are_formatted_by_the_template(tmp_path):
         assert tokenizer.decode(window).strip() in text
 
 
+def test_chats_of_an_arrow_folder(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict({"messages": [CHAT, CHAT]}).save_to_disk(str(tmp_path / "chats"))
+    corpus = data.load_corpus(str(tmp_path / "chats"))
+    assert [chat.messages for chat in corpus.pieces] == [CHAT, CHAT] and not corpus.rows
+
+
 def test_short_chats_are_joined(tmp_path):
     folder = with_template(write_opt(tmp_path / "opt", num_hidden_layers=1))
     rows = [{"messages": [{"role": "user", "content": f"{k}"}]} for k in range(40)]
