@@ -8,7 +8,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from icp_jax.arrays import AnyArray
 from icp_jax.errors import InputError
@@ -58,11 +58,25 @@ def choose(
     most = jnp.max(logits, axis=-1, keepdims=True)  # a tiny temperature must not overflow
     scores = (logits - most) / temperature
     keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
-    if kind == "all":
-        return jax.vmap(jax.random.categorical)(keys, scores).astype(jnp.int32)
-    order = jnp.argsort(scores, axis=-1, descending=True)
-    scores = jnp.take_along_axis(scores, order, axis=-1)
-    before = jnp.cumsum(jax.nn.softmax(scores, axis=-1), axis=-1)
-    before = jnp.pad(before[:, :-1], ((0, 0), (1, 0)))  # the probability of all likelier tokens
-    drawn = jax.vmap(jax.random.categorical)(keys, jnp.where(before < top_p, scores, -jnp.inf))
-    return jnp.take_along_axis(order, drawn[:, None], axis=-1)[:, 0].astype(jnp.int32)
+    if kind == "likeliest":
+        scores = jnp.where(likeliest(jax.nn.softmax(scores, axis=-1), top_p), scores, -jnp.inf)
+    return jax.vmap(jax.random.categorical)(keys, scores).astype(jnp.int32)
+
+
+def likeliest(p: Float[Array, "b v"], top_p: Float[AnyArray, ""]) -> Bool[Array, "b v"]:
+    """Which tokens are in the smallest set that holds top_p, with all that are as likely.
+
+    The least probability in the set is bisected on its bits, which are ordered as integers: exact,
+    and on a CPU many times faster than a sort of the vocabulary.
+    """
+    bits = jax.lax.bitcast_convert_type(p, jnp.int32)
+
+    def halve(_, bounds):
+        low, high = bounds  # tokens of at least `low` suffice, of at least `high` do not
+        middle = low + (high - low) // 2
+        enough = jnp.sum(jnp.where(bits >= middle, p, 0), axis=-1, keepdims=True) >= top_p
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    most = jnp.max(bits, axis=-1, keepdims=True)
+    low, _ = jax.lax.fori_loop(0, 32, halve, (jnp.zeros_like(most), most + 1))
+    return bits >= low
