@@ -55,9 +55,10 @@ def rows_of(source: Source, tokens: Any, new: int) -> list[np.ndarray]:
         raise InputError(f"max_new_tokens must be at least 1, got {new}")
     longest = max(map(len, rows))
     if longest + new > context:
+        fewer = f" or ask for at most {context - longest} tokens" if longest < context else ""
         raise InputError(
             f"{longest} tokens of prompt and {new} new ones exceed the model's context of "
-            f"{context}: shorten the prompt or ask for at most {max(context - longest, 0)} tokens"
+            f"{context}: shorten the prompt{fewer}"
         )
     if any(not 0 <= row.min() <= row.max() < vocabulary for row in rows):
         raise InputError(f"token ids must be in [0, {vocabulary}), the model's vocabulary")
