@@ -41,7 +41,11 @@ def main() -> None:
             for method in args.methods:
                 config = demo_config(method, 0.7, BUNDLED, seed)
                 tokens = api.calibrate(
-                    model, config.calibration.data, samples=config.calibration.samples, seed=seed
+                    model,
+                    config.calibration.data,
+                    samples=config.calibration.samples,
+                    seed=seed,
+                    overlap=config.calibration.overlap,
                 )
                 started = time.perf_counter()
                 settings = dict(target)

@@ -120,7 +120,8 @@ def inputs(args: argparse.Namespace, folder: Path) -> tuple[str, str, str]:
         return "stories260K", str(args.stories), str(tokens)
     model = icp_jax.load(BUNDLED)
     text = BUNDLED / "calibration.txt"
-    np.save(tokens, icp_jax.calibrate(model, text, samples=SAMPLES, seq_len=WINDOW))
+    drawn = icp_jax.calibrate(model, text, samples=SAMPLES, seq_len=WINDOW, overlap=True)
+    np.save(tokens, drawn)
     return BUNDLED.name, str(BUNDLED), str(tokens)
 
 

@@ -23,6 +23,7 @@ _HOME = {
     "prune": "icp_jax.api",
     "evaluate": "icp_jax.api",
     "save": "icp_jax.api",
+    "generate": "icp_jax.generation.generate",
     "Model": "icp_jax.model",
     "compensate": "icp_jax.core.compensate",
     "keep_zeros": "icp_jax.core.keep",

@@ -63,15 +63,17 @@ def calibrate(
     samples: int | None = None,
     seq_len: int | None = None,
     seed: int = 0,
+    overlap: bool = False,
 ) -> np.ndarray:
     """Load calibration samples for a model.
 
-    source: text, token ids or images, see `CalibrationConfig.data`. samples: number of windows or
-    images. Default: 128. seq_len: tokens per window. Default: the model's context, at most 2048.
-    seed: for drawing them. Returns tokens `[samples, T]` int32, or pixels `[samples, 3, S, S]`
+    source: text, token ids or images, see `CalibrationConfig.data`; `self:N`: N windows that the
+    model writes. samples: number of windows or images. Default: 128. seq_len: tokens per window.
+    Default: the model's context, at most 2048. seed: for drawing them. overlap: see
+    `CalibrationConfig`. Returns tokens `[samples, T]` int32, or pixels `[samples, 3, S, S]`
     float32. Raises InputError.
     """
-    config = CalibrationConfig(str(source), samples, seq_len, seed)
+    config = CalibrationConfig(str(source), samples, seq_len, seed, overlap)
     return inputs.calibration(check(RunConfig(calibration=config)).calibration, model)
 
 

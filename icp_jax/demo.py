@@ -31,7 +31,9 @@ def demo_config(method: str, sparsity: float, out: Path, seed: int = 0) -> RunCo
         out=str(out),
         prune=PruneConfig(method=method, sparsity=sparsity),  # type: ignore[arg-type]
         compensate=tuning if method == "icp" else CompensateConfig(),
-        calibration=CalibrationConfig(str(BUNDLED / "calibration.txt"), samples=128, seed=seed),
+        calibration=CalibrationConfig(
+            str(BUNDLED / "calibration.txt"), samples=128, seed=seed, overlap=True
+        ),
     )
 
 

@@ -34,6 +34,7 @@ class Phase(NamedTuple):
 
 
 TOKENIZE = Phase("tokenize")
+GENERATE = Phase("generate")
 EMBED = Phase("embed")
 DENSE = Phase("dense", first=0)
 COMPENSATE = Phase("compensate", first=1, tunes=True)
@@ -46,7 +47,7 @@ CHECK = Phase("check")
 PUBLISH = Phase("publish")
 
 STREAMED = (EMBED, DENSE, COMPENSATE, STATISTICS, PRUNE, SPARSE, WRITE)  # in the loop and the plan
-ALL = (TOKENIZE, *STREAMED, EXPORT, CHECK, PUBLISH)
+ALL = (TOKENIZE, GENERATE, *STREAMED, EXPORT, CHECK, PUBLISH)
 WIDEST = max(len(phase.name) for phase in ALL)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -61,7 +62,8 @@ class CalibrationConfig:
 
     data: str = "c4"
     """Calibration data: c4, wikitext2, ptb, or a path to .txt, .jsonl[.gz], .npy token ids or an
-    Arrow folder. For SAM: a folder of images, sa1b:DIR or coco:DIR."""
+    Arrow folder; or self:N, for N windows that the model writes itself. For SAM: a folder of
+    images, sa1b:DIR or coco:DIR."""
     samples: int | None = None
     """Number of calibration windows (or images).
     Default: 128, or all rows if the data is at most 128 token rows of exactly one window."""
@@ -69,11 +71,20 @@ class CalibrationConfig:
     """Tokens per calibration window. Default: the model's context, at most 2048."""
     seed: int = 0
     """Random seed for drawing calibration windows or images. Default: 0."""
+    overlap: bool = False
+    """Draw each window from anywhere in a text, as published code does: windows may overlap.
+    Default: windows do not overlap if the text is long enough."""
+
+    @property
+    def own(self) -> int | None:
+        """The number of windows in `self:N`; None for other data."""
+        found = re.fullmatch(r"self:([0-9]{1,9})", self.data)
+        return int(found[1]) if found else None
 
     @property
     def count(self) -> int:
-        """Number of samples to plan with: `samples`, or 128."""
-        return 128 if self.samples is None else self.samples
+        """Number of samples to plan with: `samples`, N of `self:N`, or 128."""
+        return self.samples or self.own or 128
 
 
 @dataclass(frozen=True)

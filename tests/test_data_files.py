@@ -118,7 +118,7 @@ def test_bad_rows_are_named(tmp_path, name):
         ([{"text": None}], "only 1 empty rows"),
         ([{"text": ""}, {"text": ""}], "only 2 empty rows"),
         ([{"input_ids": [1], "attention_mask": [1, 1]}], "row 1: attention_mask must have"),
-        ([{"label": 1}], r"has columns \['label'\]: rename one to text or input_ids"),
+        ([{"label": 1}], r"has columns \['label'\]: rename one to text, input_ids or messages"),
         ([], "has a dataset without rows"),
         ({"train": [{"text": "a"}], "test": []}, "has a dataset without rows"),
     ],

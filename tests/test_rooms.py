@@ -12,10 +12,11 @@ BELOW = {  # a room, and the rooms that it may import
     "models": {"backend"},
     "core": {"models", "backend"},
     "streaming": {"core", "models", "backend"},
-    "data": {"models", "vision"},
+    "generation": {"streaming", "core", "models", "backend"},
+    "data": {"generation", "streaming", "models", "vision"},
     "vision": {"data", "streaming", "models", "backend"},
     "planning": {"data", "streaming", "core", "models", "backend"},
-    "evaluation": {"vision", "data", "streaming", "core", "models", "backend"},
+    "evaluation": {"vision", "data", "generation", "streaming", "core", "models", "backend"},
     "report": set(),
     "runs": {"planning", "evaluation", "data", "streaming", "core", "models", "backend"},
 }

@@ -122,6 +122,35 @@ class Eval:
 
 @options.described
 @dataclass(frozen=True)
+class Generate:
+    """Let a language model continue a text, or answer a chat message."""
+
+    model: tyro.conf.Positional[Model]
+    """Hugging Face folder or hub id."""
+    prompt: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="[PROMPT]")]] = ""
+    """Text to continue. Default: standard input if it is piped, else the start of a text."""
+    tokens: int = 64
+    """Maximum number of new tokens."""
+    temperature: float = 0.0
+    """Randomness: 0 takes the likeliest token each time, 1 draws as the model predicts."""
+    top_p: float = 1.0
+    """Draw only from the likeliest tokens, which hold this probability together, in (0, 1]."""
+    seed: int = 0
+    """Random seed for drawing."""
+    chat: bool = False
+    """Format the prompt as a message by the tokenizer's chat template."""
+    compare: Annotated[str, tyro.conf.arg(metavar="DENSE")] = ""
+    """Second model, such as the dense one; both texts are shown side by side. Default: none."""
+    dtype: Dtype = "auto"
+    """Compute dtype of the blocks. auto: bfloat16 on GPU and TPU, float32 on CPU."""
+    json: bool = False
+    """Print the result as one JSON object instead of text."""
+    quiet: bool = False
+    """Do not report the speed."""
+
+
+@options.described
+@dataclass(frozen=True)
 class Segment:
     """Segment one object of an image with SAM and write the image with its mask."""
 
@@ -179,6 +208,7 @@ COMMANDS: dict[str, type] = {
     "prune": Prune,
     "plan": Plan,
     "eval": Eval,
+    "generate": Generate,
     "segment": Segment,
     "convert": Convert,
     "verify": Verify,
@@ -189,6 +219,7 @@ AnyCommand: Any = (
     | Annotated[Prune, tyro.conf.subcommand("prune")]
     | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[Eval, tyro.conf.subcommand("eval")]
+    | Annotated[Generate, tyro.conf.subcommand("generate")]
     | Annotated[Segment, tyro.conf.subcommand("segment")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]

@@ -101,6 +101,12 @@ def _eval(command: Any) -> None:
     _print(command.json, found._asdict(), lambda: console.evaluated(found))
 
 
+def _generate(command: Any) -> None:
+    from icp_jax.cli.written import generate
+
+    generate(command)
+
+
 def _segment(command: Any) -> None:
     from icp_jax.cli import console
     from icp_jax.vision.overlay import segment
@@ -134,6 +140,7 @@ RUN: dict[str, Callable[[Any], None]] = {
     "demo": _demo,
     "plan": _plan,
     "eval": _eval,
+    "generate": _generate,
     "segment": _segment,
     "convert": _convert,
     "verify": _verify,

@@ -48,7 +48,10 @@ GROUPS: dict[str, dict[str, str]] = {
         "compensate.gamma": "compensate.gamma",
         "seed": "seed",
     },
-    "calibration": {"calibration.seed": "calibration.seed"},
+    "calibration": {
+        "calibration.seed": "calibration.seed",
+        "calibration.overlap": "calibration.overlap",
+    },
     "quantization": {
         "quant.group": "quant.group",
         "quant.symmetric": "quant.symmetric",

@@ -1,8 +1,9 @@
 """Calibration and evaluation tokens from hub datasets, local text or token ids.
 
-A corpus is a single text, a set of documents, or rows of token ids. Calibration windows are drawn
-at random: from anywhere in a text, or from documents longer than a window. If no document is long
-enough, the documents are joined. Rows of exactly one window are used unchanged. Evaluation joins
+A corpus is a single text, a set of documents or chats, or rows of token ids. Calibration windows
+are drawn at random: from places in a text that do not overlap, or from documents longer than a
+window. If no document is long enough, the documents are joined. Rows of exactly one window are used
+unchanged. Evaluation joins
 the corpus and cuts it into windows that do not overlap. Tokens masked by an `attention_mask` are
 dropped first.
 """

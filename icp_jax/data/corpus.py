@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from icp_jax.data.chat import Chat, chat_of
 from icp_jax.errors import InputError
 
 GAP = "\n\n"
 TEXT_KEYS = ("text", "sentence")
 TOKEN_KEYS = ("input_ids", "tokens")
 MASK_KEY = "attention_mask"
-Piece = str | np.ndarray  # a text, or its token ids
+CHAT_KEY = "messages"
+Piece = str | np.ndarray | Chat  # a text, its token ids, or a chat
 Encode = Callable[[Piece], np.ndarray]
 log = logging.getLogger("icp_jax")
 
@@ -35,27 +37,33 @@ class Corpus:
 def corpus_of(name: str, rows: Iterable[tuple[Any, Any]]) -> Corpus:
     """Build a corpus from `(where, row)` pairs.
 
-    A row is a text, a list of ids, or an object that holds one of them. Rows that are null or
-    without ids are dropped. Empty texts are kept, as in the usual join of WikiText's lines.
+    A row is a text, a list of ids, or an object that holds one of them or a chat's messages; chats
+    and other rows do not mix. Rows that are null or without ids are dropped. Empty texts are kept,
+    as in the usual join of WikiText's lines.
     Raises InputError with the place of a bad row.
     """
     pieces: list[Piece] = []
     empty = 0
     for where, row in rows:
         piece = _piece(where, row)
+        if piece is not None and pieces and isinstance(piece, Chat) != isinstance(pieces[0], Chat):
+            kind, others = ("a chat", "text or tokens")[:: 1 if isinstance(piece, Chat) else -1]
+            raise InputError(f"{where} has {kind}, but rows before have {others}: split the data")
         empty += piece is None or not len(piece)
-        if piece is not None and (isinstance(piece, str) or piece.size):
+        if piece is not None and (isinstance(piece, str) or len(piece)):
             pieces.append(piece)
     if not any(map(len, pieces)):
         raise InputError(f"{name} has no text or tokens, only {empty} empty rows: give other data")
     return Corpus(
-        name, pieces, rows=not any(isinstance(piece, str) for piece in pieces), empty=empty
+        name, pieces, rows=all(isinstance(piece, np.ndarray) for piece in pieces), empty=empty
     )
 
 
 def _piece(where: Any, row: Any) -> Piece | None:
     if not isinstance(row, dict):
         row = {"text" if isinstance(row, str) else "input_ids": row}
+    if row.get(CHAT_KEY) is not None:
+        return chat_of(where, row[CHAT_KEY])
     text = next((row[key] for key in TEXT_KEYS if row.get(key) is not None), None)
     if isinstance(text, str):
         return checked_text(where, text)
@@ -64,9 +72,9 @@ def _piece(where: Any, row: Any) -> Piece | None:
     found = next((row[key] for key in TOKEN_KEYS if row.get(key) is not None), None)
     if found is not None:
         return unmasked(where, ids_of(where, found), row.get(MASK_KEY))
-    if any(key in row for key in (*TEXT_KEYS, *TOKEN_KEYS)):
+    if any(key in row for key in (*TEXT_KEYS, *TOKEN_KEYS, CHAT_KEY)):
         return None
-    raise InputError(f"{where} has neither 'text' nor 'input_ids': add one of them")
+    raise InputError(f"{where} has neither 'text' nor 'input_ids' nor 'messages': add one of them")
 
 
 def checked_text(where: Any, text: str) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 
 from converters.rules import first_line
 from icp_jax.data.corpus import (
+    CHAT_KEY,
     MASK_KEY,
     TEXT_KEYS,
     TOKEN_KEYS,
@@ -143,9 +144,9 @@ def _saved(path: Path, evaluation: bool) -> Corpus:
 def _columns(path: Path, rows: Any) -> Corpus:
     """The texts or the unmasked tokens of a `datasets.Dataset`."""
     names = rows.column_names
-    wanted = [key for key in (*TEXT_KEYS, *TOKEN_KEYS) if key in names][:1]
+    wanted = [key for key in (*TEXT_KEYS, *TOKEN_KEYS, CHAT_KEY) if key in names][:1]
     if not wanted:
-        raise InputError(f"{path} has columns {names}: rename one to text or input_ids")
+        raise InputError(f"{path} has columns {names}: rename one to text, input_ids or messages")
     if wanted[0] in TOKEN_KEYS and MASK_KEY in names:
         wanted.append(MASK_KEY)
     chosen = rows.select_columns(wanted)

@@ -10,7 +10,9 @@ import numpy as np
 
 from icp_jax import data
 from icp_jax.config import CalibrationConfig, RunConfig
+from icp_jax.data import own
 from icp_jax.errors import InputError
+from icp_jax.generation.generate import Source
 from icp_jax.models import Family
 from icp_jax.phases import Progress
 
@@ -26,11 +28,19 @@ class Described(Protocol):
     def folder(self) -> Any: ...
 
 
+class Whole(Described, Source, Protocol):
+    """A model with its params."""
+
+
 def resolved(config: CalibrationConfig, source: Described) -> CalibrationConfig:
     """Fill in the unset fields. Raises InputError for data that the model cannot take."""
-    family = source.family
+    family, written = source.family, own.asked(config)
     config = dataclasses.replace(config, samples=config.count)
     if family.kind == "vision":
+        if written:
+            raise InputError(
+                f"this model reads images and writes no text: give images, not {config.data}"
+            )
         if config.seq_len is not None:
             raise InputError("calibration.seq_len is for text: leave it out for this vision model")
         from icp_jax.vision import folders
@@ -40,11 +50,13 @@ def resolved(config: CalibrationConfig, source: Described) -> CalibrationConfig:
             raise InputError(f"this model reads images, not {config.data}: {folders.ADVICE}")
         return config
     data.vocabulary(source.config)
+    if written:
+        own.first_token(source.config)
     return dataclasses.replace(config, seq_len=data.window(config.seq_len, family.context))
 
 
 def calibration(
-    config: CalibrationConfig, source: Described, progress: Progress = lambda *event: None
+    config: CalibrationConfig, source: Whole, progress: Progress = lambda *event: None
 ) -> np.ndarray:
     """Load tokens `[samples, T]` int32 or pixels `[samples, 3, S, S]` float32.
 
@@ -58,6 +70,9 @@ def calibration(
             raise InputError(f"this model reads images, not {config.data}: {folders.ADVICE}")
         settings = image_settings.of_source(source)
         return calibration.calibration_pixels(config.data, config.count, config.seed, settings)
+    if own.asked(config):
+        assert config.seq_len is not None  # resolved
+        return own.windows(source, config, config.seq_len, progress)
     encode = data.Encoder(source.folder, data.vocabulary(source.config), progress)
     return data.calibration_tokens(given, source.family.context, encode, progress)
 

@@ -17,6 +17,7 @@ import numpy as np
 from converters.files import copy_other_files, is_gguf
 from converters.rules import first_line
 from icp_jax.data import hub
+from icp_jax.data.chat import Chat, as_text
 from icp_jax.data.corpus import Piece
 from icp_jax.data.hub_errors import SHOWN
 from icp_jax.errors import InputError
@@ -53,12 +54,20 @@ class Encoder:
     def __call__(self, piece: Piece) -> np.ndarray:
         """Token ids `[T]` int32. Raises InputError for ids outside the vocabulary."""
         ids = self._encode(piece) if isinstance(piece, str) else piece
+        if isinstance(ids, Chat):
+            ids = self._chat(ids)
         if ids.size and not 0 <= ids.min() <= ids.max() < self.vocab_size:
             raise InputError(
                 f"token ids range from {ids.min()} to {ids.max()}, outside the model's "
                 f"vocabulary of {self.vocab_size}: use ids of this model's tokenizer"
             )
         return ids.astype(np.int32)
+
+    def _chat(self, chat: Chat) -> np.ndarray:
+        """A chat in the format of the tokenizer's template, which has the special tokens."""
+        self._tokenizer = self._tokenizer or load_tokenizer(self.folder)
+        text = as_text(self._tokenizer, chat.messages, chat.where)
+        return _ids(self._tokenizer, text, add_special_tokens=False)
 
     def _encode(self, text: str) -> np.ndarray:
         self._tokenizer = self._tokenizer or load_tokenizer(self.folder)
@@ -117,8 +126,11 @@ def _joint(left, left_starts, right, right_starts, near: int) -> tuple[int, int]
     return None
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """Load the tokenizer of a folder, never running the folder's own code. Raises InputError."""
+def load_tokenizer(folder: Path, instead: str = INSTEAD) -> Any:
+    """Load the tokenizer of a folder, never running the folder's own code.
+
+    instead: what to do without one, for the message. Raises InputError.
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -127,7 +139,7 @@ def load_tokenizer(folder: Path) -> Any:
         if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
             raise ValueError("no vocabulary")  # transformers loads an empty folder without error
     except Exception as error:  # transformers raises unrelated types
-        raise InputError(f"{folder} {_fault(folder, error)}; {INSTEAD}") from None
+        raise InputError(f"{folder} {_fault(folder, error)}; {instead}") from None
     return tokenizer
 
 

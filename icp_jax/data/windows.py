@@ -33,6 +33,8 @@ def calibration_tokens(
 ) -> np.ndarray:
     """Draw calibration windows `[samples, T]` int32 with config.seed.
 
+    Windows of a text do not overlap if it is long enough, unless config.overlap is set.
+
     Rows of exactly one window are used unchanged. Unset `samples` is 128, or the number of such
     rows if there are fewer. Raises InputError.
     """
@@ -51,7 +53,7 @@ class Draw:
 
     def __init__(self, config: CalibrationConfig, length: int, encode: Encode, tick: Slowly):
         self.data, self.length, self.encode, self.tick = config.data, length, encode, tick
-        self.asked, self.samples = config.samples, config.count
+        self.asked, self.samples, self.overlap = config.samples, config.count, config.overlap
         self.rng = np.random.default_rng(config.seed)
 
     def documents(self, corpus: Corpus) -> np.ndarray | None:
@@ -70,8 +72,7 @@ class Draw:
                 break
         if not found:
             return None
-        windows = [self._cut(found[k % len(found)]) for k in range(self.samples)]
-        return self._warn_if_equal(np.stack(windows), sum(map(len, found)))
+        return self._in_turn(found)
 
     def rows(self, corpus: Corpus) -> np.ndarray | None:
         """Rows of exactly one window; None if there are none, or longer rows."""
@@ -98,16 +99,14 @@ class Draw:
         if len(texts) == len(corpus.pieces):
             drawn = self._long(corpus.gap.join(texts))
             if drawn is not None:
-                return self._warn_if_equal(drawn)
+                return self._warned(drawn)
         ids = joined(corpus, self.encode)
         if len(ids) < self.length:
             raise InputError(
                 f"calibration data {self.data} has {len(ids)} tokens, shorter than one window of "
                 f"{self.length}: give more text or a smaller calibration.seq_len"
             )
-        return self._warn_if_equal(
-            np.stack([self._cut(ids) for _ in range(self.samples)]), len(ids)
-        )
+        return self._in_turn([ids])
 
     def _long(self, text: str) -> np.ndarray | None:
         """Windows of a very long text, tokenized only around each window; None if it is shorter."""
@@ -115,8 +114,9 @@ class Draw:
         if len(text) < max(LONG, 2 * self.samples * width):
             return None
         windows = []
+        starts = None if self.overlap else self._apart(len(text), width, self.samples)
         for k in range(self.samples):
-            start = int(self.rng.integers(len(text) - width + 1))
+            start = self._anywhere(len(text), width) if starts is None else int(starts[k])
             ids = self.encode(text[start : start + width])[EDGE:-EDGE]
             if len(ids) < self.length:
                 return None  # unusually long tokens: fall back to the whole text
@@ -124,12 +124,34 @@ class Draw:
             self.tick(k + 1, self.samples)
         return np.stack(windows)
 
-    def _cut(self, ids: np.ndarray) -> np.ndarray:
-        start = self.rng.integers(len(ids) - self.length + 1)
-        return ids[start : start + self.length]
+    def _in_turn(self, found: list[np.ndarray]) -> np.ndarray:
+        """A window from each sequence of ids in turn; those of one do not overlap if they fit."""
+        starts, overlap = np.empty(self.samples, np.int64), False
+        for first, ids in enumerate(found):
+            mine = np.arange(first, self.samples, len(found))
+            several = len(mine) > 1 and not self.overlap
+            if several and len(ids) >= len(mine) * self.length:
+                starts[mine] = self._apart(len(ids), self.length, len(mine))
+            else:
+                starts[mine] = -1
+                overlap |= several
+        for k in np.flatnonzero(starts < 0):
+            starts[k] = self._anywhere(len(found[k % len(found)]), self.length)
+        windows = [found[k % len(found)][s : s + self.length] for k, s in enumerate(starts)]
+        return self._warned(np.stack(windows), sum(map(len, found)), overlap)
 
-    def _warn_if_equal(self, windows: np.ndarray, tokens: int | None = None) -> np.ndarray:
-        """Return the windows; log a warning if too few tokens made some of them equal."""
+    def _anywhere(self, size: int, width: int) -> int:
+        return int(self.rng.integers(size - width + 1))
+
+    def _apart(self, size: int, width: int, count: int) -> np.ndarray:
+        """Random starts of `count` windows that do not overlap, in random order."""
+        gaps = np.sort(self.rng.integers(size - count * width + 1, size=count))
+        return self.rng.permutation(gaps + width * np.arange(count))
+
+    def _warned(
+        self, windows: np.ndarray, tokens: int | None = None, overlap: bool = False
+    ) -> np.ndarray:
+        """Return the windows; log a warning if too few tokens made some equal, or overlap."""
         if tokens is None or tokens < windows.size:
             distinct = len(np.unique(windows, axis=0))
             if distinct < len(windows):
@@ -137,6 +159,12 @@ class Draw:
                 log.warning(
                     "%s:%s %d of %d windows are distinct", self.data, few, distinct, len(windows)
                 )
+                return windows
+        if overlap:
+            log.warning(
+                "%s: windows overlap: %d windows of %d tokens are drawn from %d",
+                self.data, *windows.shape, tokens,
+            )  # fmt: skip
         return windows
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from icp_jax import backend
 from icp_jax.arrays import AnyArray
@@ -43,6 +43,7 @@ def causal_attention(
     scale: float,
     window: int | None = None,
     remat: bool = False,
+    row_starts: Int[AnyArray, "b"] | None = None,
 ) -> Float[Array, "b t h d"]:
     """Causal softmax attention over whole sequences, with the softmax in float32.
 
@@ -50,6 +51,7 @@ def causal_attention(
     window: query i sees the keys i - window < j <= i; None: all keys j <= i.
     remat: process the chunks in sequence, against all keys, and recompute each chunk's scores for
     the gradient. Less memory, more work.
+    row_starts: keys before them are padding, and queries there see only themselves. Unset: none.
 
     In half precision this is the fused kernel of `jax.nn.dot_product_attention` if cuDNN has one.
     Otherwise each query chunk reads only the keys it can see, which halves the work and keeps the
@@ -58,7 +60,7 @@ def causal_attention(
     (b, t, h, d), n = q.shape, k.shape[2]
     if window is not None and window >= t:
         window = None
-    if q.dtype in (jnp.bfloat16, jnp.float16) and _cudnn_takes(d):
+    if q.dtype in (jnp.bfloat16, jnp.float16) and row_starts is None and _cudnn_takes(d):
         local = None if window is None else (window - 1, 0)
         return jax.nn.dot_product_attention(
             q, k, v, scale=scale, is_causal=True, local_window_size=local, implementation="cudnn"
@@ -75,6 +77,9 @@ def causal_attention(
         allowed = keys <= queries
         if window is not None:
             allowed &= keys > queries - window
+        if row_starts is not None:
+            real = keys >= row_starts[:, None, None, None]
+            allowed = (allowed & real) | (keys == queries)
         return softmax_matmul(jnp.where(allowed, scores, -jnp.inf), v).reshape(q.shape)
 
     if remat:

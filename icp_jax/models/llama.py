@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from icp_jax.arrays import AnyArray
-from icp_jax.models.attention import causal_attention
+from icp_jax.models import cache
 from icp_jax.models.layers import ACTIVATIONS, WHOLE, Linear, RMSNorm
 from icp_jax.models.llama_config import LlamaConfig, windows
 from icp_jax.models.rotary import cos_sin, rotate
@@ -61,9 +61,9 @@ class Block(nn.Module):
         )
         if c.qk_norm:
             q, k = norm("q_norm", q), norm("k_norm", k)
-        angles = cos_sin(c.rope, t)
+        angles = cos_sin(c.rope, t, cache.positions(self, t))
         q, k = rotate(q, *angles), rotate(k, *angles)
-        y = causal_attention(q, k, v, d**-0.5, self.window, self.remat).reshape(b, t, -1)
+        y = cache.attention(self, q, k, v, d**-0.5, self.window, self.remat).reshape(b, t, -1)
         self.sow("taps", "o_in", y)
         x = x + linear("o_proj", c.hidden_size, y, c.o_bias)
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from converters.opt import embedding_width
 from icp_jax.arrays import AnyArray
 from icp_jax.errors import InputError
-from icp_jax.models.attention import causal_attention
+from icp_jax.models import cache
 from icp_jax.models.fields import check_fields
 from icp_jax.models.layers import ACTIVATIONS, WHOLE, LayerNorm, Linear
 from icp_jax.models.spec import Family, LinearSpec, rearrangements
@@ -92,7 +92,9 @@ class Embed(nn.Module):
             x = Linear(c.hidden_size, use_bias=False, name="project_in")(x)
         rows = c.max_position_embeddings + POSITION_OFFSET
         positions = nn.Embed(rows, c.hidden_size, jnp.float32, name="positions")
-        return x + positions(jnp.arange(tokens.shape[1]) + POSITION_OFFSET)
+        at = cache.positions(self, tokens.shape[1])
+        at = jnp.arange(tokens.shape[1]) if at is None else at
+        return x + positions(at + POSITION_OFFSET)
 
 
 class Block(nn.Module):
@@ -118,7 +120,7 @@ class Block(nn.Module):
             linear(name, c.hidden_size, y, after).reshape(*y.shape[:-1], *heads)
             for name in ("q_proj", "k_proj", "v_proj")
         )
-        y = causal_attention(q, k, v, scale=heads[1] ** -0.5, remat=self.remat).reshape(x.shape)
+        y = cache.attention(self, q, k, v, heads[1] ** -0.5, remat=self.remat).reshape(x.shape)
         self.sow("taps", "out_in", y)
         x = x + linear("out_proj", c.hidden_size, y)
         if not c.do_layer_norm_before:

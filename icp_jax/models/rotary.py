@@ -14,7 +14,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from icp_jax.arrays import AnyArray
 from icp_jax.errors import InputError
@@ -188,18 +188,29 @@ def inverse_frequencies(rope: Rope, length: int) -> Float[np.ndarray, " half"]:
     return KINDS[rope.rope_type](rope, length)
 
 
-def cos_sin(rope: Rope, length: int) -> tuple[Float[Array, "t half"], Float[Array, "t half"]]:
-    """Cosine and sine of the angles of each position, float32, times `rope.scale`."""
+def cos_sin(
+    rope: Rope, length: int, positions: Int[AnyArray, "b t"] | None = None
+) -> tuple[Float[Array, "*#b t half"], Float[Array, "*#b t half"]]:
+    """Cosine and sine of the angles of each position, float32, times `rope.scale`.
+
+    positions: of the tokens, within the context. Unset: 0 to length - 1.
+    """
+    if positions is None:
+        at = jnp.arange(length, dtype=jnp.float32)
+    else:
+        at, length = positions.astype(jnp.float32), rope.max_position_embeddings
     frequencies = jnp.asarray(inverse_frequencies(rope, length), jnp.float32)
-    angles = jnp.arange(length, dtype=jnp.float32)[:, None] * frequencies
+    angles = at[..., None] * frequencies
     return jnp.cos(angles) * rope.scale, jnp.sin(angles) * rope.scale
 
 
 def rotate(
-    x: Float[AnyArray, "b t h d"], cos: Float[AnyArray, "t half"], sin: Float[AnyArray, "t half"]
+    x: Float[AnyArray, "b t h d"],
+    cos: Float[AnyArray, "*#b t half"],
+    sin: Float[AnyArray, "*#b t half"],
 ) -> Float[Array, "b t h d"]:
     """Rotate the pairs (x_i, x_{i + d/2}) of each head by their position's angles, in float32."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = cos[:, None], sin[:, None]
+    cos, sin = cos[..., None, :], sin[..., None, :]
     turned = (first * cos - second * sin, second * cos + first * sin)
     return jnp.concatenate(turned, axis=-1).astype(x.dtype)

@@ -12,6 +12,7 @@ import jax
 
 from icp_jax import backend
 from icp_jax.config import MemoryConfig, RunConfig, check, parse_bytes
+from icp_jax.data import own
 from icp_jax.errors import InputError
 from icp_jax.planning import cost
 from icp_jax.planning.budgets import budgets
@@ -86,6 +87,19 @@ def settle(source: FolderSource, config: RunConfig) -> RunConfig:
     batch = memory.batch_tokens or transfer.batch_tokens()
     memory = dataclasses.replace(memory, batch_tokens=batch, remat=bool(memory.remat))
     return dataclasses.replace(config, memory=memory)
+
+
+def check_room(source: FolderSource, config: RunConfig) -> None:
+    """Raise InputError if a model that writes its own calibration text does not fit into memory."""
+    calibration = config.calibration
+    needed = own.memory(source, calibration, calibration.seq_len or 0)
+    where = "host" if backend.is_host() else "device"
+    limit = _limits(config.memory, free=True)[where]
+    if limit is not None and needed > limit:
+        raise InputError(
+            f"calibration data {calibration.data} needs the whole model in {where} memory: "
+            f"{gib(needed)} of {gib(limit)}; raise memory.{where} or give calibration text"
+        )
 
 
 def _limits(memory: MemoryConfig, *, free: bool) -> dict[str, int | None]:

@@ -13,11 +13,11 @@ import numpy as np
 from icp_jax import backend
 from icp_jax.checks import flat
 from icp_jax.config import RunConfig
-from icp_jax.data import inputs
+from icp_jax.data import inputs, own
 from icp_jax.errors import InputError, Kept
 from icp_jax.phases import Progress
 from icp_jax.planning import cost
-from icp_jax.planning.plan import settle
+from icp_jax.planning.plan import check_room, settle
 from icp_jax.planning.workload import resolved
 from icp_jax.runs.fingerprint import Weights, common, fingerprint
 from icp_jax.runs.job import job, placed
@@ -55,6 +55,8 @@ def ready(
     made = job(source, config)
     if config.quant.packed and source.family.kind == "vision":
         raise InputError("quant.packed is for language models: leave it out")
+    if own.asked(full.calibration):
+        check_room(source, full)
     tokens = inputs.calibration(config.calibration, source, progress)
     asked = inputs.counted(full, tokens)
     start = begun(asked)
