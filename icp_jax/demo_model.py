@@ -17,9 +17,11 @@ from icp_jax.api import evaluate
 from icp_jax.backend import heap
 from icp_jax.config import CalibrationConfig, PruneConfig, RunConfig, check
 from icp_jax.data.hub import resolve
+from icp_jax.data.tokenizer import load_tokenizer
 from icp_jax.demo import BUNDLED, FIGURE, RESULT, Watch, folder, unwatched
 from icp_jax.errors import InputError
 from icp_jax.evaluation.perplexity import Perplexity
+from icp_jax.generation.generate import generate
 from icp_jax.phases import Progress
 from icp_jax.report.figures import error_growth
 from icp_jax.runs.export import write_json
@@ -29,6 +31,9 @@ from icp_jax.streaming.source import FolderSource
 
 METHODS = ("sparsegpt", "icp")
 SAMPLES, LENGTH = 16, 512  # windows of calibration, and of evaluation; tokens of each
+TEXT = "text"  # the phase in which a model writes
+PROMPT = "Once upon a time, there was a little girl who"
+WRITTEN = 40  # tokens that each model writes after the prompt
 
 
 def demo_model(
@@ -72,6 +77,7 @@ def _compare(
 ) -> dict[str, Any]:
     with watch("dense: ") as watcher:
         dense = _perplexity(model, windows, watcher.tick)
+        texts = {"dense": continued(model, PROMPT, watcher.tick)}
     rows: list[dict[str, Any]] = []
     for method in METHODS:
         run = config_of(model, method, sparsity, windows.shape[1], out / method)
@@ -80,6 +86,7 @@ def _compare(
             done = prune_folder(run, tick, keep=False, expect=expect)
         with watch(f"{method}: ") as (tick, _):
             found = _perplexity(done.out, windows, tick)
+            texts[method] = continued(Path(done.out), PROMPT, tick)
         rows.append(
             {
                 "method": method,
@@ -97,11 +104,26 @@ def _compare(
         "calibration": {"samples": SAMPLES, "seq_len": int(windows.shape[1])},
         "dense": dense._asdict(),
         "methods": rows,
+        "prompt": PROMPT,
+        "texts": texts,
         "checkpoint": str(out / METHODS[-1]),
         "figure": str(out / FIGURE),
     }
     write_json(out / RESULT, result)
     return result
+
+
+def continued(model: Path, prompt: str, progress: Progress) -> str:
+    """What a model writes after a prompt, its likeliest tokens."""
+    tokenizer = load_tokenizer(model)
+    with closing(FolderSource(model)) as source:
+        room = source.family.context
+        ids = np.asarray(tokenizer(prompt, verbose=False)["input_ids"], np.int32)[-room // 2 :]
+        new = min(WRITTEN, room - len(ids))
+        progress(-1, TEXT, 0, new, None)
+        made = generate(source, [ids], max_new_tokens=new, eos=tokenizer.eos_token_id)
+        progress(-1, TEXT, new, new, None)
+    return str(tokenizer.decode(made[0].tolist(), skip_special_tokens=True)).strip()
 
 
 def forget() -> None:

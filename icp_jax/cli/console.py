@@ -33,8 +33,12 @@ def demo(result: dict[str, Any]) -> None:
         said = f"calibrated on {calibration['samples']} windows of {calibration['seq_len']} tokens"
         out.print(said, highlight=False)
     out.print(table)
-    for name, text in result.get("texts", {}).items():
-        out.print(f"{name + ':':<10} {text}", highlight=False, markup=False, soft_wrap=True)
+    if texts := result.get("texts"):
+        out.print(f"\n{result['prompt']} ...", highlight=False, markup=False, soft_wrap=True)
+        for name, text in texts.items():
+            said = f"{name + ':':<10} {' '.join(text.split())}"
+            out.print(said, highlight=False, markup=False, soft_wrap=True)
+        out.print()
     out.print(f"pruned checkpoint: {result['checkpoint']}", highlight=False, soft_wrap=True)
     out.print(f"error growth:      {result['figure']}", highlight=False, soft_wrap=True)
 
