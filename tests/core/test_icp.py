@@ -76,8 +76,14 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", ["bundled_model", "llama"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [
+        *(("bundled_model", case) for case in CASES),
+        ("llama", "icp"),
+        *(pytest.param("llama", c, marks=pytest.mark.slow) for c in CASES if c != "icp"),
+    ],
+)
 def test_both_drivers_give_the_same_bits(name, case, longer, request):
     """With the same order of samples and the same batches; errors are summed in another order.
 
