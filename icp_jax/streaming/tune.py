@@ -83,6 +83,14 @@ class Tuning:
         ]
         return float(np.sum(jax.device_get(sums))) / len(samples)
 
+    def compile(self, state: State) -> State:
+        """Compile the step, so that the compiler's memory is free before a step takes its own."""
+        _, sent, _ = next(transfer.batches(self.arrays, self.size, np.arange(1)))
+        state, loss = _steps(self.apply, state, self.keep, *sent, np.int32(0))
+        transfer.settle(loss)
+        heap.give_back()
+        return state
+
     def epoch(self, state: State, order: np.ndarray, done: int, total: int) -> tuple[State, float]:
         """One pass over the samples in this order. Returns (state, mean loss).
 
@@ -111,10 +119,12 @@ def compensate(
     rates: np.ndarray,
     order: np.ndarray,
     again: Callable[[], Params] | None = None,
+    first: bool = False,
 ) -> tuple[Params, CompensationMetrics]:
     """`core.compensate` with Adam and MSE. rates: `[E]`; order: `[E, N]`.
 
-    params: a float32 tree; donated if `again` is given, which must return it anew.
+    params: a float32 tree; donated if `again` is given, which must return it anew. first: whether
+    the step is yet to be compiled.
     """
     samples = len(tuning.arrays[0])
     few = np.arange(probe(samples))
@@ -124,6 +134,8 @@ def compensate(
     params = jax.device_put(params, storage.here())
     before = after = tuning.loss(params, few)
     state, means = start(params), []
+    if first and len(order):
+        state = tuning.compile(state)
     for epoch, (rate, samples_now) in enumerate(zip(rates, order, strict=True)):
         rate = jax.device_put(np.float32(rate), storage.here())
         state = state._replace(optimizer=with_rate(state.optimizer, rate))
