@@ -1,10 +1,12 @@
 """The two drivers, warm, in one process: the jitted `core.icp` and the streaming loop.
 
     python benchmarks/bench_drivers.py [--stories FOLDER --text FILE]
+    python benchmarks/bench_drivers.py --opt-125m --rounds 3
 
 Both prune the same model in memory on the same windows, with the same batch and order of samples.
 Each is called once to compile, then in turns. The table has the median seconds of a call, and the
 median of the turns' ratios; for the streaming loop also the seconds of its phases.
+`--opt-125m`: two random blocks of OPT-125M's shape, on 16 windows of 512 tokens.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import Any
 import common
 import numpy as np
 from bench_sweep import inputs
+from prune_job import calibration, checkpoint
 
 METHODS = ("icp", "sparsegpt", "wanda", "magnitude")
 LR = 1e-3
@@ -76,16 +79,27 @@ def compare(model: Any, windows: np.ndarray, method: str, rounds: int) -> dict[s
     }
 
 
+def shaped(folder: Path) -> tuple[str, str, str]:
+    """As `inputs`: two blocks of OPT-125M's shape."""
+    settings = {"shape": "opt-125m", "blocks": 2, "samples": 16, "seq_len": 512}
+    job = {**settings, "vocab": 1024, "seed": 0}
+    checkpoint(job, folder / "model")
+    np.save(folder / "tokens.npy", calibration(job))
+    return "opt-125m", str(folder / "model"), str(folder / "tokens.npy")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stories", type=Path)
     parser.add_argument("--text", type=Path)
+    parser.add_argument("--opt-125m", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     import icp_jax
 
     with tempfile.TemporaryDirectory() as made:
-        name, folder, tokens = inputs(args, Path(made))
+        source = shaped(Path(made)) if args.opt_125m else inputs(args, Path(made))
+        name, folder, tokens = source
         model, windows = icp_jax.load(folder), np.load(tokens)
         rows = [compare(model, windows, method, args.rounds) for method in METHODS]
     for row in rows:

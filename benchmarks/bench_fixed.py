@@ -1,0 +1,122 @@
+"""What a run costs beside its arithmetic: compilations, block checkpoints, hashing, export.
+
+    python benchmarks/bench_fixed.py smollm2 --tokens smollm2_calibration.npy
+
+SmolLM2-135M has thirty small blocks, so what is paid per block shows. Two runs: one compiles, the
+other finds its programs in the cache. Times are seconds of the process; the share is of the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import common
+
+METHODS = ("sparsegpt", "icp")
+
+
+def child(job: dict) -> dict:
+    """One run in this process, with the time and number of each cost."""
+    from icp_jax.backend import compile_cache, heap
+
+    compile_cache.use()
+    heap.reuse()
+    import jax
+
+    from icp_jax import CalibrationConfig, CompensateConfig, PruneConfig, RunConfig
+    from icp_jax.runs import checkpoints, fingerprint, run
+
+    seconds: collections.Counter = collections.Counter()
+    times: collections.Counter = collections.Counter()
+
+    def heard(name: str, duration: float, **_) -> None:
+        if name.endswith("backend_compile_duration"):
+            seconds["compile"] += duration
+            times["compile"] += 1
+
+    jax.monitoring.register_event_duration_secs_listener(heard)
+
+    def count(owner, name: str, label: str) -> None:
+        function = getattr(owner, name)
+
+        def counted(*args, **kwargs):
+            started = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                seconds[label] += time.perf_counter() - started
+                times[label] += 1
+
+        setattr(owner, name, counted)
+
+    count(checkpoints.Checkpoints, "write", "block checkpoints (Orbax)")
+    count(checkpoints.Checkpoints, "seal", "their checksums")
+    count(fingerprint.Weights, "__init__", "hashing the weights")
+    count(heap, "give_back", "giving memory back")
+    count(run, "export", "export")
+    count(run, "verify_export", "checking the export")
+    config = RunConfig(
+        model=job["model"],
+        out=job["out"],
+        prune=PruneConfig(method=job["method"], sparsity=0.5),
+        calibration=CalibrationConfig(job["tokens"], samples=job["samples"], seq_len=512),
+        compensate=CompensateConfig(epochs=1) if job["method"] == "icp" else CompensateConfig(),
+    )
+    started = time.perf_counter()
+    pruned = run.prune_folder(config)
+    total = time.perf_counter() - started
+    phases: collections.Counter = collections.Counter()
+    for block in pruned.blocks:
+        phases.update(block.seconds)
+    fixed = {k: {"seconds": s, "times": times[k]} for k, s in seconds.items()}
+    return {"total": total, "phases": dict(phases), "fixed": fixed}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("--tokens", required=True)
+    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--child")
+    args = parser.parse_args()
+    if args.child:
+        print(json.dumps(child(json.loads(args.child))))
+        return
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for method in METHODS:
+            for cache in ("empty", "full"):
+                job = {"model": args.model, "tokens": args.tokens, "samples": args.samples}
+                job |= {"method": method, "out": f"{scratch}/{method}-{cache}"}
+                done = subprocess.run(
+                    [*(sys.executable, __file__, "-", "--tokens", "-"), "--child", json.dumps(job)],
+                    env={**os.environ, "XDG_CACHE_HOME": f"{scratch}/cache"},
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    check=True,
+                )
+                rows.append({"method": method, "cache": cache, **json.loads(done.stdout)})
+                print(table(rows[-1]), flush=True)
+    common.write(
+        "fixed.json", {**common.provenance(), "model": Path(args.model).name, "rows": rows}
+    )
+
+
+def table(row: dict) -> str:
+    lines = [f"{row['method']}, compile cache {row['cache']}: {row['total']:.1f} s"]
+    for name, found in sorted(row["fixed"].items(), key=lambda item: -item[1]["seconds"]):
+        share = found["seconds"] / row["total"]
+        lines.append(f"  {name:28}{found['seconds']:8.2f} s {share:6.1%} {found['times']:5}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
