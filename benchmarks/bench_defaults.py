@@ -67,7 +67,9 @@ def measure(model, tokens, evaluation, point: dict, seed: int) -> dict:
     compensation = CompensateConfig(**{k: point[k] for k in TUNED if k in point})
     settings = {k: v for k, v in point.items() if k not in TUNED}
     started = time.perf_counter()
-    pruned, _ = icp_jax.prune(model, tokens, compensation=compensation, seed=seed, **settings)
+    if point.get("method", "icp") == "icp":  # no other method draws anything
+        settings |= {"seed": seed}
+    pruned, _ = icp_jax.prune(model, tokens, compensation=compensation, **settings)
     seconds = time.perf_counter() - started
     return {
         **point,

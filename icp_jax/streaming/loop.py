@@ -203,9 +203,9 @@ class Loop:
         tuning = Tuning(apply, self.sparse_stream, self.dense_stream, tick=tick)
         again = partial(self.to_device, stored, ONE)
         params = self.devices.first(params)
-        first = backend.is_host() and phases.COMPENSATE not in self.compiled
+        compiles = backend.is_host() and phases.COMPENSATE not in self.compiled
         rates = np.asarray(job.hyper.rates)
-        params, found = compensate(tuning, params, rates, order, again, first)
+        params, found = compensate(tuning, params, rates, order, again, compiles)
         return self.devices.agree(params), found
 
     def statistics(self, t: int, params: Params) -> Statistics:

@@ -119,12 +119,12 @@ def compensate(
     rates: np.ndarray,
     order: np.ndarray,
     again: Callable[[], Params] | None = None,
-    first: bool = False,
+    compiles: bool = False,
 ) -> tuple[Params, CompensationMetrics]:
     """`core.compensate` with Adam and MSE. rates: `[E]`; order: `[E, N]`.
 
-    params: a float32 tree; donated if `again` is given, which must return it anew. first: whether
-    the step is yet to be compiled.
+    params: a float32 tree; donated if `again` is given, which must return it anew. compiles:
+    whether the step is yet to be compiled.
     """
     samples = len(tuning.arrays[0])
     few = np.arange(probe(samples))
@@ -134,7 +134,7 @@ def compensate(
     params = jax.device_put(params, storage.here())
     before = after = tuning.loss(params, few)
     state, means = start(params), []
-    if first and len(order):
+    if compiles and len(order):
         state = tuning.compile(state)
     for epoch, (rate, samples_now) in enumerate(zip(rates, order, strict=True)):
         rate = jax.device_put(np.float32(rate), storage.here())
