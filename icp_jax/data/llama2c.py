@@ -26,7 +26,8 @@ def find(folder: Path) -> Path | None:
 def read(path: Path) -> tuple[list[bytes], list[float]]:
     """Pieces and their scores. Raises InputError."""
     raw, at = path.read_bytes(), 4
-    pieces, scores = [], []
+    pieces: list[bytes] = []
+    scores: list[float] = []
     longest = struct.unpack_from("<i", raw)[0] if len(raw) > at else 0
     while at < len(raw) or not pieces:
         score, length = struct.unpack_from("<fi", raw, at) if at + 8 <= len(raw) else (0.0, -1)

@@ -40,11 +40,13 @@ def load(root: Path, task: str, name: str, config: str | None, split: str) -> di
     except InputError:
         raise
     except Exception as error:  # pyarrow and datasets raise unrelated types
-        raise InputError(f"the set of {task} in {root} cannot be read: {first_line(error)}") from None
+        raise InputError(
+            f"the set of {task} in {root} cannot be read: {first_line(error)}"
+        ) from None
     if not found:
         raise InputError(
-            f"{root} has no set for the task {task}: put its splits into the folder {wanted[0]} or "
-            f"{wanted[-1]} there"
+            f"{root} has no set for the task {task}: put its splits into the folder {task} or "
+            f"{'/'.join(filter(None, (name.split('/')[-1], config)))} there"
         )
     if empty := [name for name, rows in found.items() if not len(rows)]:
         raise InputError(f"the set of {task} in {root} has no rows in {empty[0]}: give other data")
@@ -127,9 +129,7 @@ def _lines(path: Path, text: str) -> list[dict[str, Any]]:
             try:
                 rows.append(json.loads(line))
             except ValueError:
-                raise InputError(
-                    f"{path} line {number} is not JSON: fix or remove it"
-                ) from None
+                raise InputError(f"{path} line {number} is not JSON: fix or remove it") from None
     return rows
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from icp_jax.streaming.passes import embed_batch, forward, to_device
 from icp_jax.streaming.storage import Place, Stream
 
 
+@runtime_checkable
 class WholeSource(Protocol):
     """A source of all parts of a model, the head included."""
 

@@ -36,9 +36,7 @@ class Row(NamedTuple):
     requests: list[int]
 
 
-def request(
-    context: Sequence[int], continuation: Sequence[int], most: int
-) -> tuple[Request, bool]:
+def request(context: Sequence[int], continuation: Sequence[int], most: int) -> tuple[Request, bool]:
     """(the request, whether its start was cut off). most: tokens that the model reads at once.
 
     Raises InputError.
@@ -73,15 +71,13 @@ def likelihoods(
     Requests that read the same tokens share a row. Blocks are read once for as many rows as fit in
     a quarter of the free memory. Raises InputError if a log-probability is not finite.
     """
-    dtype, scorer = compute_dtype(dtype), _Scorer(source, requests, dtype)
-    rows = _rows(requests)
+    dtype, rows = compute_dtype(dtype), _rows(requests)
+    scorer = _Scorer(source, requests, dtype)
     blocks, done = source.family.n_blocks, 0
     for part in _parts(rows, source.family.hidden_size, source.family.context):
         groups = [Group(_windows(same, length), size) for length, size, same in part]
         needed = sum(4 * g.windows.size * source.family.hidden_size for g in groups)
-        place = storage.choose(
-            "auto", needed, storage.device_free() // 2, storage.host_free() // 2
-        )
+        place = storage.choose("auto", needed, storage.device_free() // 2, storage.host_free() // 2)
 
         def tick(passed: int, before: int = done * blocks) -> None:
             progress(-1, "evaluate", before + passed, len(rows) * blocks + 1, None)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import io
 import logging
 import math
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +20,7 @@ from icp_jax.phases import Progress
 
 ADVICE = "pip install 'icp-jax[zeroshot]'"
 RESAMPLES = 1000  # for the standard errors of metrics other than means, such as perplexity
+ONE_PROCESS = "DISABLE_MULTIPROC"  # lm-eval reads it
 GROUP = "icp_jax"  # the name under which tasks are built with a set of the user's
 
 
@@ -102,7 +105,7 @@ def _tasks(manager: Any, names: Sequence[str], root: Path | None) -> dict[str, A
     """lm-eval's task objects by name, with their sets. Raises InputError."""
     if root is None:
         return dict(_built(manager, list(names), "the hub")["tasks"])
-    found = {}
+    found: dict[str, Any] = {}
     for name in names:
         definition = _definition(manager, name)
         changes = _changes(root, name, definition)
@@ -126,8 +129,8 @@ def _definition(manager: Any, name: str) -> dict[str, Any]:
 
 def _changes(root: Path, name: str, definition: dict[str, Any]) -> dict[str, Any]:
     """What a task's definition becomes with a set in `root`. Raises InputError."""
-    wanted = [definition.get(key) for key in ("test_split", "validation_split")]
-    wanted = [split for split in wanted if split]
+    given = [definition.get(key) for key in ("test_split", "validation_split")]
+    wanted = [str(split) for split in given if split]
     config = definition.get("dataset_name")
     sets = task_sets.load(root, name, definition["dataset_path"], config, wanted[0])
     if not any(split in sets for split in wanted):
@@ -151,7 +154,9 @@ def _built(manager: Any, specs: list[Any], place: str) -> dict[str, Any]:
         if place == "the hub":
             advice = "connect to the network, or give a folder of sets (task_data)"
             name = " or ".join(specs)
-        raise InputError(f"the set of {name} from {place} does not serve ({why}): {advice}") from None
+        raise InputError(
+            f"the set of {name} from {place} does not serve ({why}): {advice}"
+        ) from None
 
 
 def _scores(
@@ -215,14 +220,19 @@ def _quiet() -> Iterator[None]:
     def silent(self: Any, *args: Any, **options: Any) -> None:
         before(self, *args, **{**options, "disable": True})
 
+    alone = os.environ.get(ONE_PROCESS)
     try:
+        os.environ[ONE_PROCESS] = "1"  # its pool would fork a process in which JAX has threads
         logger.setLevel(logging.CRITICAL)
         datasets.disable_progress_bars()
-        tqdm.tqdm.__init__ = silent  # type: ignore[method-assign]
-        with hub.quiet():
+        tqdm.tqdm.__init__ = silent
+        with hub.quiet(), contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        tqdm.tqdm.__init__ = before  # type: ignore[method-assign]
+        del os.environ[ONE_PROCESS]
+        if alone is not None:
+            os.environ[ONE_PROCESS] = alone
+        tqdm.tqdm.__init__ = before
         logger.setLevel(level)
         if not bars:
             datasets.enable_progress_bars()
