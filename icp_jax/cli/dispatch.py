@@ -88,7 +88,7 @@ def _eval(command: Any) -> None:
     if command.tasks:
         return _eval_tasks(command)
     if command.task_data:
-        raise InputError("--task-data is for --tasks: leave it out, or give --tasks instead of --data")
+        raise InputError("--task-data is for --tasks, not for --data: leave it out")
     from icp_jax.api import evaluate
     from icp_jax.cli import console, progress
 

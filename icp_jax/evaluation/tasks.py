@@ -9,6 +9,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,7 +86,9 @@ def _names(tasks: str | Sequence[str]) -> list[str]:
     return names
 
 
+@cache
 def _manager() -> Any:
+    """lm-eval's index of its tasks, which takes it seconds to make. Raises InputError."""
     try:
         from lm_eval.tasks import TaskManager
     except ImportError:

@@ -163,7 +163,7 @@ class IcpJaxLM(TemplateLM):
     def _generated(self, prompts: list[str], settings: dict[str, Any]) -> list[str]:
         """The continuations of prompts with one set of settings. Raises InputError."""
         given = normalize_gen_kwargs(settings, NEW)
-        heat, new = float(given["temperature"]), int(given["max_gen_toks"])
+        heat, new = float(given.get("temperature", 0.0)), int(given["max_gen_toks"])
         sampling = Sampling(heat, float(given.get("top_p", 1.0)) if heat else 1.0)
         room = self.max_length - new
         if room < 1:
