@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import write_opt
+from task_files import write_sets
 
 import icp_jax
 from icp_jax.cli import main
@@ -35,18 +36,7 @@ def ask(*given):
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory):
-    """Small sets of two tasks, one of which has acc_norm."""
-    folder = tmp_path_factory.mktemp("sets")
-    words = ["value", "object", "returns a string", "the list of names", "int"]
-    boolq = [{"passage": f"The {w}.", "question": f"is it {w}", "label": k % 2}
-             for k, w in enumerate(words)]  # fmt: skip
-    choices = {"text": words[:4], "label": ["A", "B", "C", "D"]}
-    arc = [{"question": f"Which is {w}?", "choices": choices, "answerKey": "ABCD"[k % 4]}
-           for k, w in enumerate(words)]  # fmt: skip
-    for name, rows in {"boolq": boolq, "arc_easy": arc}.items():
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        (folder / f"{name}.jsonl").write_text(text)
-    return folder
+    return write_sets(tmp_path_factory.mktemp("tasks") / "sets")
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +87,7 @@ def same(ours, theirs, names):
 
 @pytest.mark.needs_torch
 def test_the_figures_are_those_of_the_torch_backend(folder, sets):
-    names = ["boolq", "arc_easy"]
-    same(*by_both(folder, names, sets, None, folder), names)
+    same(*by_both(folder, SEVEN, sets, None, folder), SEVEN)
 
 
 @pytest.mark.needs_torch
@@ -159,6 +148,14 @@ def test_a_text_without_context_follows_the_token_that_starts_one(asked):
 # ---------------------------------------------------------------- the commands
 
 
+def test_the_model_is_registered_beside_lm_evals_own():
+    from lm_eval.api.registry import get_model, model_registry
+
+    from icp_jax.evaluation.zero_shot import IcpJaxLM
+
+    assert get_model("icp_jax") is IcpJaxLM and "hf" in model_registry
+
+
 def test_the_table(folder, sets, capsys):
     args = ["eval", str(folder), "--tasks", "boolq,arc_easy", "--task-data", str(sets)]
     assert main([*args, "--limit", "4", "--json"]) == 0
@@ -180,13 +177,16 @@ TASKS = ["--tasks", "boolq"]
 BAD = [
     ([], "give either --data, for perplexity or IoU, or --tasks"),
     ([*TASKS, "--data", "x"], "give either --data"),
-    (["--data", "x", "--task-data", "y"], "--task-data is for --tasks: leave it out"),
+    (
+        ["--data", "x", "--task-data", "y"],
+        "--task-data is for --tasks, not for --data: leave it out",
+    ),
     ([*TASKS, "--seq-len", "4"], "--seq-len is not for --tasks: leave it out"),
     ([*TASKS, "--limit", "0"], "limit must be at least 1, got 0"),
     (["--tasks", ","], "no task given: name tasks of lm-eval"),
     (["--tasks", "boolk", "--task-data", "SETS"], "no task 'boolk'; did you mean boolq?"),
     (["--tasks", "mmlu", "--task-data", "SETS"], "mmlu is not a single task with a data set"),
-    (["--tasks", "rte", "--task-data", "SETS"], "no set for the task rte: put its splits into"),
+    (["--tasks", "copa", "--task-data", "SETS"], "no set for the task copa: put its splits into"),
     ([*TASKS, "--task-data", "ODD"], r"does not serve \(UndefinedError: 'passage' is undefined\)"),
     (["--tasks", "rte", "--task-data", "ODD"], "has no split validation, only train"),
 ]
@@ -217,6 +217,7 @@ metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 """
 
 
+@pytest.mark.slow
 def test_the_command_of_lm_eval_knows_the_model(folder, sets, tmp_path):
     (tmp_path / "own.yaml").write_text(OWN.replace("ROWS", str(sets / "boolq.jsonl")))
     args = ["--model", "icp_jax", "--model_args", f"pretrained={folder}", "--tasks", "own"]
