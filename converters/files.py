@@ -17,7 +17,17 @@ import numpy as np
 
 from converters.index import read_index
 from converters.layout import Layout
-from converters.names import GGUF, SAFETENSORS, TORCH, TORCH_SUFFIXES, create, inside, shards, shown
+from converters.names import (
+    GGUF,
+    SAFETENSORS,
+    TOKENIZER_BIN,
+    TORCH,
+    TORCH_SUFFIXES,
+    create,
+    inside,
+    shards,
+    shown,
+)
 from converters.rules import ConversionError, first_line
 from converters.safetensors_files import SafetensorsReader, Writer
 
@@ -186,7 +196,7 @@ WEIGHT_SUFFIXES = (
 
 def holds_weights(name: str) -> bool:
     """Whether a file of a Hugging Face folder holds weights or is an index of them."""
-    return name.endswith(WEIGHT_SUFFIXES)
+    return name.endswith(WEIGHT_SUFFIXES) and not TOKENIZER_BIN.fullmatch(name)
 
 
 def blocks_of_bytes(path: Path, size: int = 1 << 24) -> Iterator[bytes]:

@@ -6,6 +6,7 @@ Also detects files that hold something other than weights.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO
@@ -17,6 +18,7 @@ INDEX = "model.safetensors.index.json"
 SHOWN = 60  # most characters of a name in a message
 TORCH_SUFFIXES = (".pth", ".pt")  # whole models in one file, without a config
 SAFETENSORS, TORCH = (".safetensors",), (".bin", *TORCH_SUFFIXES)  # suffixes of shards
+TOKENIZER_BIN = re.compile(r"tok(enizer|\d+)\.bin")  # tokenizers of llama2.c, not weights
 GGUF = ".gguf"  # suffix of a whole model, or of a part of one, with config and tokenizer
 
 

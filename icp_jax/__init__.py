@@ -22,6 +22,7 @@ _HOME = {
     "calibrate": "icp_jax.api",
     "prune": "icp_jax.api",
     "evaluate": "icp_jax.api",
+    "evaluate_tasks": "icp_jax.evaluation.tasks",
     "save": "icp_jax.api",
     "generate": "icp_jax.generation.generate",
     "Model": "icp_jax.model",

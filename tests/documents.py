@@ -1,5 +1,6 @@
 """The code blocks of the README and the docs, and what stands in for what their commands name."""
 
+import importlib.util
 import json
 import re
 import shlex
@@ -15,6 +16,7 @@ from conftest import LLAMA, write_opt
 from sybil import Sybil
 from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser
+from task_files import write_sets
 from vision import small_sam
 
 from icp_jax.cli import main
@@ -22,6 +24,7 @@ from icp_jax.cli.parse import parse
 from icp_jax.data import hub, named
 from icp_jax.data.corpus import Corpus
 from icp_jax.demo import BUNDLED
+from icp_jax.evaluation import tasks
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "_generated" / "results.md"
@@ -72,6 +75,8 @@ def run_commands(example):
             subprocess.run(["make", "-n", *rest], cwd=ROOT, check=True, capture_output=True)
         elif words[:2] == ["pip", "install"]:
             installable(rest[1])
+        elif program == "python" and rest[0] == "-m":
+            assert importlib.util.find_spec(rest[1]), rest[1]
         elif program == "python":
             help = [sys.executable, str(ROOT / rest[0]), "--help"]
             subprocess.run(help, check=True, capture_output=True)
@@ -99,6 +104,8 @@ def stand_ins(folder, monkeypatch):
     small_sam.write_sam(folder / "facebook" / "sam-vit-base")
     small_sam.write_images(folder / "photos", 128)
     small_sam.write_coco(folder / "coco")
+    sets, from_folder = write_sets(folder / "sets"), tasks._tasks
+    monkeypatch.setattr(tasks, "_tasks", lambda index, names, _: from_folder(index, names, sets))
     shutil.copy(folder / "photos" / "0.png", folder / "photo.jpg")
 
 

@@ -91,15 +91,21 @@ Plan = options.command(
 @options.described
 @dataclass(frozen=True)
 class Eval:
-    """Measure the perplexity of a language model, or the IoU of SAM's masks.
+    """Measure the perplexity of a language model, its accuracy in zero-shot tasks, or the IoU of
+    SAM's masks.
 
-    Losses are in nats per token. The standard error is over windows."""
+    Losses are in nats per token. The standard error is over windows, or over questions."""
 
     model: tyro.conf.Positional[Model]
     """Hugging Face folder or hub id, a .gguf file, or a SAM .pth file."""
-    data: str
+    data: str = ""
     """Evaluation data: wikitext2, ptb, c4, or a path to .txt, .jsonl[.gz], .npy token ids or an
-    Arrow folder. For SAM: sa1b:DIR or coco:DIR."""
+    Arrow folder. For SAM: sa1b:DIR or coco:DIR. Give this or --tasks."""
+    tasks: str = ""
+    """Zero-shot tasks of lm-eval, with commas, such as boolq,rte. Needs pip install
+    'icp-jax[zeroshot]'. Default: none."""
+    task_data: str = ""
+    """Folder with the tasks' sets. Default: the hub."""
     seq_len: int | None = None
     """Tokens per window. Default: the model's context, at most 2048."""
     against: Annotated[str, tyro.conf.arg(metavar="DENSE")] = ""
@@ -109,7 +115,8 @@ class Eval:
     """Prompt for each object (SAM only). Points are SA-1B's own, or drawn inside COCO's masks.
     Default: point."""
     limit: int | None = None
-    """Maximum number of windows or images, the first ones. Default: all."""
+    """Maximum number of windows, of images, or of questions in each task, the first ones.
+    Default: all."""
     seed: int | None = None
     """Random seed for drawing points (SAM on COCO only). Default: 0."""
     dtype: Dtype = "auto"

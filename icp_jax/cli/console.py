@@ -70,6 +70,29 @@ def evaluated(found: Any) -> None:
         print(f"{name:<12} {said}")
 
 
+def asked(found: Any) -> None:
+    """Print the scores of zero-shot tasks, and the mean of their accuracies."""
+    names = list(dict.fromkeys(name for score in found.tasks for name in score.metrics))
+    table = Table("task")
+    for name in ("questions", *names):
+        table.add_column(name, justify="right")
+    for score in found.tasks:
+        cells = (_with_error(score.metrics.get(n), score.errors.get(n)) for n in names)
+        table.add_row(score.task, str(score.questions), *cells)
+    if found.mean is not None and len(found.tasks) > 1:
+        mean = _with_error(found.mean, found.standard_error)
+        table.add_section()
+        table.add_row("mean", "", *(mean if name == "acc" else "" for name in names))
+    Console().print(table)
+
+
+def _with_error(value: float | None, error: float | None) -> str:
+    """A value +- its standard error; empty where there is none."""
+    if value is None:
+        return ""
+    return f"{value:.4f}" + ("" if error is None else f" +- {error:.4f}")
+
+
 def segmented(record: dict[str, Any]) -> None:
     """Print the size of the mask and its predicted IoU."""
     print(f"{record['out']}: {record['area']} pixels, predicted IoU {record['predicted_iou']:.4f}")

@@ -83,6 +83,12 @@ def _plan(command: Any) -> None:
 
 
 def _eval(command: Any) -> None:
+    if bool(command.data) == bool(command.tasks):
+        raise InputError("give either --data, for perplexity or IoU, or --tasks")
+    if command.tasks:
+        return _eval_tasks(command)
+    if command.task_data:
+        raise InputError("--task-data is for --tasks, not for --data: leave it out")
     from icp_jax.api import evaluate
     from icp_jax.cli import console, progress
 
@@ -99,6 +105,26 @@ def _eval(command: Any) -> None:
             progress=tick,
         )
     _print(command.json, found._asdict(), lambda: console.evaluated(found))
+
+
+def _eval_tasks(command: Any) -> None:
+    for name in ("seq_len", "against", "prompt", "seed"):
+        if getattr(command, name) not in (None, ""):
+            option = name.replace("_", "-")
+            raise InputError(f"--{option} is not for --tasks: leave it out")
+    from icp_jax.cli import console, progress
+    from icp_jax.evaluation.tasks import evaluate_tasks
+
+    with progress.shown(command.quiet)("") as (tick, _):
+        found = evaluate_tasks(
+            command.model,
+            command.tasks,
+            task_data=command.task_data or None,
+            limit=command.limit,
+            dtype=command.dtype,
+            progress=tick,
+        )
+    _print(command.json, found.record(), lambda: console.asked(found))
 
 
 def _generate(command: Any) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from converters.files import copy_other_files, is_gguf
 from converters.rules import first_line
-from icp_jax.data import hub
+from icp_jax.data import hub, llama2c
 from icp_jax.data.chat import Chat, as_text
 from icp_jax.data.corpus import Piece
 from icp_jax.data.hub_errors import SHOWN
@@ -27,6 +27,7 @@ CHUNK = 1 << 18  # characters per chunk of a long text
 OVERLAP = 1 << 11  # characters shared by neighbouring chunks
 SAME = 8  # equal tokens required on either side of a joint
 PATIENCE = 1.0  # seconds before progress is shown
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 INSTEAD = "give token ids (.npy, .jsonl) instead of text"
 
 
@@ -129,10 +130,12 @@ def _joint(left, left_starts, right, right_starts, near: int) -> tuple[int, int]
 def load_tokenizer(folder: Path, instead: str = INSTEAD) -> Any:
     """Load the tokenizer of a folder, never running the folder's own code.
 
-    instead: what to do without one, for the message. Raises InputError.
+    It may be one of llama2.c. instead: what to do without one, for the message. Raises InputError.
     """
     from transformers import AutoTokenizer
 
+    if own := _of_llama2c(folder):
+        return llama2c.load(own)
     try:
         with hub.quiet(), readable(folder) as place:
             tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
@@ -141,6 +144,13 @@ def load_tokenizer(folder: Path, instead: str = INSTEAD) -> Any:
     except Exception as error:  # transformers raises unrelated types
         raise InputError(f"{folder} {_fault(folder, error)}; {instead}") from None
     return tokenizer
+
+
+def _of_llama2c(folder: Path) -> Path | None:
+    """The folder's tokenizer of llama2.c, if it has no other."""
+    if not folder.is_dir() or any((folder / name).exists() for name in TOKENIZERS):
+        return None
+    return llama2c.find(folder)
 
 
 def _fault(folder: Path, error: Exception) -> str:

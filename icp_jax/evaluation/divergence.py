@@ -13,20 +13,15 @@ from jaxtyping import Array, Bool, Float, Int
 from icp_jax.evaluation.output import (
     MANY_ROWS,
     PART,
+    Best,
     Layout,
     Part,
     Weights,
+    better,
     by_rows,
     logits,
     over_vocabulary,
 )
-
-
-class Best(NamedTuple):
-    """The most likely token so far, the first of equals."""
-
-    logit: Float[Array, "r"]
-    token: Int[Array, "r"]
 
 
 class Seen(NamedTuple):
@@ -77,7 +72,7 @@ def _added(seen: Seen, d: jax.Array, s: jax.Array, part: Part) -> Seen:
     """Add a part's logits, save for the tokens that an earlier part had."""
     gap = jnp.where(part.new, d - s, 0)
     d, s = (jnp.where(part.new, y, -jnp.inf) for y in (d, s))
-    best = tuple(_better(old, y, part.tokens) for old, y in zip(seen.best, (d, s), strict=True))
+    best = tuple(better(old, y, part.tokens) for old, y in zip(seen.best, (d, s), strict=True))
     peak = best[0].logit
     share, kept = jnp.exp(d - peak[:, None]), jnp.exp(seen.best[0].logit - peak)
     return Seen(
@@ -86,8 +81,3 @@ def _added(seen: Seen, d: jax.Array, s: jax.Array, part: Part) -> Seen:
         seen.weight * kept + jnp.sum(share, axis=-1),
         seen.gap * kept + jnp.sum(share * gap, axis=-1),
     )
-
-
-def _better(best: Best, found: Float[Array, "r c"], tokens: Int[Array, "c"]) -> Best:
-    logit, token = jnp.max(found, axis=-1), tokens[jnp.argmax(found, axis=-1)]
-    return Best(jnp.maximum(logit, best.logit), jnp.where(logit > best.logit, token, best.token))

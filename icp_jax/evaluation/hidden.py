@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
+from jaxtyping import Int
 
 from icp_jax.core.passes import Apply, Params
 from icp_jax.models.spec import Family
@@ -16,6 +17,7 @@ from icp_jax.streaming.passes import embed_batch, forward, to_device
 from icp_jax.streaming.storage import Place, Stream
 
 
+@runtime_checkable
 class WholeSource(Protocol):
     """A source of all parts of a model, the head included."""
 
@@ -33,6 +35,13 @@ def place(families: list[Family], windows: np.ndarray) -> Place:
     return storage.choose("auto", needed, storage.device_free() // 2, storage.host_free() // 2)
 
 
+class Group(NamedTuple):
+    """Windows of one length. size: windows of a batch."""
+
+    windows: Int[np.ndarray, "w t"]
+    size: int
+
+
 def last_hidden(
     source: WholeSource,
     windows: np.ndarray,
@@ -40,27 +49,44 @@ def last_hidden(
     place: Place,
     tick: Callable[[int], None] = lambda done: None,
 ) -> Stream:
-    """The hidden states `[W, T, D]` float32 after the last block.
+    """The hidden states `[W, T, D]` float32 after the last block, see `of_groups`."""
+    group = Group(windows, transfer.batch_size(*windows.shape))
+    return of_groups(source, [group], dtype, place, tick)[0]
 
-    place: `disk` is an unnamed file in the folder for temporary files. tick: called with the number
-    of windows that have passed, counted for every block.
+
+def of_groups(
+    source: WholeSource,
+    groups: Sequence[Group],
+    dtype: str,
+    place: Place,
+    tick: Callable[[int], None] = lambda done: None,
+) -> list[Stream]:
+    """The hidden states `[W, T, D]` float32 of each group after the last block.
+
+    Every block is read once. place: `disk` is an unnamed file in the folder for temporary files.
+    tick: called with the number of windows that have passed, counted for every block.
     """
-    family, size = source.family, transfer.batch_size(*windows.shape)
-    hidden = storage.empty((*windows.shape, family.hidden_size), "float32", place)
+    family = source.family
+    shapes = [(*windows.shape, family.hidden_size) for windows, _ in groups]
+    hidden = [storage.empty(shape, "float32", place) for shape in shapes]
     embed = jax.device_put(source.embed())  # as stored: only the rows that are used are widened
 
     def start(tokens, valid):
         return embed_batch(family.embed, "float32", embed, tokens)
 
-    transfer.advance(start, [windows], hidden, size)
+    for (windows, size), x in zip(groups, hidden, strict=True):
+        transfer.advance(start, [windows], x, size)
     del embed, start
+    done = 0
     for t in range(family.n_blocks):
         step = partial(forward, Apply(family.block_at(t), dtype), to_device(source.block(t)))
         source.forget()
-        transfer.advance(step, [hidden], hidden, size, partial(_passed, tick, t))
+        for (windows, size), x in zip(groups, hidden, strict=True):
+            transfer.advance(step, [x], x, size, partial(_passed, tick, done))
+            done += len(windows)
     return hidden
 
 
-def _passed(tick: Callable[[int], None], t: int, done: int, total: int) -> None:
-    """Report the windows that have passed block t, and those of the blocks before it."""
-    tick(t * total + done)
+def _passed(tick: Callable[[int], None], before: int, done: int, total: int) -> None:
+    """Report the windows that have passed a block, and those before them."""
+    tick(before + done)

@@ -104,6 +104,19 @@ class Part(NamedTuple):
     new: Bool[Array, "c"]
 
 
+class Best(NamedTuple):
+    """The most likely token so far, the first of equals."""
+
+    logit: Float[Array, "r"]
+    token: Int[Array, "r"]
+
+
+def better(best: Best, found: Float[Array, "r c"], tokens: Int[Array, "c"]) -> Best:
+    """The better of the best token so far and of a part's, for every position."""
+    logit, token = jnp.max(found, axis=-1), tokens[jnp.argmax(found, axis=-1)]
+    return Best(jnp.maximum(logit, best.logit), jnp.where(logit > best.logit, token, best.token))
+
+
 def over_vocabulary(layout: Layout, add: Any, begin: Any) -> Any:
     """`carry = add(carry, Part)` for every part, from `begin`. All parts have one length."""
 
@@ -153,3 +166,23 @@ def losses(
 
     found = by_rows(of_all if layout.whole else in_parts, layout.rows, tokens, x)
     return jnp.sum(found, axis=1), found
+
+
+@partial(jax.jit, static_argnums=0)
+def scores(
+    layout: Layout, weights: Weights, x: Float[Array, "r d"], target: Int[Array, "r"]
+) -> tuple[Float[Array, "r"], Bool[Array, "r"]]:
+    """(log-probability in nats, whether it is the most likely token) of one token a position."""
+
+    def add(carry, part):
+        total, chosen, best = carry
+        found = jnp.where(part.new, logits(layout, weights, x, part.start), -jnp.inf)
+        here = part.new & (part.tokens == target[:, None])
+        chosen += jnp.sum(jnp.where(here, found, 0), axis=-1)
+        total = jnp.logaddexp(total, jax.nn.logsumexp(found, axis=-1))
+        return total, chosen, better(best, found, part.tokens)
+
+    zero = jnp.zeros(len(x), jnp.float32)
+    none = Best(zero - jnp.inf, jnp.zeros(len(x), jnp.int32))
+    total, chosen, best = over_vocabulary(layout, add, (zero - jnp.inf, zero, none))
+    return chosen - total, best.token == target
