@@ -24,6 +24,7 @@ _HOME = {
     "evaluate": "icp_jax.api",
     "save": "icp_jax.api",
     "generate": "icp_jax.generation.generate",
+    "sweep": "icp_jax.sweeps.run",
     "Model": "icp_jax.model",
     "compensate": "icp_jax.core.compensate",
     "keep_zeros": "icp_jax.core.keep",
