@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -31,6 +31,16 @@ from icp_jax.sweeps.shared import Prepared, Shared
 
 AXIS = "points"
 COPIES = 4  # of the weights, in float32: a rough lower bound on what one point needs
+PAYS = 8  # points of a program that make up for the time of compiling it on a CPU
+# Settings that are traced: a search over them needs one program.
+TRACED: tuple[str, ...] = (
+    "prune.sparsity",
+    "prune.alpha",
+    "prune.beta",
+    "prune.rearrange",
+    "prune.damping",
+)
+TRACED += ("compensate.lr", "compensate.gamma", "quant.bits", "seed")
 
 
 class Kind(NamedTuple):
@@ -55,6 +65,17 @@ def may_fit(shared: Shared) -> bool:
     return COPIES * 4 * weights < storage.device_free()
 
 
+def pays(points: Sequence[Prepared], space: Iterable[str]) -> bool:
+    """Whether compiling the programs of these points takes less time than it saves.
+
+    space: the settings of a search, whose later points are not known yet.
+    """
+    programs = len({kind_of(prepared) for prepared in points})
+    if any(name not in TRACED for name in space):
+        return False
+    return not backend.is_host() or programs == 1 or len(points) >= PAYS * programs
+
+
 class Compiled:
     """The engine."""
 
@@ -67,7 +88,6 @@ class Compiled:
         self.model = Model(source.config, source.tree(), source.reader.layout, source.folder)
         where = None if self.mesh is None else NamedSharding(self.mesh, P())
         self.params = jax.device_put(self.model.params, where)
-        self._programs: dict[tuple[Kind, int], Any] = {}
 
     def run(
         self, points: Sequence[Prepared], watched: Blocks = lambda report: None
@@ -83,7 +103,7 @@ class Compiled:
 
     def need(self, prepared: Prepared) -> int:
         """Bytes of device memory for one point, as compiled."""
-        found = self._program(prepared, 1).memory_analysis()
+        found = self._alone(prepared).memory_analysis()
         return sum(
             getattr(found, f"{what}_size_in_bytes") for what in ("argument", "temp", "output")
         )
@@ -93,7 +113,7 @@ class Compiled:
         devices = 1 if self.mesh is None else self.mesh.size
         if backend.is_host() or len(alike) == 1:
             return devices if len(alike) > 1 else 1
-        found = self._program(alike[0], 1).memory_analysis()
+        found = self._alone(alike[0]).memory_analysis()
         one = found.temp_size_in_bytes + found.output_size_in_bytes
         fit = max(1, storage.device_free() // (2 * one))  # half: vmap's temporaries are not exact
         return devices * min(fit, -(-len(alike) // devices))
@@ -101,11 +121,15 @@ class Compiled:
     def _chunk(self, kind: Kind, alike: Sequence[Prepared], width: int) -> Iterator[Outcome]:
         started, tick = time.perf_counter(), self.shared.tick
         tick(-1, "prune", 0, 1, None)
-        filled = [*alike, *[alike[-1]] * (width - len(alike))]
-        given = [self._traced(prepared) for prepared in filled]
-        many = given[0] if width == 1 else jax.tree.map(lambda *x: np.stack(x), *given)
-        program = self._program(alike[0], width)
-        blocks, metrics = jax.device_get(program(self.params, alike[0].tokens, many))
+        family, model = self.model.family, (self.params, alike[0].tokens)
+        given = [self._traced(prepared) for prepared in alike]
+        if width == 1:
+            found = _prune(family, kind.recipe, *model, given[0])
+        else:
+            given += [given[-1]] * (width - len(given))
+            many = jax.tree.map(lambda *x: np.stack(x), *given)
+            found = _several(family, kind.recipe, self.mesh, *model, many)
+        blocks, metrics = jax.device_get(found)
         tick(-1, "prune", 1, 1, None)
         seconds = (time.perf_counter() - started) / len(alike)
         for k, prepared in enumerate(alike):
@@ -127,22 +151,14 @@ class Compiled:
         order = block_orders(made.seed, blocks, len(made.hyper.rates), len(prepared.tokens))
         return made.hyper, order
 
-    def _program(self, prepared: Prepared, width: int) -> Any:
-        """The compiled program for points like this one, `width` of them at once."""
-        kind = kind_of(prepared)
-        if (kind, width) not in self._programs:
-            family, recipe = self.model.family, kind.recipe
-            at = self._traced(prepared)
-            if width == 1:
-                function = partial(_prune, family, recipe)
-            else:
-                function = partial(_several, family, recipe, self.mesh)
-                at = jax.tree.map(lambda x: np.stack([x] * width), at)
-            lowered = jax.jit(function).lower(self.params, prepared.tokens, at)
-            self._programs[kind, width] = lowered.compile()
-        return self._programs[kind, width]
+    def _alone(self, prepared: Prepared) -> Any:
+        """The compiled program for one point, which JAX keeps for the next one."""
+        family, recipe = self.model.family, kind_of(prepared).recipe
+        given = self.params, prepared.tokens, self._traced(prepared)
+        return _prune.lower(family, recipe, *given).compile()
 
 
+@partial(jax.jit, static_argnums=(0, 1))
 def _prune(family, recipe, params, tokens, at):
     """(the pruned blocks, metrics) of one point."""
     hyper, order = at
@@ -150,6 +166,7 @@ def _prune(family, recipe, params, tokens, at):
     return pruned["blocks"], metrics
 
 
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _several(family, recipe, mesh, params, tokens, many):
     """`_prune` over points on a leading axis, which the devices share."""
 

@@ -16,7 +16,7 @@ from icp_jax.phases import Progress
 from icp_jax.runs.records import canonical, sha256, versions
 from icp_jax.streaming import storage
 from icp_jax.sweeps import settings
-from icp_jax.sweeps.compiled import Compiled, may_fit
+from icp_jax.sweeps.compiled import Compiled, may_fit, pays
 from icp_jax.sweeps.folder import SweepFolder
 from icp_jax.sweeps.outcome import Outcome, block_facts
 from icp_jax.sweeps.settings import Point, Sweep
@@ -66,7 +66,7 @@ class Running:
         ready = [prepared for prepared in left if prepared.made is not None]
         if not ready or self._late():
             return
-        for outcome in self._chosen(ready[0]).run(ready):
+        for outcome in self._chosen(ready).run(ready):
             self._record(self._row(outcome))
             if self._late():
                 break
@@ -84,7 +84,7 @@ class Running:
                 if prepared.made is None:
                     study.refuse(trial, prepared.why)
                     continue
-                engine = engine or self._chosen(prepared)
+                engine = engine or self._chosen([prepared])
                 for outcome in engine.run([prepared], study.watch(trial)):
                     row = {**self._row(outcome), "trial": trial.number}
                     self._record(row)
@@ -114,12 +114,13 @@ class Running:
         }
         self.folder.begin(facts, alone=alone)
 
-    def _chosen(self, first: Prepared) -> Compiled | Streamed:
-        """The engine: compiled where one point fits into the device's memory as a whole."""
+    def _chosen(self, points: Sequence[Prepared]) -> Compiled | Streamed:
+        """The engine: compiled where that is faster, and a whole point fits into the memory."""
         chosen: Compiled | Streamed = Streamed(self.shared, self.folder.path)
-        if self.asked == "compiled" or (self.asked == "auto" and may_fit(self.shared)):
+        auto = self.asked == "auto" and pays(points, self.given.space) and may_fit(self.shared)
+        if auto or self.asked == "compiled":
             compiled = Compiled(self.shared)
-            if self.asked == "compiled" or compiled.need(first) < storage.device_free():
+            if not auto or compiled.need(points[0]) < storage.device_free():
                 chosen = compiled
         self.engine = chosen.name
         return chosen

@@ -71,6 +71,8 @@ def check(sweep: Sweep) -> Sweep:
     """Check a sweep, with its base as a validated RunConfig. Raises InputError."""
     if not isinstance(sweep.base, str | RunConfig):
         raise InputError(f"base must be a RunConfig or the name of a config, got {sweep.base!r}")
+    if not (callable(sweep.points) or isinstance(sweep.points, list | tuple)):
+        raise InputError(f"points must be a list of dicts of settings, got {sweep.points!r}"[:200])
     if bool(sweep.points) == bool(sweep.space):
         raise InputError("a sweep needs either points or a space: give one of them")
     if sweep.sampler not in SAMPLERS:

@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import filelock
@@ -20,7 +21,7 @@ from icp_jax.sweeps.settings import Point, Sweep
 from icp_jax.sweeps.space import Choice, Integers, Range
 
 NAME = "icp-jax"
-STARTUP, WARMUP = 4, 1  # finished points, and blocks, before a point may be stopped
+STARTUP, WARMUP = 4, 2  # finished points, and a point's first blocks, before it may be stopped
 IDLE = 200  # refused points in a row, after which the space is taken for infeasible
 WORKER, WHY = "worker", "why"  # attributes of a trial
 
@@ -45,9 +46,7 @@ class Study:
         self.study = optuna.create_study(
             storage=storage, study_name=NAME, direction="minimize", load_if_exists=True
         )
-        fresh = not self.study.get_trials(deepcopy=False)
-        self.study.sampler = _sampler(optuna, sweep, sweep.seed if fresh else None)
-        self.study.pruner = optuna.pruners.MedianPruner(STARTUP, WARMUP)
+        _sampler(optuna, sweep, 0)  # raises InputError if it cannot be made
         self.spans = {name: _distribution(optuna, span) for name, span in sweep.space.items()}
         self.folder, self.id = folder, f"worker-{os.getpid()}-{time.time_ns()}"
         self.lock = filelock.FileLock(folder / f"{self.id}.lock")
@@ -73,9 +72,7 @@ class Study:
     def trials(self) -> Iterator[Any]:
         """Trials to run or refuse, until as many points as asked for are under way or done."""
         refused = 0
-        while not self._enough():
-            trial = self.study.ask(self.spans)
-            trial.set_user_attr(WORKER, self.id)
+        while (trial := self._ask()) is not None:
             yield trial
             refused = refused + 1 if WHY in trial.user_attrs else 0
             if refused > IDLE:
@@ -83,6 +80,18 @@ class Study:
                     f"{IDLE} points in a row are infeasible, the last: {trial.user_attrs[WHY]}; "
                     "narrow the space"
                 )
+
+    def _ask(self) -> Any:
+        """The next trial; None if there are enough. Its seed follows from its number."""
+        with filelock.FileLock(self.folder / "ask.lock"):
+            if self._enough():
+                return None
+            number = len(self.study.get_trials(deepcopy=False))
+            self.study.sampler = _sampler(self.optuna, self.sweep, number)
+            trial = self.study.ask(self.spans)
+            trial.set_user_attr(WORKER, self.id)
+        self.study.sampler = self.optuna.samplers.RandomSampler()  # the grid's cannot be told
+        return trial
 
     def _enough(self) -> bool:
         states = self.optuna.trial.TrialState
@@ -97,12 +106,19 @@ class Study:
         return self.sweep.trials is not None and len(tried) >= self.sweep.trials
 
     def watch(self, trial: Any) -> Blocks:
-        """A watcher that stops a point whose stream error is above the median of earlier points."""
+        """A watcher that stops a point whose stream error is above the median of finished points.
+
+        optuna's own pruners take the best of a point's values, but an error grows with the blocks.
+        """
+        complete = (self.optuna.trial.TrialState.COMPLETE,)
 
         def block(report: BlockReport) -> None:
-            trial.report(report.error, report.block)
-            if trial.should_prune():
-                raise Stopped(f"error {report.error:.4g} after block {report.block}, above median")
+            at, error = report.block, report.error
+            trial.report(error, at)
+            done = self.study.get_trials(deepcopy=False, states=complete)
+            others = [t.intermediate_values[at] for t in done if at in t.intermediate_values]
+            if at >= WARMUP and len(others) >= STARTUP and error > median(others):
+                raise Stopped(f"error {error:.4g} after block {at}, median {median(others):.4g}")
 
         return block
 
@@ -153,24 +169,22 @@ def _distribution(optuna: Any, span: Range) -> Any:
     return optuna.distributions.FloatDistribution(span.low, span.high, log=span.log)
 
 
-def _sampler(optuna: Any, sweep: Sweep, seed: int | None) -> Any:
-    """The sampler by name. seed: None for one of its own, so that processes differ."""
-    samplers = optuna.samplers
+def _sampler(optuna: Any, sweep: Sweep, number: int) -> Any:
+    """The sampler of a trial, by name. Samplers keep their state in the journal."""
+    samplers, seed = optuna.samplers, sweep.seed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some are marked as experimental
         if sweep.sampler == "grid":
             space = {k: list(v.values) for k, v in sweep.space.items() if isinstance(v, Choice)}
-            return samplers.GridSampler(space, seed=sweep.seed)
-        if sweep.sampler == "qmc":  # processes share one sequence
-            return samplers.QMCSampler(seed=sweep.seed, warn_independent_sampling=False)
-        made = {
-            "tpe": samplers.TPESampler,
-            "cmaes": samplers.CmaEsSampler,
-            "random": samplers.RandomSampler,
-        }[sweep.sampler]
-        try:
-            return made(seed=seed)
-        except ImportError:
-            raise InputError(
-                f"the {sweep.sampler} sampler needs another package: pip install 'icp-jax[search]'"
-            ) from None
+            return samplers.GridSampler(space, seed=seed)
+        if sweep.sampler == "qmc":  # one sequence for all trials
+            return samplers.QMCSampler(seed=seed, warn_independent_sampling=False)
+        if sweep.sampler == "cmaes":
+            try:
+                return samplers.CmaEsSampler(seed=seed + number)
+            except ImportError:
+                raise InputError(
+                    "the cmaes sampler needs another package: pip install 'icp-jax[search]'"
+                ) from None
+        made = samplers.TPESampler if sweep.sampler == "tpe" else samplers.RandomSampler
+        return made(seed=seed + number)
