@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,11 +27,12 @@ from icp_jax.errors import InputError
 from icp_jax.model import Model
 from icp_jax.streaming import storage, transfer
 from icp_jax.sweeps.outcome import Blocks, Outcome
+from icp_jax.sweeps.settings import Sweep
 from icp_jax.sweeps.shared import Prepared, Shared
 
 AXIS = "points"
 COPIES = 4  # of the weights, in float32: a rough lower bound on what one point needs
-PAYS = 8  # points of a program that make up for the time of compiling it on a CPU
+PAYS = 8  # points that make up for compiling their program on a CPU
 # Settings that are traced: a search over them needs one program.
 TRACED: tuple[str, ...] = (
     "prune.sparsity",
@@ -65,15 +66,17 @@ def may_fit(shared: Shared) -> bool:
     return COPIES * 4 * weights < storage.device_free()
 
 
-def pays(points: Sequence[Prepared], space: Iterable[str]) -> bool:
+def pays(points: Sequence[Prepared], sweep: Sweep) -> bool:
     """Whether compiling the programs of these points takes less time than it saves.
 
-    space: the settings of a search, whose later points are not known yet.
+    Of a search, whose later points are not known yet: one of them.
     """
-    programs = len({kind_of(prepared) for prepared in points})
-    if any(name not in TRACED for name in space):
-        return False
-    return not backend.is_host() or programs == 1 or len(points) >= PAYS * programs
+    if backend.is_host():
+        programs = len({kind_of(prepared) for prepared in points})
+        count = sweep.trials or PAYS if sweep.space else len(points)
+        if count < PAYS * programs:
+            return False
+    return all(name in TRACED for name in sweep.space)
 
 
 class Compiled:

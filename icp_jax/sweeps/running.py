@@ -45,7 +45,8 @@ class Running:
         self, given: Sweep, folder: SweepFolder, shared: Shared, asked: EngineName, watch: Watch
     ):
         self.given, self.folder, self.shared, self.watch = given, folder, shared, watch
-        self.asked, self.engine = asked, "auto"
+        self.asked = asked
+        self.engine: Compiled | Streamed | None = None
         self.until = None if given.budget is None else time.monotonic() + 60 * given.budget
         self.done, self.total = 0, given.trials
         self.inputs = shared.inputs()
@@ -66,7 +67,8 @@ class Running:
         ready = [prepared for prepared in left if prepared.made is not None]
         if not ready or self._late():
             return
-        for outcome in self._chosen(ready).run(ready):
+        self.engine = self._chosen(ready)
+        for outcome in self.engine.run(ready):
             self._record(self._row(outcome))
             if self._late():
                 break
@@ -76,23 +78,30 @@ class Running:
         ranges = {name: repr(span) for name, span in self.given.space.items()}
         self._begin({"space": ranges, "sampler": self.given.sampler}, alone=False)
         self.done = len(self.folder.rows())
-        study, engine = Study(self.given, self.folder.path), None
+        study = Study(self.given, self.folder.path)
         try:
             for trial in study.trials():
-                point = study.point(trial)
-                prepared = self.shared.prepare(point, settings.at(self._base(), point))
-                if prepared.made is None:
-                    study.refuse(trial, prepared.why)
-                    continue
-                engine = engine or self._chosen([prepared])
-                for outcome in engine.run([prepared], study.watch(trial)):
-                    row = {**self._row(outcome), "trial": trial.number}
-                    self._record(row)
-                    study.tell(trial, row.get("perplexity"))
+                self._try(study, trial)
                 if self._late():
                     break
         finally:
             study.close()
+
+    def _try(self, study: Study, trial: Any) -> None:
+        """Run one proposal of the sampler, unless it is infeasible or recorded already."""
+        point = study.point(trial)
+        prepared = self.shared.prepare(point, settings.at(self._base(), point))
+        if prepared.made is None:
+            return study.refuse(trial, prepared.why)
+        known = {row["key"]: row for row in self.folder.rows()}
+        if prepared.key in known:  # proposed twice, or recorded by a process that was then killed
+            return study.tell(trial, known[prepared.key].get("perplexity"))
+        self.engine = self.engine or self._chosen([prepared])
+        for outcome in self.engine.run([prepared], study.watch(trial)):
+            row = {**self._row(outcome), "trial": trial.number}
+            self._record(row)
+            study.tell(trial, row.get("perplexity"))
+        return None
 
     def _base(self) -> RunConfig:
         assert isinstance(self.given.base, RunConfig)
@@ -117,12 +126,11 @@ class Running:
     def _chosen(self, points: Sequence[Prepared]) -> Compiled | Streamed:
         """The engine: compiled where that is faster, and a whole point fits into the memory."""
         chosen: Compiled | Streamed = Streamed(self.shared, self.folder.path)
-        auto = self.asked == "auto" and pays(points, self.given.space) and may_fit(self.shared)
+        auto = self.asked == "auto" and pays(points, self.given) and may_fit(self.shared)
         if auto or self.asked == "compiled":
             compiled = Compiled(self.shared)
             if not auto or compiled.need(points[0]) < storage.device_free():
                 chosen = compiled
-        self.engine = chosen.name
         return chosen
 
     def _row(self, outcome: Outcome) -> Row:
@@ -146,7 +154,7 @@ class Running:
             **({"why": why} if why else {}),
             "settings": dict(prepared.point),
             "config": {**flat(prepared.config), "out": ""},
-            "engine": self.engine,
+            "engine": None if self.engine is None else self.engine.name,
             "device": jax.devices()[0].device_kind,
             "versions": versions(),
             "inputs": self.digest,

@@ -40,7 +40,7 @@ def test_the_grid_ends_by_itself(opt_folder, tmp_path):
     assert sorted(tuple(row["settings"].values()) for row in found.rows) == [
         ("magnitude", 0.4), ("magnitude", 0.5), ("wanda", 0.4), ("wanda", 0.5)
     ]  # fmt: skip
-    assert {row["engine"] for row in found.rows} == {"streamed"}  # each method is a program
+    assert {row["engine"] for row in found.rows} == {"streamed"}  # few points
 
 
 def study(folder, space, **fields):
