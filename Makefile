@@ -10,7 +10,7 @@ SMOLLM2 := $(REAL)/SmolLM2-135M-Instruct
 LOCKED := 'import platform as p, sys; \
   sys.exit(not (sys.version_info < (3, 15) and p.machine() in ("x86_64", "aarch64")))'
 COMPILE := echo torch | UV_CUSTOM_COMPILE_COMMAND="make lock" .venv-lock/bin/uv pip compile -q \
-  --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url \
+  --upgrade --no-strip-extras --universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url \
   --no-emit-find-links --excludes - --group build pyproject.toml
 comma := ,
 export OPENBLAS_NUM_THREADS = 1

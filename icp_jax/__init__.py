@@ -25,6 +25,7 @@ _HOME = {
     "evaluate_tasks": "icp_jax.evaluation.tasks",
     "save": "icp_jax.api",
     "generate": "icp_jax.generation.generate",
+    "sweep": "icp_jax.sweeps.run",
     "Model": "icp_jax.model",
     "compensate": "icp_jax.core.compensate",
     "keep_zeros": "icp_jax.core.keep",

@@ -1,4 +1,4 @@
-"""Config files: Python files that define `get_config()`."""
+"""Config files and sweep files: Python files that define `get_config()` or `get_sweep()`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,23 @@ import importlib.util
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from icp_jax.errors import InputError
 
 SHOWN = 160  # characters shown of an exception's message
+
+
+class Kind(NamedTuple):
+    """A kind of file."""
+
+    name: str  # in messages
+    function: str  # that the file defines
+    returns: str
+    under: str = ""  # the folder of the bundled ones, inside that of the configs
+
+
+CONFIG = Kind("config", "get_config", "an icp_jax.RunConfig")
 
 
 def folder() -> Path:
@@ -19,35 +31,38 @@ def folder() -> Path:
     return inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
 
 
-def find(name: str) -> Path:
-    """Find a config file by path or by bundled name. Raises InputError."""
+def find(name: str, kind: Kind = CONFIG) -> Path:
+    """Find a file by path or by bundled name. Raises InputError."""
     if (path := Path(name)).is_file():
         return path
-    known = sorted(p.stem for p in folder().glob("*.py"))
+    bundled = folder() / kind.under
+    known = sorted(p.stem for p in bundled.glob("*.py"))
     if name not in known:
-        raise InputError(f"no config {name!r}: give a path, or one of {', '.join(known)}")
-    return folder() / f"{name}.py"
+        raise InputError(f"no {kind.name} {name!r}: give a path, or one of {', '.join(known)}")
+    return bundled / f"{name}.py"
 
 
-def run(path: Path) -> Any:
-    """Call the file's `get_config()`. Raises InputError with the line that failed."""
-    spec = importlib.util.spec_from_file_location(f"icp_jax_config_{path.stem}", path)
+def run(path: Path, kind: Kind = CONFIG) -> Any:
+    """Call the file's function. Raises InputError with the line that failed."""
+    spec = importlib.util.spec_from_file_location(f"icp_jax_{kind.name}_{path.stem}", path)
     if spec is None or spec.loader is None:
-        raise InputError(f"config {path} is not a .py file: give a Python file with get_config()")
+        raise InputError(
+            f"{kind.name} {path} is not a .py file: give a Python file with {kind.function}()"
+        )
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look up their module by name
     try:
         spec.loader.exec_module(module)
-        if not callable(getattr(module, "get_config", None)):
-            raise InputError("no get_config() found; define one that returns an icp_jax.RunConfig")
-        return module.get_config()
+        if not callable(getattr(module, kind.function, None)):
+            raise InputError(f"no {kind.function}() found; define one that returns {kind.returns}")
+        return getattr(module, kind.function)()
     except (Exception, SystemExit) as error:  # any error in the user's file is bad input
         del sys.modules[spec.name]
-        kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+        raised = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
         said = error.msg if isinstance(error, SyntaxError) else str(error)
         if len(said) > SHOWN:
             said = f"{said[:SHOWN]}..."
-        raise InputError(f"config {path}{_line(path, error)}: {kind}{said}") from None
+        raise InputError(f"{kind.name} {path}{_line(path, error)}: {raised}{said}") from None
 
 
 def _line(path: Path, error: BaseException) -> str:

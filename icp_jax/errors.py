@@ -7,3 +7,7 @@ class InputError(ValueError):
 
 class Kept(InputError):
     """A run cannot continue; its finished blocks are kept for a later resume."""
+
+
+class Infeasible(InputError):
+    """A sparsity, alpha and beta that no allocation of zeros can give."""

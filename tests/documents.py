@@ -69,6 +69,9 @@ def run_commands(example):
         elif program == "icp-jax" and "--config" in rest:  # a config's windows are too long here
             short = ["--seq-len", str(SMALL["max_position_embeddings"])]
             assert main([*rest, *short]) == 0, shlex.join(words)
+        elif program == "icp-jax" and rest[0] == "sweep":  # the first point
+            few = ["--trials", "1", "--limit", "4", "--engine", "streamed"]
+            assert main([*rest, *few]) == 0, shlex.join(words)
         elif program == "icp-jax":
             assert main(rest) == 0, shlex.join(words)
         elif program == "make":

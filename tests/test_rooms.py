@@ -19,6 +19,7 @@ BELOW = {  # a room, and the rooms that it may import
     "evaluation": {"vision", "data", "generation", "streaming", "core", "models", "backend"},
     "report": set(),
     "runs": {"planning", "evaluation", "data", "streaming", "core", "models", "backend"},
+    "sweeps": {"runs", "planning", "evaluation", "data", "streaming", "core", "models", "backend"},
 }
 PURE = ("backend", "models", "core")  # arrays in, arrays out
 IMPURE = ("config", "settings", "checks", "pathlib", "os", "io", "shutil")

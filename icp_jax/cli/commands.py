@@ -210,6 +210,45 @@ class Verify:
     """Print the result as one JSON object instead of a table."""
 
 
+@options.described
+@dataclass(frozen=True)
+class Sweep:
+    """Prune and evaluate a model with many settings, with a record of every point."""
+
+    sweep: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SWEEP")]]
+    """Python file with get_sweep(), or the name of a bundled sweep: table1, rearrangements,
+    alpha_beta or lr_epochs."""
+    out: str
+    """Output folder for points.jsonl, with one line a point, and sweep.json."""
+    model: str = ""
+    """Hugging Face folder or hub id. Default: the sweep's."""
+    calibration: str = ""
+    """Calibration data. Default: the sweep's."""
+    data: str = ""
+    """Evaluation data. Default: the sweep's."""
+    limit: int | None = None
+    """Maximum number of evaluation windows, the first ones. Default: the sweep's, or all."""
+    resume: bool = False
+    """Skip the points that OUT records. For a search, also join the processes that work on it."""
+    export_best: str = ""
+    """Write the best point as a checkpoint into this folder. Default: no checkpoint."""
+    engine: Literal["auto", "compiled", "streamed"] = "auto"
+    """compiled: the whole model in memory. streamed: one block in memory. auto: compiled if it
+    fits."""
+    trials: int | None = None
+    """Maximum number of points, recorded ones included. Default: the sweep's, or no limit."""
+    budget: float | None = None
+    """Minutes after which no further point starts. Default: the sweep's, or no limit."""
+    objective: Literal["perplexity"] | None = None
+    """What a search minimizes. Default: perplexity."""
+    sampler: Literal["tpe", "cmaes", "grid", "qmc", "random"] | None = None
+    """Sampler of a search. Default: the sweep's, or tpe."""
+    json: bool = False
+    """Print the result as one JSON object instead of a table."""
+    quiet: bool = False
+    """Do not show progress."""
+
+
 COMMANDS: dict[str, type] = {
     "demo": Demo,
     "prune": Prune,
@@ -219,6 +258,7 @@ COMMANDS: dict[str, type] = {
     "segment": Segment,
     "convert": Convert,
     "verify": Verify,
+    "sweep": Sweep,
 }
 
 AnyCommand: Any = (
@@ -230,4 +270,5 @@ AnyCommand: Any = (
     | Annotated[Segment, tyro.conf.subcommand("segment")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
+    | Annotated[Sweep, tyro.conf.subcommand("sweep")]
 )

@@ -162,6 +162,25 @@ def _verify(command: Any) -> None:
     check_facts(facts)
 
 
+def _sweep(command: Any) -> None:
+    from icp_jax.cli import sweeping
+    from icp_jax.sweeps.run import sweep
+
+    names = ("model", "calibration", "data", "limit", "trials", "budget", "objective", "sampler")
+    changes = {name: v for name in names if (v := getattr(command, name)) not in ("", None)}
+    with sweeping.shown(command.quiet) as watch:
+        found = sweep(
+            command.sweep,
+            command.out,
+            resume=command.resume,
+            engine=command.engine,
+            export_best=command.export_best,
+            watch=watch,
+            **changes,
+        )
+    _print(command.json, sweeping.record(found), lambda: sweeping.swept(found))
+
+
 RUN: dict[str, Callable[[Any], None]] = {
     "demo": _demo,
     "plan": _plan,
@@ -170,6 +189,7 @@ RUN: dict[str, Callable[[Any], None]] = {
     "segment": _segment,
     "convert": _convert,
     "verify": _verify,
+    "sweep": _sweep,
 }
 
 

@@ -207,6 +207,6 @@ SETTING = re.compile(r"(?<![\w./'\"-])(?:prune|compensate|calibration|quant|memo
 
 def as_options(message: str) -> str:
     """Replace the names of settings in a library message by their command line options."""
-    if message.startswith("config "):  # a config file uses the library's names
+    if message.startswith(("config ", "sweep ", "point ")):  # files use the library's names
         return message
     return SETTING.sub(lambda found: OPTION.get(found[0], found[0]), message)

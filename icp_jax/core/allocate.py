@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from icp_jax.errors import InputError
+from icp_jax.errors import Infeasible, InputError
 from icp_jax.models.spec import Rearrangement
 
 
@@ -26,7 +26,7 @@ def across_blocks(sizes: Sequence[int], sparsity: float, alpha: float) -> list[i
 
     The last block gets a sparsity of alpha·s. The earlier blocks make up for it in proportion to
     their sizes: s + (1-alpha)·s/(L-1) each if all blocks are equal. With alpha ≥ 1 or a single
-    block the sparsity is uniform. Raises InputError if an earlier block would be pruned entirely.
+    block the sparsity is uniform. Raises Infeasible if an earlier block would be pruned entirely.
     """
     if not 0 <= sparsity < 1:
         raise InputError(f"sparsity must be in [0, 1), got {sparsity:g}")
@@ -40,7 +40,7 @@ def across_blocks(sizes: Sequence[int], sparsity: float, alpha: float) -> list[i
     rate = (sparsity * sum(sizes) - spared) / sum(earlier)
     if rate >= 1:
         smallest = (sparsity * sum(sizes) - sum(earlier)) / (sparsity * last)
-        raise InputError(
+        raise Infeasible(
             f"alpha {alpha:g} at sparsity {sparsity:g} would prune the earlier blocks to "
             f"{rate:.3f}; alpha must be above {_up(smallest)}"
         )
@@ -53,7 +53,7 @@ def within_block(
     """Zeros of each role of a block; they sum to `zeros`. sizes: weights per role.
 
     Roles in `gives` are pruned to (1-beta) times the block's sparsity. The rest is shared by the
-    roles in `takes`, in proportion to their sizes. Raises InputError if a role would reach 1.
+    roles in `takes`, in proportion to their sizes. Raises Infeasible if a role would reach 1.
     """
     if not 0 <= beta <= 1:
         raise InputError(f"beta must be in [0, 1], got {beta:g}")
@@ -66,7 +66,7 @@ def within_block(
     raised = sparsity * (1 + beta * gives / takes)
     if beta and raised >= 1:
         largest = (1 / sparsity - 1) * takes / gives
-        raise InputError(
+        raise Infeasible(
             f"beta {beta:g} at a block sparsity of {sparsity:.4f} would prune "
             f"{', '.join(rearrangement.takes)} to {raised:.3f}; "
             f"the largest feasible beta is {_down(largest)}"
