@@ -54,6 +54,18 @@ Prune = options.command(
         "output": {
             "resume": (bool, False, "Continue an interrupted run into OUT after its last block."),
             "dry-run": (bool, False, "Print the zeros per layer and the cost, and write nothing."),
+            "report-text": (
+                str,
+                "",
+                "Prompt for the report: what the model writes after it, before and after pruning. "
+                "Both models must fit into memory. Default: no text.",
+            ),
+            "track": (
+                str,
+                "",
+                "Send each block's losses, errors, seconds and memory to jsonl, tensorboard, wandb "
+                "or mlflow; several with commas. Files go to OUT.tracking. Default: none.",
+            ),
             "json": JSON,
             "quiet": QUIET,
         },
@@ -203,6 +215,20 @@ class Verify:
     """Print the result as one JSON object instead of a table."""
 
 
+@options.described
+@dataclass(frozen=True)
+class Report:
+    """Make the report of a run, a demo or a sweep anew, or compare several runs in one page."""
+
+    folders: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="DIR")]]
+    """Output folders of prune, demo or sweep."""
+    out: Annotated[str, tyro.conf.arg(metavar="FILE")] = ""
+    """The HTML file. An earlier report there is replaced. Default: report.html in DIR, or in the
+    current folder for several."""
+    json: bool = False
+    """Print the result as one JSON object instead of text."""
+
+
 COMMANDS: dict[str, type] = {
     "demo": Demo,
     "prune": Prune,
@@ -212,6 +238,7 @@ COMMANDS: dict[str, type] = {
     "segment": Segment,
     "convert": Convert,
     "verify": Verify,
+    "report": Report,
 }
 
 AnyCommand: Any = (
@@ -223,4 +250,5 @@ AnyCommand: Any = (
     | Annotated[Segment, tyro.conf.subcommand("segment")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
 )

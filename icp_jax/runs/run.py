@@ -22,6 +22,7 @@ from icp_jax.runs.finish import export, record
 from icp_jax.runs.follow import follow as follow
 from icp_jax.runs.records import block_record
 from icp_jax.runs.resume import Say, Work, log
+from icp_jax.runs.telling import Telling
 from icp_jax.runs.verify_export import verify_export
 from icp_jax.streaming import mesh
 from icp_jax.streaming.loop import Hooks, prune_blocks
@@ -49,6 +50,8 @@ def prune_folder(
     keep: bool = True,
     say: Say = log.warning,
     expect: Callable[[Shares], None] = lambda shares: None,
+    report_text: str = "",
+    track: str = "",
 ) -> Pruned:
     """Prune config.model into the folder config.out, which is complete or absent.
 
@@ -56,7 +59,9 @@ def prune_folder(
     after its last finished block; the result is that of an uninterrupted run (bit-identical on
     CPU). Without one, start from the beginning. keep: keep finished blocks if interrupted.
     say: called with one line on what is resumed. expect: called before the first block with the
-    fraction of the run that each (block, phase) takes.
+    fraction of the run that each (block, phase) takes. report_text: a prompt; the report shows
+    what both models write after it. track: trackers of each block's figures, with commas between:
+    jsonl, tensorboard, wandb, mlflow. Neither changes the result.
     Raises InputError or ConversionError for bad input, if possible before anything is written, and
     Kept if the work folder of another run is in the way.
     """
@@ -64,6 +69,7 @@ def prune_folder(
     config = check(config)
     devices = mesh.choose(config.devices)
     with (
+        Telling(report_text, track, say) as telling,
         Work(config.out, resume, keep, say) as work,
         closing(FolderSource(resolve(config.model))) as source,
     ):
@@ -74,10 +80,12 @@ def prune_folder(
         source.check_finite()
         finished = work.open(run.fingerprint)
         devices.tell([block_record(block.report) for block in finished])
+        telling.begin(config, source, work.out, bool(finished))
 
         def seal(report: BlockReport) -> None:
             weights.check()
             work.seal(report)
+            telling.block(report)
 
         def checked(done: int, total: int) -> None:
             progress(last, CHECK.name, done, total, None)
@@ -94,7 +102,9 @@ def prune_folder(
         seconds = time.perf_counter() - started
         seconds += sum(sum(block.report.seconds.values()) for block in finished)
         told = record(run.facts, blocks, counted, seconds)
+        told["texts"] = telling.texts(source.folder, work.export)
         write_json(work.export / RECORD, told)
+        telling.report(told, work.export, work.out)
         progress(last, PUBLISH.name, 0, 1, None)  # last chance to interrupt the run
         work.publish()
     peaks = told["peak_host_mib"], told["peak_device_mib"]

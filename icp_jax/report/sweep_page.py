@@ -1,0 +1,171 @@
+"""What the page of a sweep shows, from the records of its points."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from icp_jax.report import charts, scatter
+from icp_jax.report.command import repeat
+from icp_jax.report.numbers import finite, percent, seconds, short
+
+Record = dict[str, Any]
+
+
+def page(record: Record, rows: Sequence[Record], name: str) -> Record:
+    """The variables of `sweep.html`. record: of sweep.json. rows: of points.jsonl."""
+    names = varied(rows)
+    done = [row for row in rows if row.get("perplexity") is not None]
+    best = min(done, key=lambda row: row["perplexity"], default=None)
+    drawn = [_over_settings(done, names), _pareto(done, names)] if done else []
+    return {
+        "title": f"Sweep {name}",
+        "sentence": _sentence(record, rows, done, names),
+        "tiles": _tiles(rows, done, best, names),
+        "charts": [chart for chart in drawn if chart],
+        "columns": _columns(rows, names, best),
+        "best": best and {"settings": point(best, names), "command": _command(best)},
+        "versions": rows[-1].get("versions", {}),
+        "device": ", ".join(dict.fromkeys(str(row["device"]) for row in rows if "device" in row)),
+    }
+
+
+def varied(rows: Sequence[Record]) -> list[str]:
+    """The settings that differ among the points; all settings if there is one point."""
+    names = dict.fromkeys(name for row in rows for name in row["settings"])
+    differing = [n for n in names if len({json.dumps(r["settings"].get(n)) for r in rows}) > 1]
+    return differing or list(names)
+
+
+def point(row: Record, names: Sequence[str]) -> str:
+    """A point in words: `alpha 0.7, beta 0.2`."""
+    return ", ".join(f"{brief(name)} {_said(row['settings'].get(name))}" for name in names)
+
+
+def brief(name: str) -> str:
+    """The last part of a setting's name."""
+    return name.rpartition(".")[2].replace("_", " ")
+
+
+def _said(value: Any) -> str:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return short(value) if number else "–" if value is None else str(value)
+
+
+def _sentence(record: Record, rows: Sequence[Record], done: Sequence[Record], names: list[str]):
+    model = Path(str(record.get("model") or "")).name
+    said = f"{len(rows)} point{'s' * (len(rows) != 1)}"
+    said += f" of {model}" if model else ""
+    said += f" over {' and '.join(brief(name) for name in names)}" if names else ""
+    left = len(rows) - len(done)
+    return f"{said}; {left} of them have no perplexity." if left else f"{said}."
+
+
+def _tiles(
+    rows: Sequence[Record], done: Sequence[Record], best: Record | None, names: list[str]
+) -> list[tuple[str, str]]:
+    found = [("points", str(len(rows)))]
+    if best:
+        worst = max(row["perplexity"] for row in done)
+        found += [
+            ("best perplexity", short(best["perplexity"], 4)),
+            ("worst perplexity", short(worst, 4)),
+            ("best point", point(best, names)),
+        ]
+    return [*found, ("time", seconds(sum(finite(row.get("seconds") for row in rows))))]
+
+
+def _over_settings(done: Sequence[Record], names: list[str]) -> Record:
+    """A heat map for two settings, else parallel coordinates."""
+    if len(names) == 2:
+        grid, columns = _grid(done, names)
+        if len(grid) * len(columns) <= 2 * len(done):
+            label = f"Perplexity for each {brief(names[0])} and {brief(names[1])}"
+            axes = brief(names[0]), brief(names[1])
+            svg = charts.heat_map(grid, columns, label, lambda v: short(v, 4), axes)
+            values = finite(v for row in grid.values() for v in row)
+            return {
+                "name": "Perplexity over both settings",
+                "note": f"Rows are {axes[0]}, columns {axes[1]}; lower is better.",
+                "svg": svg,
+                "scale": (short(min(values), 4), short(max(values), 4)),
+            }
+    rows = [{n: r["settings"].get(n) for n in names} | {"perplexity": r["perplexity"]} for r in done]
+    label = f"Each point as a line over {', '.join(map(brief, names))} and perplexity"
+    note = "A line per point; the lower its perplexity, the stronger."
+    svg = scatter.parallel(rows, "perplexity", label)
+    return {"name": "Points over their settings", "note": note, "svg": svg}
+
+
+def _grid(done: Sequence[Record], names: list[str]) -> tuple[dict[str, list[Any]], list[str]]:
+    def values(name: str) -> list[Any]:
+        found = {json.dumps(row["settings"].get(name)): row["settings"].get(name) for row in done}
+        mixed = not all(isinstance(v, int | float) for v in found.values())
+        return sorted(found.values(), key=str if mixed else lambda v: v)
+
+    down, across = values(names[0]), values(names[1])
+    at = {
+        (_said(row["settings"].get(names[0])), _said(row["settings"].get(names[1]))): row
+        for row in done
+    }
+    rows = {
+        _said(a): [at.get((_said(a), _said(b)), {}).get("perplexity") for b in across] for a in down
+    }
+    return rows, [_said(b) for b in across]
+
+
+def _pareto(done: Sequence[Record], names: list[str]) -> Record | None:
+    points = [
+        (row["sparsity"], row["perplexity"], point(row, names))
+        for row in done
+        if row.get("sparsity") is not None
+    ]
+    if len({round(p[0], 4) for p in points}) < 2:
+        return None
+    best = len(scatter.front(points))
+    label = f"Perplexity against sparsity; {best} of {len(points)} points are not beaten in both"
+    return {
+        "name": "Perplexity against sparsity",
+        "note": "The line joins the points that no other beats in both.",
+        "svg": scatter.scatter(points, label, "sparsity", "perplexity"),
+        "legend": [("ink1", "not beaten in both"), ("ink0 faint", "others")],
+    }
+
+
+def _columns(rows: Sequence[Record], names: list[str], best: Record | None) -> list[Record]:
+    """Columns of the table; best: the index of the best point."""
+    found = [_column(brief(n), [_cell(row["settings"].get(n)) for row in rows]) for n in names]
+    for name, digits in (("perplexity", 4), ("standard_error", 2), ("sparsity", 4)):
+        values = [row.get(name) for row in rows]
+        if finite(values):
+            show = percent if name == "sparsity" else lambda v, d=digits: short(v, d)
+            found.append(_column(name.replace("_", " "), [(show(v), v) for v in values]))
+    last = [(row.get("errors") or [None])[-1] for row in rows]
+    if finite(last):
+        found.append(_column("last error", [(short(v), v) for v in last]))
+    spent = [row.get("seconds") for row in rows]
+    found.append(_column("time", [(seconds(s), s) for s in spent]))
+    states = [str(row.get("state", "done")) for row in rows]
+    if set(states) != {"done"}:
+        found.append(_column("state", [(state, state) for state in states]))
+    found[0]["best"] = next((k for k, row in enumerate(rows) if row is best), None)
+    return found
+
+
+def _cell(value: Any) -> tuple[str, Any]:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return _said(value), value if number else str(value or "")
+
+
+def _column(name: str, cells: Sequence[tuple[str, Any]]) -> Record:
+    number = all(not isinstance(value, str) for _, value in cells)
+    return {"name": name, "cells": list(cells), "number": number}
+
+
+def _command(row: Record) -> str:
+    config = row.get("config")
+    if not config:
+        return ""
+    return repeat({**config, "out": config.get("out") or "OUT"})
