@@ -88,5 +88,7 @@ def _text(path: Path) -> str:
 def _fitting(path: Path, read: Any) -> Any:
     try:
         return read()
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path} is damaged: restore it") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
@@ -70,8 +71,9 @@ def parallel(rows: Sequence[Mapping[str, object]], last: str, label: str) -> Mar
             for k, (name, at) in enumerate(zip(names, places, strict=True))
         )
         said = ", ".join(f"{name} {_said(row.get(name))}" for name in names)
+        ink = "line best ink1" if result == low else "line ink0"
         style = f"opacity:{1 - 0.8 * share:.2f}"
-        one = tag("polyline", tag("title", said), points=line, class_="line ink0", style=style)
+        one = tag("polyline", tag("title", said), points=line, class_=ink, style=style)
         drawn.append((share, one))
     ordered = [one for _, one in sorted(drawn, key=lambda pair: -pair[0])]
     return svg.picture([*ordered, *parts], label)
@@ -84,8 +86,9 @@ def _column(values: Sequence[object]) -> tuple[dict[str, float], list[tuple[floa
     distinct = sorted(set(map(str, values)))
     if len(numbers) == len(values):
         low, high = min(numbers), max(numbers)
-        span = (high - low) or 1.0
-        at = {str(v): bottom - (bottom - top) * (v - low) / span for v in numbers}
+        change = math.log if low > 0 and high > 30 * low else float
+        span = change(high) - change(low) or 1.0
+        at = {str(v): bottom - (bottom - top) * (change(v) - change(low)) / span for v in numbers}
         return at, [(at[str(v)], short(v)) for v in dict.fromkeys((low, high))]
     step = (bottom - top) / max(len(distinct) - 1, 1)
     at = {v: bottom - k * step for k, v in enumerate(distinct)}

@@ -23,7 +23,7 @@ def page(record: Record, rows: Sequence[Record], name: str) -> Record:
     return {
         "title": f"Sweep {name}",
         "sentence": _sentence(record, rows, done, names),
-        "tiles": _tiles(rows, done, best, names),
+        "tiles": _tiles(rows, done, best),
         "charts": [chart for chart in drawn if chart],
         "columns": _columns(rows, names, best),
         "best": best and {"settings": point(best, names), "command": _command(best)},
@@ -54,17 +54,21 @@ def _said(value: Any) -> str:
     return short(value) if number else "–" if value is None else str(value)
 
 
-def _sentence(record: Record, rows: Sequence[Record], done: Sequence[Record], names: list[str]):
+def _sentence(
+    record: Record, rows: Sequence[Record], done: Sequence[Record], names: list[str]
+) -> str:
     model = Path(str(record.get("model") or "")).name
     said = f"{len(rows)} point{'s' * (len(rows) != 1)}"
     said += f" of {model}" if model else ""
-    said += f" over {' and '.join(brief(name) for name in names)}" if names else ""
+    *most, last = map(brief, names) if names else ("",)
+    over = f"{', '.join(most)} and {last}" if most else last
+    said += f" over {over}" if over else ""
     left = len(rows) - len(done)
-    return f"{said}; {left} of them have no perplexity." if left else f"{said}."
+    return f"{said}; {left} without a perplexity." if left else f"{said}."
 
 
 def _tiles(
-    rows: Sequence[Record], done: Sequence[Record], best: Record | None, names: list[str]
+    rows: Sequence[Record], done: Sequence[Record], best: Record | None
 ) -> list[tuple[str, str]]:
     found = [("points", str(len(rows)))]
     if best:
@@ -72,7 +76,6 @@ def _tiles(
         found += [
             ("best perplexity", short(best["perplexity"], 4)),
             ("worst perplexity", short(worst, 4)),
-            ("best point", point(best, names)),
         ]
     return [*found, ("time", seconds(sum(finite(row.get("seconds") for row in rows))))]
 
@@ -94,7 +97,7 @@ def _over_settings(done: Sequence[Record], names: list[str]) -> Record:
             }
     rows = [{n: r["settings"].get(n) for n in names} | {"perplexity": r["perplexity"]} for r in done]
     label = f"Each point as a line over {', '.join(map(brief, names))} and perplexity"
-    note = "A line per point; the lower its perplexity, the stronger."
+    note = "A line per point; the lower its perplexity, the stronger. The best is orange."
     svg = scatter.parallel(rows, "perplexity", label)
     return {"name": "Points over their settings", "note": note, "svg": svg}
 
@@ -141,7 +144,8 @@ def _columns(rows: Sequence[Record], names: list[str], best: Record | None) -> l
         values = [row.get(name) for row in rows]
         if finite(values):
             show = percent if name == "sparsity" else lambda v, d=digits: short(v, d)
-            found.append(_column(name.replace("_", " "), [(show(v), v) for v in values]))
+            title = "zeros" if name == "sparsity" else name.replace("_", " ")
+            found.append(_column(title, [(show(v), v) for v in values]))
     last = [(row.get("errors") or [None])[-1] for row in rows]
     if finite(last):
         found.append(_column("last error", [(short(v), v) for v in last]))

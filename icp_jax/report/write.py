@@ -71,6 +71,8 @@ def report(given: Sequence[str | Path], out: str | Path | None = None) -> Path:
     check(path)
     try:
         page = html(found)
+    except InputError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         names = ", ".join(str(one.folder) for one in found)
         raise InputError(f"a record in {names} is incomplete ({error!r}): restore it") from None
