@@ -25,7 +25,7 @@ def heat_map(
     """A cell per row and column. rows: row name -> a value per column; None is left empty."""
     values = finite(v for row in rows.values() for v in row)
     low, high = min(values, default=0.0), max(values, default=1.0)
-    left = min(max(7.2 * max(map(len, rows), default=0) + 12, LEFT), 150)
+    left = min(max(8.0 * max(map(len, rows), default=0) + 12, LEFT), 150)
     across = (WIDTH - left - 4) / max(len(columns), 1)
     down = min(34.0, max(16.0, 190 / max(len(rows), 1)))
     parts = []
@@ -144,7 +144,7 @@ def bars(rows: Mapping[str, Number], label: str, format=short, mark: Number = No
     """Horizontal bars with their values. mark: a line across, such as the measured peak."""
     shown = {name: value for name, value in rows.items() if value is not None}
     most = max([*shown.values(), mark or 0.0]) or 1.0
-    left, down = 7.2 * max(map(len, shown)) + 14, 26
+    left, down = 8.0 * max(map(len, shown)) + 14, 26
     span = WIDTH - left - 78
     parts = []
     for r, (name, value) in enumerate(shown.items()):

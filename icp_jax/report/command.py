@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
-from icp_jax.checks import flat
+from icp_jax.checks import flat, idle, put
 from icp_jax.settings import RunConfig
 
 # Options that are not spelled as their settings; a test compares them with the command line's.
@@ -35,9 +35,18 @@ def settings_of(config: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def used(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a record without those that its method or pattern does not use."""
+    run, settings = RunConfig(), settings_of(config)
+    for name in flat(run).keys() & settings:
+        run = put(run, name, settings[name])
+    unused = idle(run)
+    return {name: value for name, value in settings.items() if name not in unused}
+
+
 def repeat(config: dict[str, Any]) -> str:
     """The `icp-jax prune` command of a record's settings, ready for a shell."""
-    settings = settings_of(config)
+    settings = used(config)
     words = ["icp-jax", "prune", str(settings.get("model")), str(settings.get("out"))]
     return shlex.join([*words, *_options(settings)])
 

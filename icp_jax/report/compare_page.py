@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from icp_jax.report import charts
-from icp_jax.report.command import repeat, settings_of
+from icp_jax.report.command import repeat, used
 from icp_jax.report.numbers import Number, mebibytes, percent, seconds, short
 from icp_jax.report.run_page import model_name
 
 Record = dict[str, Any]
 Cell = tuple[str, Number | str]  # as shown, as sorted
-ASIDE = ("out", "memory.batch_tokens", "memory.remat", "memory.streams")
+ASIDE = ("model", "out", "memory.batch_tokens", "memory.remat", "memory.streams")
 ROOM = 8  # more differing settings than these are not shown as columns
 
 
@@ -45,7 +45,7 @@ def labels(runs: Sequence[tuple[str, Record]]) -> list[str]:
 
 def differing(records: Sequence[Record]) -> list[str]:
     """The settings that are not the same in all runs."""
-    every = [settings_of(record["config"]) for record in records]
+    every = [used(record["config"]) for record in records]
     names = dict.fromkeys(name for settings in every for name in settings)
     return [
         name
@@ -70,9 +70,6 @@ def _columns(names: list[str], records: Sequence[Record], demo: Record | None) -
     found = [_column("run", [(name, name) for name in names])]
     if any("perplexity" in record for record in records):
         found.append(_numbers("perplexity", [r.get("perplexity") for r in records], 4))
-    for setting in differing(records)[:ROOM]:
-        values = [settings_of(record["config"]).get(setting) for record in records]
-        found.append(_column(setting.replace("_", " "), [_cell(value) for value in values]))
     spars = [record.get("sparsity") for record in records]
     found.append(_column("zeros", [(percent(s, 2), s) for s in spars]))
     for name, key in (("error", "error"), ("median", "error_median"), ("95th", "error_p95")):
@@ -83,13 +80,18 @@ def _columns(names: list[str], records: Sequence[Record], demo: Record | None) -
     found.append(_column("peak memory", [(mebibytes(p), p) for p in peaks]))
     remedies = [len(record.get("remedies", [])) for record in records]
     found.append(_column("remedies", [(str(n), n) for n in remedies]))
+    for setting in differing(records)[:ROOM]:
+        cells = [_cell(used(record["config"]).get(setting)) for record in records]
+        name = setting.rpartition(".")[2].replace("_", " ")
+        if [shown for shown, _ in cells] != names:
+            found.append(_column(name, cells))
     return found
 
 
 def _cell(value: Any) -> Cell:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return short(value), value
-    return ("–", "") if value is None else (str(value), str(value))
+    return ("–", None) if value is None else (str(value), str(value))
 
 
 def _numbers(name: str, values: Sequence[Number], digits: int = 3) -> Record:
@@ -97,7 +99,7 @@ def _numbers(name: str, values: Sequence[Number], digits: int = 3) -> Record:
 
 
 def _column(name: str, cells: Sequence[tuple[str, Any]]) -> Record:
-    number = all(not isinstance(value, str) for _, value in cells)
+    number = not any(isinstance(value, str) for _, value in cells)
     return {"name": name, "cells": list(cells), "number": number}
 
 

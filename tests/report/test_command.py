@@ -9,7 +9,8 @@ from icp_jax.checks import flat
 from icp_jax.cli.options import GROUPS, kinds, run_config
 from icp_jax.cli.parse import parse
 from icp_jax.config import CalibrationConfig, CompensateConfig, MemoryConfig, PruneConfig
-from icp_jax.config import QuantConfig, RunConfig
+from icp_jax.config import QuantConfig, RunConfig, check
+from icp_jax.planning.workload import describe, resolved
 from icp_jax.report.command import FLAGS, SHORT, repeat
 
 RUNS = {
@@ -40,3 +41,14 @@ def test_the_command_has_the_settings_of_the_run(name):
     assert words[0] == "icp-jax"
     assert run_config(parse(words[1:], said.append)) == run and not said
     assert repeat(flat(run)) == repeat(dataclasses.asdict(run))  # as sweeps record them
+
+
+@pytest.mark.parametrize("method", ["icp", "sparsegpt", "wanda", "magnitude"])
+@pytest.mark.parametrize("pattern", [None, "2:4"])
+def test_the_command_of_a_resolved_run_is_accepted(bundled, method, pattern):
+    sparsity = None if pattern else 0.5
+    asked = RunConfig(str(bundled), "o", PruneConfig(method, sparsity, pattern))
+    full = resolved(asked, describe(str(bundled)))
+    words = shlex.split(repeat(dataclasses.asdict(full)))
+    again = check(run_config(parse(words[1:])))  # refuses what the method does not use
+    assert resolved(again, describe(str(bundled))) == full
