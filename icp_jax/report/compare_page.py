@@ -126,7 +126,8 @@ def _perplexity(names: list[str], records: Sequence[Record]) -> list[Record]:
     known = {name: value for name, value in values.items() if value is not None}
     if not known:
         return []
-    label = f"Perplexity on held-out text: {', '.join(f'{n} {short(v, 4)}' for n, v in known.items())}"
+    said = ", ".join(f"{name} {short(value, 4)}" for name, value in known.items())
+    label = f"Perplexity on held-out text: {said}"
     svg = charts.bars(known, label, lambda value: short(value, 4))
     return [{"name": "Perplexity", "note": "On held-out text; lower is better.", "svg": svg}]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ class Found(NamedTuple):
     folder: Path
     kind: str  # run, demo or sweep
     record: Record
-    rows: list[Record] = []
+    rows: Sequence[Record] = ()
 
 
 def read(folder: str | Path) -> Found:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from icp_jax import phases
-from icp_jax.report import charts
+from icp_jax.report import charts, heat_map
 from icp_jax.report.numbers import Number, finite, mebibytes, percent, seconds, short
 
 STATISTICS = {"mean": "error", "median": "error_median", "95th percentile": "error_p95"}
@@ -63,7 +63,7 @@ def _sparsity(record: Record) -> Record:
     return {
         "name": "Sparsity of each layer",
         "note": "Share of zeros in each layer of each block.",
-        "svg": charts.heat_map(heat, _numbers(record), label),
+        "svg": heat_map.draw(heat, _numbers(record), label),
         "scale": (percent(min(values, default=0)), percent(max(values, default=0))),
     }
 
@@ -131,7 +131,8 @@ def _memory(record: Record) -> Record | None:
     where = "host" if record.get("peak_device_mib") is None else "device"
     peak = record.get(f"peak_{where}_mib")
     rows = {phase["name"]: phase[where] / 2**20 for phase in plan["phases"]}
-    svg = charts.bars(rows, f"Planned {where} memory of each phase; measured peak "
-                      f"{mebibytes(peak)}", mebibytes, peak)  # fmt: skip
-    note = f"Planned {where} memory of each phase. The line is the measured peak, {mebibytes(peak)}."
+    said = mebibytes(peak)
+    label = f"Planned {where} memory of each phase; measured peak {said}"
+    svg = charts.bars(rows, label, mebibytes, peak)
+    note = f"Planned {where} memory of each phase. The line is the measured peak, {said}."
     return {"name": "Memory beside the plan", "note": note, "svg": svg}

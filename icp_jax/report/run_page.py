@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ from icp_jax.report.command import repeat
 from icp_jax.report.numbers import finite, mebibytes, percent, seconds, short
 from icp_jax.report.run_charts import block_row, charts_of
 
-COLUMNS = {  # of the table of blocks: key of `block_row` -> name, how it is shown
+COLUMNS: dict[
+    str, tuple[str, Callable[[Any], str]]
+] = {  # of the table of blocks: key of `block_row` -> name, how it is shown
     "block": ("block", str),
     "sparsity": ("sparsity", lambda v: percent(v, 2)),
     "mean": ("error", short),

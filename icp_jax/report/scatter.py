@@ -50,13 +50,13 @@ def parallel(rows: Sequence[Mapping[str, object]], last: str, label: str) -> Mar
     step = (WIDTH - 90) / max(len(names) - 1, 1)
     parts, places = [], []
     for k, name in enumerate(names):
-        at, said = _column([row.get(name) for row in rows])
+        at, marks = _column([row.get(name) for row in rows])
         places.append(at)
         x = 45 + k * step
         parts.append(tag("line", x1=x, x2=x, y1=TOP + 8, y2=HEIGHT - BOTTOM, class_="spine"))
         shown = name.rpartition(".")[2]
         parts.append(text(x, HEIGHT - BOTTOM + 18, shown, text_anchor="middle"))
-        for y, what in said:
+        for y, what in marks:
             parts.append(text(x + 5, y + 4, what, class_="axis halo"))
     results = [row.get(last) for row in rows]
     known = finite(v for v in results if isinstance(v, int | float))

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from icp_jax.report import charts, scatter
 from icp_jax.report.command import repeat
 from icp_jax.report.numbers import finite, percent, seconds, short
+from icp_jax.report.sweep_charts import brief, over_settings, pareto, point, said_of
 
 Record = dict[str, Any]
 
@@ -19,7 +19,7 @@ def page(record: Record, rows: Sequence[Record], name: str) -> Record:
     names = varied(rows)
     done = [row for row in rows if row.get("perplexity") is not None]
     best = min(done, key=lambda row: row["perplexity"], default=None)
-    drawn = [_over_settings(done, names), _pareto(done, names)] if done else []
+    drawn = [over_settings(done, names), pareto(done, names)] if done else []
     return {
         "title": f"Sweep {name}",
         "sentence": _sentence(record, rows, done, names),
@@ -37,21 +37,6 @@ def varied(rows: Sequence[Record]) -> list[str]:
     names = dict.fromkeys(name for row in rows for name in row["settings"])
     differing = [n for n in names if len({json.dumps(r["settings"].get(n)) for r in rows}) > 1]
     return differing or list(names)
-
-
-def point(row: Record, names: Sequence[str]) -> str:
-    """A point in words: `alpha 0.7, beta 0.2`."""
-    return ", ".join(f"{brief(name)} {_said(row['settings'].get(name))}" for name in names)
-
-
-def brief(name: str) -> str:
-    """The last part of a setting's name."""
-    return name.rpartition(".")[2].replace("_", " ")
-
-
-def _said(value: Any) -> str:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return short(value) if number else "–" if value is None else str(value)
 
 
 def _sentence(
@@ -80,63 +65,6 @@ def _tiles(
     return [*found, ("time", seconds(sum(finite(row.get("seconds") for row in rows))))]
 
 
-def _over_settings(done: Sequence[Record], names: list[str]) -> Record:
-    """A heat map for two settings, else parallel coordinates."""
-    if len(names) == 2:
-        grid, columns = _grid(done, names)
-        if len(grid) * len(columns) <= 2 * len(done):
-            label = f"Perplexity for each {brief(names[0])} and {brief(names[1])}"
-            axes = brief(names[0]), brief(names[1])
-            svg = charts.heat_map(grid, columns, label, lambda v: short(v, 4), axes)
-            values = finite(v for row in grid.values() for v in row)
-            return {
-                "name": "Perplexity over both settings",
-                "note": f"Rows are {axes[0]}, columns {axes[1]}; lower is better.",
-                "svg": svg,
-                "scale": (short(min(values), 4), short(max(values), 4)),
-            }
-    rows = [{n: r["settings"].get(n) for n in names} | {"perplexity": r["perplexity"]} for r in done]
-    label = f"Each point as a line over {', '.join(map(brief, names))} and perplexity"
-    note = "A line per point; the lower its perplexity, the stronger. The best is orange."
-    svg = scatter.parallel(rows, "perplexity", label)
-    return {"name": "Points over their settings", "note": note, "svg": svg}
-
-
-def _grid(done: Sequence[Record], names: list[str]) -> tuple[dict[str, list[Any]], list[str]]:
-    def values(name: str) -> list[Any]:
-        found = {json.dumps(row["settings"].get(name)): row["settings"].get(name) for row in done}
-        mixed = not all(isinstance(v, int | float) for v in found.values())
-        return sorted(found.values(), key=str if mixed else lambda v: v)
-
-    down, across = values(names[0]), values(names[1])
-    at = {
-        (_said(row["settings"].get(names[0])), _said(row["settings"].get(names[1]))): row
-        for row in done
-    }
-    rows = {
-        _said(a): [at.get((_said(a), _said(b)), {}).get("perplexity") for b in across] for a in down
-    }
-    return rows, [_said(b) for b in across]
-
-
-def _pareto(done: Sequence[Record], names: list[str]) -> Record | None:
-    points = [
-        (row["sparsity"], row["perplexity"], point(row, names))
-        for row in done
-        if row.get("sparsity") is not None
-    ]
-    if len({round(p[0], 4) for p in points}) < 2:
-        return None
-    best = len(scatter.front(points))
-    label = f"Perplexity against sparsity; {best} of {len(points)} points are not beaten in both"
-    return {
-        "name": "Perplexity against sparsity",
-        "note": "The line joins the points that no other beats in both.",
-        "svg": scatter.scatter(points, label, "sparsity", "perplexity"),
-        "legend": [("ink1", "not beaten in both"), ("ink0 faint", "others")],
-    }
-
-
 def _columns(rows: Sequence[Record], names: list[str], best: Record | None) -> list[Record]:
     """Columns of the table; best: the index of the best point."""
     found = [_column(brief(n), [_cell(row["settings"].get(n)) for row in rows]) for n in names]
@@ -160,7 +88,7 @@ def _columns(rows: Sequence[Record], names: list[str], best: Record | None) -> l
 
 def _cell(value: Any) -> tuple[str, Any]:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return _said(value), value if number else str(value or "")
+    return said_of(value), value if number else str(value or "")
 
 
 def _column(name: str, cells: Sequence[tuple[str, Any]]) -> Record:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -73,7 +74,7 @@ class Trackers:
         self.folder, self.say = out.with_name(out.name + SUFFIX), say
         self.kept: dict[str, Tracker] = {}
         for name in names(asked):
-            self._try(name, lambda name=name: self._open(name, out.name, settings, again))
+            self._try(name, partial(self._open, name, out.name, settings, again))
 
     def _open(self, name: str, run: str, settings: Mapping[str, Any], again: bool) -> None:
         self.folder.mkdir(exist_ok=True)
@@ -85,12 +86,12 @@ class Trackers:
     def log(self, step: int, found: Values) -> None:
         """Send the figures of a block. step: its number."""
         for name, tracker in list(self.kept.items()):
-            self._try(name, lambda tracker=tracker: tracker.log(step, found))
+            self._try(name, partial(tracker.log, step, found))
 
     def close(self, done: bool) -> None:
         """End the run. done: whether it is complete."""
         for name, tracker in list(self.kept.items()):
-            self._try(name, lambda tracker=tracker: tracker.close(done))
+            self._try(name, partial(tracker.close, done))
 
     def _try(self, name: str, act: Callable[[], None]) -> None:
         try:

@@ -55,11 +55,11 @@ class Telling:
         if not self.prompt:
             return None
         try:
-            found = {"before": continued(dense, self.prompt), "after": continued(pruned, self.prompt)}
+            before, after = (continued(model, self.prompt) for model in (dense, pruned))
         except Exception as error:
             self.say(f"the report has no texts: {' '.join(str(error).split())}")
             return None
-        return {"prompt": self.prompt, **found}
+        return {"prompt": self.prompt, "before": before, "after": after}
 
     def report(self, record: dict[str, Any], folder: Path, out: Path) -> None:
         """Write the report into the folder that becomes `out`."""

@@ -29,8 +29,8 @@ def pages(tmp_path_factory):
     """Name -> the file of a page of each kind."""
     place = tmp_path_factory.mktemp("pages")
     texts = {"prompt": "Once", "before": "upon a time " * 30, "after": "x" * 300}
-    runs = [write_run(place / name, run_record(blocks, texts=texts))
-            for name, blocks in (("run", 6), ("a-run-with-a-long-name-of-many-words", 32))]  # fmt: skip
+    counts = {"run": 6, "a-run-with-a-long-name-of-many-words": 32}
+    runs = [write_run(place / name, run_record(n, texts=texts)) for name, n in counts.items()]
     points = [{"prune.sparsity": s, "compensate.lr": lr} for s in (0.3, 0.5) for lr in (1e-4, 1e-3)]
     sweep = write_sweep(place / "sweep", points)
     given = {"run": runs[:1], "long": runs[1:], "compare": runs, "sweep": [sweep]}
@@ -73,7 +73,7 @@ def test_a_page_fits_its_window_and_its_pictures_have_words(opened, name, size):
         assert len(picture.get_attribute("aria-label")) > 20
         assert picture.evaluate("e => e.querySelector('title').textContent")
         box = picture.bounding_box()
-        assert 0 <= box["x"] and box["x"] + box["width"] <= SIZES[size][0]
+        assert box["x"] >= 0 and box["x"] + box["width"] <= SIZES[size][0]
 
 
 SIZES_OF_TEXT = """() => [...document.querySelectorAll('svg text')].map(
@@ -146,5 +146,3 @@ def test_it_prints_on_white(opened):
     tab.emulate_media(media="print")
     assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert tab.pdf()[:5] == b"%PDF-"
-
-

@@ -8,8 +8,15 @@ import pytest
 from icp_jax.checks import flat
 from icp_jax.cli.options import GROUPS, kinds, run_config
 from icp_jax.cli.parse import parse
-from icp_jax.config import CalibrationConfig, CompensateConfig, MemoryConfig, PruneConfig
-from icp_jax.config import QuantConfig, RunConfig, check
+from icp_jax.config import (
+    CalibrationConfig,
+    CompensateConfig,
+    MemoryConfig,
+    PruneConfig,
+    QuantConfig,
+    RunConfig,
+    check,
+)
 from icp_jax.planning.workload import describe, resolved
 from icp_jax.report.command import FLAGS, SHORT, repeat
 

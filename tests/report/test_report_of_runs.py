@@ -15,7 +15,8 @@ from icp_jax.cli import main
 from icp_jax.report import write
 
 LIMIT = 6_000  # bytes a file: more than a record, less than a report
-SMALL = ["--method", "wanda", "--sparsity", "0.5", "--data", "text.txt", "--samples", "2", "--quiet"]
+SMALL = ["--method", "wanda", "--sparsity", "0.5", "--data", "text.txt", "--samples", "2"]
+SMALL += ["--quiet"]
 
 
 @pytest.fixture

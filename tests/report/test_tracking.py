@@ -26,9 +26,11 @@ def place(tmp_path, bundled, monkeypatch):
     return tmp_path
 
 
+ARGUMENTS = ["prune", "model", "out", "--sparsity", "0.5", "--data", "text.txt", "--samples", "2"]
+
+
 def prune(*more):
-    args = ["prune", "model", "out", "--sparsity", "0.5", "--data", "text.txt", "--samples", "2"]
-    return main([*args, "--quiet", *more])
+    return main([*ARGUMENTS, "--quiet", *more])
 
 
 def lines(place):
@@ -65,8 +67,7 @@ def test_a_resumed_run_adds_to_its_lines(place, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("icp_jax.cli.progress._lines", lambda err, label: stop)
-        args = ["prune", "model", "out", "--sparsity", "0.5", "--data", "text.txt", "--samples", "2"]
-        assert main([*args, "--track", "jsonl"]) == 130
+        assert main([*ARGUMENTS, "--track", "jsonl"]) == 130
     assert [row["block"] for row in lines(place)] == [0]
     assert prune("--track", "jsonl", "--resume") == 0
     assert [row["block"] for row in lines(place)] == [0, 1]
