@@ -59,15 +59,10 @@ def _grid(done: Sequence[Record], names: list[str]) -> tuple[dict[str, list[Any]
         return sorted(found.values(), key=str if mixed else lambda v: v)
 
     down, across = values(names[0]), values(names[1])
-    at = {
-        (said_of(row["settings"].get(names[0])), said_of(row["settings"].get(names[1]))): row
-        for row in done
-    }
-    rows = {
-        said_of(a): [at.get((said_of(a), said_of(b)), {}).get("perplexity") for b in across]
-        for a in down
-    }
-    return rows, [said_of(b) for b in across]
+    told = [[said_of(row["settings"].get(name)) for name in names] for row in done]
+    at = {(a, b): row["perplexity"] for (a, b), row in zip(told, done, strict=True)}
+    columns = [said_of(b) for b in across]
+    return {said_of(a): [at.get((said_of(a), b)) for b in columns] for a in down}, columns
 
 
 def pareto(done: Sequence[Record], names: list[str]) -> Record | None:

@@ -6,15 +6,17 @@ None of it changes the weights, and none of it can make a run fail once it has b
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from converters.files import REPORT
+from converters.files import RECORD, REPORT
 from icp_jax.checks import flat
 from icp_jax.config import RunConfig
 from icp_jax.core.outcomes import BlockReport
 from icp_jax.evaluation.continued import check_prompt, continued
 from icp_jax.report import tracking, write
+from icp_jax.runs.export import write_json
 from icp_jax.runs.records import block_record, peak_mib
 from icp_jax.streaming import storage
 from icp_jax.streaming.source import FolderSource
@@ -50,7 +52,14 @@ class Telling:
         found = tracking.values(block_record(report), host=peak_mib(), device=device)
         self.trackers.log(report.block, found)
 
-    def texts(self, dense: Path, pruned: Path) -> dict[str, str] | None:
+    def write(self, record: dict[str, Any], source: Path, export: Path, out: Path) -> None:
+        """Write the record, with the texts, and the report into the folder that becomes `out`."""
+        record["texts"] = self._texts(source, export)
+        write_json(export / RECORD, record)
+        page = partial(write.run_html, record)
+        write.attempt(export / REPORT, page, self.say, out)
+
+    def _texts(self, dense: Path, pruned: Path) -> dict[str, str] | None:
         """What both models write after the prompt; None without one, or if they cannot."""
         if not self.prompt:
             return None
@@ -60,10 +69,6 @@ class Telling:
             self.say(f"the report has no texts: {' '.join(str(error).split())}")
             return None
         return {"prompt": self.prompt, "before": before, "after": after}
-
-    def report(self, record: dict[str, Any], folder: Path, out: Path) -> None:
-        """Write the report into the folder that becomes `out`."""
-        write.attempt(folder / REPORT, lambda: write.run_html(record), self.say, out)
 
     def __enter__(self) -> Telling:
         return self
