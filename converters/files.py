@@ -133,20 +133,22 @@ def open_writer(folder: str | Path, layout: Layout) -> AnyWriter:
 
 
 RECORD = "icp_run.json"  # the record of a run, in its output folder
+REPORT = "report.html"  # the page made from it
 
 
 def other_files(source: Path) -> list[Path]:
-    """Files without weights, such as config and tokenizer; not the record of an earlier run.
+    """Files without weights, such as config and tokenizer; not the record and report of a run.
 
     Empty if `source` is a single file, whose folder is not a model folder.
     """
     if source.is_file():
         return []
+    ours = (RECORD, REPORT) if (source / RECORD).is_file() else (RECORD,)
     return sorted(
         path
         for path in source.iterdir()
         if (path.is_file() or (path.is_symlink() and not path.is_dir()))
-        and path.name != RECORD
+        and path.name not in ours
         and not holds_weights(path.name)
     )
 

@@ -59,7 +59,18 @@ add_module_names = False
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 
-COMMANDS = ("prune", "plan", "eval", "sweep", "generate", "segment", "convert", "verify", "demo")
+COMMANDS = (
+    "prune",
+    "plan",
+    "eval",
+    "sweep",
+    "generate",
+    "segment",
+    "convert",
+    "verify",
+    "report",
+    "demo",
+)
 
 
 def write_help(app):

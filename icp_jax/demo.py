@@ -9,13 +9,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from converters.files import REPORT
 from icp_jax.api import evaluate
 from icp_jax.config import CalibrationConfig, CompensateConfig, PruneConfig, RunConfig, check
 from icp_jax.errors import InputError
 from icp_jax.evaluation.perplexity import Perplexity
 from icp_jax.phases import Watcher
+from icp_jax.report import folders, write
 from icp_jax.report.figures import error_growth
 from icp_jax.runs.export import write_json
+from icp_jax.runs.resume import log
 from icp_jax.runs.run import prune_folder
 
 BUNDLED = Path(__file__).parent / "assets" / "opt-pydoc"
@@ -106,9 +109,16 @@ def _compare(out: Path, sparsity: float, watch: Watch) -> dict[str, Any]:
         "methods": rows,
         "checkpoint": str(out / METHODS[-1]),
         "figure": str(out / FIGURE),
+        "report": str(out / REPORT),
     }
     write_json(out / RESULT, result)
+    tell(out)
     return result
+
+
+def tell(out: Path) -> None:
+    """Write the report of a finished demo."""
+    write.attempt(out / REPORT, lambda: write.html([folders.read(out)]), log.warning, out)
 
 
 def _is_demo(folder: Path) -> bool:

@@ -12,16 +12,17 @@ from typing import Any
 
 import numpy as np
 
+from converters.files import REPORT
 from icp_jax import data
 from icp_jax.api import evaluate
 from icp_jax.backend import heap
 from icp_jax.config import CalibrationConfig, PruneConfig, RunConfig, check
 from icp_jax.data.hub import resolve
-from icp_jax.data.tokenizer import load_tokenizer
-from icp_jax.demo import BUNDLED, FIGURE, RESULT, Watch, folder, unwatched
+from icp_jax.demo import BUNDLED, FIGURE, RESULT, Watch, folder, tell, unwatched
 from icp_jax.errors import InputError
+from icp_jax.evaluation.continued import WRITTEN
+from icp_jax.evaluation.continued import continued as written
 from icp_jax.evaluation.perplexity import Perplexity
-from icp_jax.generation.generate import generate
 from icp_jax.phases import Progress
 from icp_jax.report.figures import error_growth
 from icp_jax.runs.export import write_json
@@ -33,7 +34,6 @@ METHODS = ("sparsegpt", "icp")
 SAMPLES, LENGTH = 16, 512  # windows of calibration, and of evaluation; tokens of each
 TEXT = "text"  # the phase in which a model writes
 PROMPT = "Once upon a time, there was a little girl who"
-WRITTEN = 40  # tokens that each model writes after the prompt
 
 
 def demo_model(
@@ -108,22 +108,19 @@ def _compare(
         "texts": texts,
         "checkpoint": str(out / METHODS[-1]),
         "figure": str(out / FIGURE),
+        "report": str(out / REPORT),
     }
     write_json(out / RESULT, result)
+    tell(out)
     return result
 
 
 def continued(model: Path, prompt: str, progress: Progress) -> str:
     """What a model writes after a prompt, its likeliest tokens."""
-    tokenizer = load_tokenizer(model)
-    with closing(FolderSource(model)) as source:
-        room = source.family.context
-        ids = np.asarray(tokenizer(prompt, verbose=False)["input_ids"], np.int32)[-room // 2 :]
-        new = min(WRITTEN, room - len(ids))
-        progress(-1, TEXT, 0, new, None)
-        made = generate(source, [ids], max_new_tokens=new, eos=tokenizer.eos_token_id)
-        progress(-1, TEXT, new, new, None)
-    return str(tokenizer.decode(made[0].tolist(), skip_special_tokens=True)).strip()
+    progress(-1, TEXT, 0, WRITTEN, None)
+    text = written(model, prompt)
+    progress(-1, TEXT, WRITTEN, WRITTEN, None)
+    return text
 
 
 def forget() -> None:

@@ -48,6 +48,8 @@ def test_the_table_of_a_model(tiny, tmp_path, capsys):
         assert (out / row["method"] / "tokenizer.json").is_file()
         assert f"{row['method']}: block 1 prune" in progress
     assert (out / "error-growth.png").is_file()
+    report = (out / "report.html").read_text()
+    assert "tiny.gguf pruned by 2 methods" in report and "What the model writes" in report
     assert result["texts"].keys() == {"dense", "sparsegpt", "icp"}
     assert re.search(r"Once upon a time.* \.\.\.\ndense: .*\nsparsegpt: .*\nicp: ", printed)
     assert main([*args[:-1], "2"]) == 2  # refused before the earlier demo is removed

@@ -46,7 +46,7 @@ def test_folder_to_folder(tmp_path, text, dtype, method):
     done = prune_folder(config_for(source, tmp_path / "out", text, method=method))
     before, after = tensors(source), tensors(done.out)
     assert list(before) == list(after)
-    names = {p.name for p in source.iterdir()} | {"icp_run.json"}
+    names = {p.name for p in source.iterdir()} | {"icp_run.json", "report.html"}
     assert {p.name for p in done.out.iterdir()} == names
     zeros = size = 0
     for name, old in before.items():

@@ -100,11 +100,11 @@ def test_an_accelerator_is_given_what_is_free(few, monkeypatch):
         return SimpleNamespace(memory=MemoryConfig("disk", remat=True))
 
     monkeypatch.setattr(planning, "fit", fit)
-    assert settle(source, config).memory == MemoryConfig(batch_tokens=1024, remat=False)
+    assert settle(source, config)[0].memory == MemoryConfig(batch_tokens=1024, remat=False)
     assert not seen  # the CPU has no limits of its own
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(storage, "device_free", lambda: 7)
-    assert settle(source, config).memory == MemoryConfig("disk", batch_tokens=4096, remat=True)
+    assert settle(source, config)[0].memory == MemoryConfig("disk", batch_tokens=4096, remat=True)
     assert seen["device"] == 7 and 0 < seen["host"] <= storage.proc("meminfo", "MemTotal")
     monkeypatch.setattr(storage, "device_free", lambda: 0)  # one that does not say
     with pytest.raises(InputError, match="set memory.device"):

@@ -18,7 +18,7 @@ BELOW = {  # a room, and the rooms that it may import
     "planning": {"data", "streaming", "core", "models", "backend"},
     "evaluation": {"vision", "data", "generation", "streaming", "core", "models", "backend"},
     "report": set(),
-    "runs": {"planning", "evaluation", "data", "streaming", "core", "models", "backend"},
+    "runs": {"report", "planning", "evaluation", "data", "streaming", "core", "models", "backend"},
     "sweeps": {"runs", "planning", "evaluation", "data", "streaming", "core", "models", "backend"},
 }
 PURE = ("backend", "models", "core")  # arrays in, arrays out

@@ -15,7 +15,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-DATA = {"*.py", "*.typed", "*.txt", "*.json", "*.safetensors"}  # what the packages hold
+# what the packages hold
+DATA = {"*.py", "*.typed", "*.txt", "*.json", "*.safetensors", "*.html", "*.css", "*.js"}
 TYPED = "Typing :: Typed"
 SOURCES = {  # of the sdist, beside the packages
     "CHANGELOG.md",

@@ -54,6 +54,18 @@ Prune = options.command(
         "output": {
             "resume": (bool, False, "Continue an interrupted run into OUT after its last block."),
             "dry-run": (bool, False, "Print the zeros per layer and the cost, and write nothing."),
+            "report-text": (
+                str,
+                "",
+                "Prompt for the report: what the model writes after it, before and after pruning. "
+                "Both models must fit into memory. Default: no text.",
+            ),
+            "track": (
+                str,
+                "",
+                "Send each block's losses, errors, seconds and memory to jsonl, tensorboard, wandb "
+                "or mlflow; several with commas. Files go to OUT.tracking. Default: none.",
+            ),
             "json": JSON,
             "quiet": QUIET,
         },
@@ -249,6 +261,20 @@ class Sweep:
     """Do not show progress."""
 
 
+@options.described
+@dataclass(frozen=True)
+class Report:
+    """Make the report of a run, a demo or a sweep anew, or compare several runs in one page."""
+
+    folders: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="DIR")]]
+    """Output folders of prune, demo or sweep."""
+    out: Annotated[str, tyro.conf.arg(metavar="FILE")] = ""
+    """The HTML file. An earlier report there is replaced. Default: report.html in DIR, or in the
+    current folder for several."""
+    json: bool = False
+    """Print the result as one JSON object instead of text."""
+
+
 COMMANDS: dict[str, type] = {
     "demo": Demo,
     "prune": Prune,
@@ -259,6 +285,7 @@ COMMANDS: dict[str, type] = {
     "convert": Convert,
     "verify": Verify,
     "sweep": Sweep,
+    "report": Report,
 }
 
 AnyCommand: Any = (
@@ -271,4 +298,5 @@ AnyCommand: Any = (
     | Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Sweep, tyro.conf.subcommand("sweep")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
 )

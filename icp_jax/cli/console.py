@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from converters.files import REPORT
+
 
 def demo(result: dict[str, Any]) -> None:
     """Print the demo's table and the paths of its files."""
@@ -41,6 +43,7 @@ def demo(result: dict[str, Any]) -> None:
         out.print()
     out.print(f"pruned checkpoint: {result['checkpoint']}", highlight=False, soft_wrap=True)
     out.print(f"error growth:      {result['figure']}", highlight=False, soft_wrap=True)
+    out.print(f"report:            {result['report']}", highlight=False, soft_wrap=True)
 
 
 def evaluated(found: Any) -> None:
@@ -209,6 +212,7 @@ def pruned(done: Any) -> None:
         ("peak memory", f"{done.peak_host_mib} MiB{device}"),
         *(("remedy", line) for line in needed or ["none"]),
         ("output", str(done.out)),
+        ("report", str(done.out / REPORT)),
         ("next", f"icp-jax eval {shlex.quote(str(done.out))} --data {data}"),
     ):
         out.print(f"{name:<12} {said}", highlight=False, soft_wrap=True)

@@ -19,7 +19,7 @@ def run(command: Any, say: Say) -> None:
 
     machine.variables()
     name = next(name for name, kind in COMMANDS.items() if isinstance(command, kind))
-    if name not in ("prune", "verify"):  # prune must join hosts first; verify needs no device
+    if name not in ("prune", "verify", "report"):  # prune joins hosts first; two need no device
         machine.platforms()
     if name == "prune":
         _prune(command, say)
@@ -63,7 +63,10 @@ def _prune(command: Any, say: Say) -> None:
                 follow(config)
                 return
             with progress.shown(output.quiet)("") as (tick, expect):
-                done = prune_folder(config, tick, resume=output.resume, say=say, expect=expect)
+                done = prune_folder(
+                    config, tick, resume=output.resume, say=say, expect=expect,
+                    report_text=output.report_text, track=output.track,
+                )  # fmt: skip
         record = {"out": str(done.out), "sparsity": done.sparsity}
         record["seconds"] = round(done.seconds, 3)
         _print(output.json, record, lambda: console.pruned(done))
@@ -181,6 +184,13 @@ def _sweep(command: Any) -> None:
     _print(command.json, sweeping.record(found), lambda: sweeping.swept(found))
 
 
+def _report(command: Any) -> None:
+    from icp_jax.report.write import report
+
+    path = report(command.folders, command.out or None)
+    _print(command.json, {"out": str(path)}, lambda: print(path))
+
+
 RUN: dict[str, Callable[[Any], None]] = {
     "demo": _demo,
     "plan": _plan,
@@ -190,6 +200,7 @@ RUN: dict[str, Callable[[Any], None]] = {
     "convert": _convert,
     "verify": _verify,
     "sweep": _sweep,
+    "report": _report,
 }
 
 

@@ -75,18 +75,19 @@ def plan(config: RunConfig) -> Plan:
     return Plan(config.model, kind, limits, found, flops, moved, rates, seconds)
 
 
-def settle(source: FolderSource, config: RunConfig) -> RunConfig:
+def settle(source: FolderSource, config: RunConfig) -> tuple[RunConfig, Need | None]:
     """Choose the memory settings of a resolved config, including all that rounding depends on.
 
-    On CPU without limits, takes the defaults regardless of the free memory. Raises InputError if
-    nothing fits.
+    On CPU without limits, takes the defaults regardless of the free memory, and plans no need.
+    Raises InputError if nothing fits.
     """
     limits, memory = _limits(config.memory, free=not backend.is_host()), config.memory
-    if any(limits.values()):
-        memory = fit(workload(source, config), **limits).memory
+    planned = fit(workload(source, config), **limits) if any(limits.values()) else None
+    if planned is not None:
+        memory = planned.memory
     batch = memory.batch_tokens or transfer.batch_tokens()
     memory = dataclasses.replace(memory, batch_tokens=batch, remat=bool(memory.remat))
-    return dataclasses.replace(config, memory=memory)
+    return dataclasses.replace(config, memory=memory), planned
 
 
 def check_room(source: FolderSource, config: RunConfig) -> None:

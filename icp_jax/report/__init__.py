@@ -1,1 +1,1 @@
-"""Figures of results."""
+"""Reports of runs and sweeps as pages, figures of results, and trackers."""

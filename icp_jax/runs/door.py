@@ -17,6 +17,7 @@ from icp_jax.data import inputs, own
 from icp_jax.errors import InputError, Kept
 from icp_jax.phases import Progress
 from icp_jax.planning import cost
+from icp_jax.planning.memory import Need
 from icp_jax.planning.plan import check_room, settle
 from icp_jax.planning.workload import resolved
 from icp_jax.runs.fingerprint import Weights, common, fingerprint
@@ -62,7 +63,7 @@ def ready(
     start = begun(asked)
     hashed = _hashing(source)
     try:
-        settled = settle(source, start)
+        settled, planned = settle(source, start)
     except InputError as error:
         if start == asked:
             raise
@@ -80,8 +81,20 @@ def ready(
         weights,
         cost.weights(source.family, shapes, settled, positions),
         fingerprint(flat(settled), weights, samples),
-        {"config": dataclasses.asdict(settled), "inputs": {"weights": files, **samples}},
+        {
+            "config": dataclasses.asdict(settled),
+            "inputs": {"weights": files, **samples},
+            "plan": _need(planned),
+        },
     )
+
+
+def _need(planned: Need | None) -> dict[str, Any] | None:
+    """The planned memory in bytes, for the result file; None for a run that was not planned."""
+    if planned is None:
+        return None
+    phases = [phase._asdict() for phase in planned.phases]
+    return {"device": planned.device, "host": planned.host, "phases": phases}
 
 
 def _hashing(source: FolderSource) -> Callable[[], Weights]:

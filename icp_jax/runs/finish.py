@@ -55,6 +55,7 @@ def record(
         "versions": versions(),
         "device": jax.devices()[0].device_kind,
         "inputs": facts["inputs"],
+        "plan": facts["plan"],
         "sparsity": counted.sparsity,
         "zeros": counted.zeros,
         "size": counted.size,

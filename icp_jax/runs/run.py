@@ -6,9 +6,11 @@ import dataclasses
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
-from converters.files import RECORD, check_other_files
+from converters.files import RECORD as RECORD
+from converters.files import check_other_files
 from icp_jax.config import RunConfig, check
 from icp_jax.core.hyper import by_name
 from icp_jax.core.outcomes import BlockReport
@@ -17,11 +19,12 @@ from icp_jax.phases import CHECK, PUBLISH, Progress, Shares
 from icp_jax.runs.door import ready
 from icp_jax.runs.dry_run import DryRun as DryRun
 from icp_jax.runs.dry_run import dry_run as dry_run
-from icp_jax.runs.export import write_json
+from icp_jax.runs.fingerprint import Weights
 from icp_jax.runs.finish import export, record
 from icp_jax.runs.follow import follow as follow
 from icp_jax.runs.records import block_record
 from icp_jax.runs.resume import Say, Work, log
+from icp_jax.runs.telling import Telling
 from icp_jax.runs.verify_export import verify_export
 from icp_jax.streaming import mesh
 from icp_jax.streaming.loop import Hooks, prune_blocks
@@ -49,6 +52,8 @@ def prune_folder(
     keep: bool = True,
     say: Say = log.warning,
     expect: Callable[[Shares], None] = lambda shares: None,
+    report_text: str = "",
+    track: str = "",
 ) -> Pruned:
     """Prune config.model into the folder config.out, which is complete or absent.
 
@@ -56,7 +61,9 @@ def prune_folder(
     after its last finished block; the result is that of an uninterrupted run (bit-identical on
     CPU). Without one, start from the beginning. keep: keep finished blocks if interrupted.
     say: called with one line on what is resumed. expect: called before the first block with the
-    fraction of the run that each (block, phase) takes.
+    fraction of the run that each (block, phase) takes. report_text: a prompt; the report shows
+    what both models write after it. track: jsonl, tensorboard, wandb, mlflow, or several with
+    commas between. Neither changes the result.
     Raises InputError or ConversionError for bad input, if possible before anything is written, and
     Kept if the work folder of another run is in the way.
     """
@@ -64,6 +71,7 @@ def prune_folder(
     config = check(config)
     devices = mesh.choose(config.devices)
     with (
+        Telling(report_text, track, say) as telling,
         Work(config.out, resume, keep, say) as work,
         closing(FolderSource(resolve(config.model))) as source,
     ):
@@ -74,28 +82,38 @@ def prune_folder(
         source.check_finite()
         finished = work.open(run.fingerprint)
         devices.tell([block_record(block.report) for block in finished])
-
-        def seal(report: BlockReport) -> None:
-            weights.check()
-            work.seal(report)
-
-        def checked(done: int, total: int) -> None:
-            progress(last, CHECK.name, done, total, None)
-
+        telling.begin(config, source, work.out, bool(finished))
         try:
-            hooks, last = Hooks(progress, seal, finished, work.path), source.family.n_blocks - 1
+            last, seal = source.family.n_blocks - 1, _sealing(weights, work, telling)
+            hooks = Hooks(progress, seal, finished, work.path)
             blocks = prune_blocks(source, work, run.tokens, job, hooks, devices)
             export(work, source, job, config.quant.packed, progress)
             tuned = any(block.compensation for block in blocks)
             zeros = by_name(source.family, job.hyper.counts)
-            counted = verify_export(source, work.export, zeros, job.recipe.pattern, tuned, checked)
+            pattern, checked = job.recipe.pattern, partial(_checked, progress, last)
+            counted = verify_export(source, work.export, zeros, pattern, tuned, checked)
         finally:
             weights.check()  # a changed source explains any other error
         seconds = time.perf_counter() - started
         seconds += sum(sum(block.report.seconds.values()) for block in finished)
         told = record(run.facts, blocks, counted, seconds)
-        write_json(work.export / RECORD, told)
+        telling.write(told, source.folder, work.export, work.out)
         progress(last, PUBLISH.name, 0, 1, None)  # last chance to interrupt the run
         work.publish()
     peaks = told["peak_host_mib"], told["peak_device_mib"]
     return Pruned(work.out, counted.sparsity, seconds, blocks, *peaks, source.family.kind)
+
+
+def _sealing(weights: Weights, work: Work, telling: Telling) -> Callable[[BlockReport], None]:
+    """What is done with the report of a block that was written."""
+
+    def seal(report: BlockReport) -> None:
+        weights.check()
+        work.seal(report)
+        telling.block(report)
+
+    return seal
+
+
+def _checked(progress: Progress, last: int, done: int, total: int) -> None:
+    progress(last, CHECK.name, done, total, None)

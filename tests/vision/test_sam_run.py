@@ -61,7 +61,8 @@ def test_folder_to_folder(place, tmp_path, method):
     changed = [n for n in before if before[n].tobytes() != after[n].tobytes()]
     assert any("layers.1.attn.rel_pos_h" in n for n in changed) == (method == "icp")
     assert {p.name for p in done.out.iterdir()} == {
-        "config.json", "preprocessor_config.json", "model.safetensors", "icp_run.json"
+        "config.json", "preprocessor_config.json", "model.safetensors", "icp_run.json",
+        "report.html",
     }  # fmt: skip
     record = json.loads((done.out / "icp_run.json").read_text())
     assert record["inputs"]["calibration_shape"] == [4, 3, 64, 64]
@@ -99,7 +100,8 @@ def test_a_pth_file_comes_back_as_one(place, tmp_path, inside):
     source = small_sam.write_meta(tmp_path / "meta" / "sam_small.pth", np.float16)
     model = tmp_path / "meta" if inside else source
     done = prune_folder(config_for(model, tmp_path / "out", place / "images"))
-    names = {"sam_small.pth", "icp_run.json"} | ({"unrelated.txt"} if inside else set())
+    names = {"sam_small.pth", "icp_run.json", "report.html"}
+    names |= {"unrelated.txt"} if inside else set()
     assert {p.name for p in done.out.iterdir()} == names
     before, after = (
         {k: v.numpy() for k, v in torch.load(p, weights_only=True).items()}
