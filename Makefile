@@ -72,8 +72,10 @@ test-newest:  ## run the fast tests on the newest Python found
 	$(NEWEST)/bin/python -m pytest -q -m "not slow and not gpu and not needs_torch"
 
 # From the lock, what builds the package included; from the open ranges where the lock has no wheels.
+# Before 25, pip cannot match a hashed pin that has extras with one that has none.
 define install
 if $(BIN)/python -c $(LOCKED); then \
+  $(BIN)/python -m pip install -q 'pip>=25'; \
   $(BIN)/python -m pip install -q --require-hashes -r $(1); \
   $(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .; \
 else \
