@@ -79,7 +79,7 @@ class Shared:
         """Settle a point. Raises InputError."""
         full = resolved(config, self.source)
         tokens = self.tokens(config.calibration)
-        settled = settle(self.source, inputs.counted(full, tokens))
+        settled, _ = settle(self.source, inputs.counted(full, tokens))
         free = (*FREE, "memory.batch_tokens", "memory.remat")  # depend on the free memory
         settings = {name: v for name, v in flat(settled).items() if name not in free}
         settings["calibration"] = self._digests[config.calibration]
