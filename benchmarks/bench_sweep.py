@@ -1,12 +1,14 @@
-"""A sweep of 12 points, sparsity × learning rate: as commands, as calls, and as one program.
+"""A sweep of 20 points, sparsity × alpha: as commands, as one command, as calls, as one program.
 
     python benchmarks/bench_sweep.py [--stories FOLDER --text FILE]
 
-Every side is a process of its own (the commands are 12), with an empty compile cache at its
-start: `commands` runs `icp-jax prune` once a point, `calls` the jitted `core.icp` once a point,
-`map` one `lax.map` over the points, `vmap` one `vmap`. Seconds of the whole side and the peak of
-its memory, in turns, medians; and how far the errors after the last block are from those of the
-calls. On the bundled model, or on stories260K with a text of TinyStories.
+Every side is a process of its own (the commands are 20), with an empty compile cache at its
+start: `commands` runs `icp-jax prune` once a point, `sweep` one `icp-jax sweep`, which also
+evaluates every point on as many tokens as it calibrates with, `calls` the jitted `core.icp` once a
+point, `map` one `lax.map` over the points, `vmap` one `vmap`. Seconds of the whole side and the
+peak of its memory, in turns, medians; and how far the errors after the last block are from those of
+the calls. Then the seconds of `icp-jax sweep` with 1 to 64 points. On the bundled model, or on
+stories260K with a text of TinyStories.
 """
 
 from __future__ import annotations
@@ -25,11 +27,27 @@ from typing import Any
 
 import numpy as np
 
-SPARSITIES, RATES = (0.5, 0.6, 0.7, 0.8), (1e-4, 3e-4, 1e-3)
-POINTS = [(s, r) for s in SPARSITIES for r in RATES]
-SIDES = ("commands", "calls", "map", "vmap")
-EPOCHS, GAMMA, SAMPLES, WINDOW = 1, 1.0, 32, 128
-LIMIT = 900  # seconds for a side
+SPARSITIES, ALPHAS = (0.5, 0.6, 0.7, 0.8), (0.7, 0.8, 0.9, 0.95, 1.0)
+POINTS = [(s, a) for s in SPARSITIES for a in ALPHAS]
+MANY = [(s, a) for s in np.linspace(0.4, 0.8, 8) for a in np.linspace(0.7, 1.0, 8)]
+COUNTS = (1, 2, 4, 8, 16, 32, 64)  # of MANY, for the growth
+SIDES = ("commands", "sweep", "calls", "map", "vmap")
+RATE, EPOCHS, GAMMA, SAMPLES, WINDOW = 1e-3, 1, 1.0, 32, 128
+LIMIT = 1800  # seconds for a side
+SWEEP = """
+from icp_jax import CalibrationConfig, CompensateConfig, RunConfig
+from icp_jax.sweeps import Sweep
+
+def get_sweep():
+    data = CalibrationConfig({tokens!r}, samples={samples}, seq_len={window})
+    base = RunConfig(
+        model={model!r},
+        calibration=data,
+        compensate=CompensateConfig(epochs={epochs}, lr={rate}, gamma={gamma}),
+    )
+    points = [{{"prune.sparsity": s, "prune.alpha": a}} for s, a in {points}]
+    return Sweep(base, points, data={tokens!r}, seq_len={window})
+"""
 
 
 def child(side: str, model: str, tokens: str) -> None:
@@ -47,8 +65,8 @@ def child(side: str, model: str, tokens: str) -> None:
     shapes = [loaded.shapes(t) for t in range(family.n_blocks)]
     made = Recipe(batch=batch_size(*windows.shape), dtype=passes.compute_dtype("auto"))
     points = [
-        hyper(family, shapes, recipe=made, sparsity=s, lr=r, gamma=GAMMA, epochs=EPOCHS)
-        for s, r in POINTS
+        hyper(family, shapes, recipe=made, sparsity=s, alpha=a, lr=RATE, gamma=GAMMA, epochs=EPOCHS)
+        for s, a in POINTS
     ]
     order = block_orders(0, family.n_blocks, EPOCHS, len(windows))
 
@@ -68,15 +86,52 @@ def child(side: str, model: str, tokens: str) -> None:
 def commands(model: str, tokens: str, folder: Path, env: dict[str, str]) -> list[list[float]]:
     """Every point by the command line; the errors of its blocks."""
     found = []
-    for k, (sparsity, rate) in enumerate(POINTS):
+    for k, (sparsity, alpha) in enumerate(POINTS):
         out = folder / f"out{k}"
         asked = ["prune", model, str(out), "--sparsity", str(sparsity)]
         asked += ["--data", tokens, "--samples", str(SAMPLES)]
-        asked += ["--seq-len", str(WINDOW), "--compensate.lr", str(rate)]
+        asked += ["--seq-len", str(WINDOW), "--compensate.lr", str(RATE)]
+        asked += ["--prune.alpha", str(alpha)]
         asked += ["--compensate.gamma", str(GAMMA), "--compensate.epochs", str(EPOCHS)]
         run([sys.executable, "-m", "icp_jax.cli", *asked], env)
         record = json.loads((out / "icp_run.json").read_text())
         found.append([block["error"] for block in record["blocks"]])
+    return found
+
+
+def one_command(
+    model: str,
+    tokens: str,
+    folder: Path,
+    env: dict[str, str],
+    points: list[tuple[float, float]] = POINTS,
+) -> list[list[float]]:
+    """The points by one `icp-jax sweep`; the errors of their blocks, in the order of the points."""
+    file, out = folder / "points.py", folder / "swept"
+    text = SWEEP.format(
+        model=model, tokens=tokens, points=[(float(s), float(a)) for s, a in points],
+        samples=SAMPLES, window=WINDOW, epochs=EPOCHS, rate=RATE, gamma=GAMMA,
+    )  # fmt: skip
+    file.write_text(text)
+    asked = ["sweep", str(file), "--out", str(out), "--quiet"]
+    run([sys.executable, "-m", "icp_jax.cli", *asked], env)
+    rows = [json.loads(line) for line in (out / "points.jsonl").read_text().splitlines()]
+    if any(row["state"] != "done" for row in rows) or len(rows) != len(points):
+        raise RuntimeError(f"{len(rows)} points of {len(points)}: {rows[-1]}")
+    found = {tuple(row["settings"].values()): row["errors"] for row in rows}
+    return [found[float(s), float(a)] for s, a in points]
+
+
+def growth(model: str, tokens: str) -> dict[int, float]:
+    """Seconds of `icp-jax sweep` by the number of points, each with an empty compile cache."""
+    found = {}
+    for count in COUNTS:
+        with tempfile.TemporaryDirectory() as made:
+            env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": f"{made}/cache"}
+            started = time.perf_counter()
+            one_command(model, tokens, Path(made), env, MANY[:count])
+            found[count] = time.perf_counter() - started
+        print(f"{count:3} points {found[count]:7.1f} s", flush=True)
     return found
 
 
@@ -94,6 +149,8 @@ def measure(side: str, model: str, tokens: str) -> dict[str, Any]:
         started = time.perf_counter()
         if side == "commands":
             errors = commands(model, tokens, Path(made), env)
+        elif side == "sweep":
+            errors = one_command(model, tokens, Path(made), env)
         else:
             errors = json.loads(run([sys.executable, __file__, "--side", side, model, tokens], env))
         seconds = time.perf_counter() - started
@@ -149,10 +206,12 @@ def main() -> None:
             for side in SIDES:
                 found[side].append(peak(side, model, tokens))
                 print(f"{side:10} {found[side][-1]['seconds']:7.1f} s", flush=True)
+        grown = growth(model, tokens)
     rows = [_row(side, found) for side in SIDES]
     for row in rows:
         print("{side:10} {seconds:7.1f} s  {share:5.2f}  {mib:6.0f} MiB  {off:.1e}".format(**row))
     record = {**common.provenance(), "model": name, "points": POINTS, "rows": rows}
+    record |= {"settings": "sparsity × alpha", "growth": grown}
     record["command"] = "python benchmarks/bench_sweep.py" + (
         " --stories FOLDER --text FILE" if args.stories else ""
     )

@@ -158,14 +158,14 @@ def sweeps() -> str:
         for row in told["rows"]:
             side, took = SWEEPS[row["side"]], f"{row['seconds']:.0f}"
             rows.append([f"{model}: {side}", took, f"{row['share']:.2f}", f"{row['mib']:.0f}"])
-    points = {len(told["points"]) for told in found.values()}
-    (count,) = points
+    points = {(len(told["points"]), told.get("settings")) for told in found.values()}
+    ((count, settings),) = points
     return f"""\
 ## Sweeps
 
-{count} points, sparsity × learning rate, each side with an empty compile cache.
+{count} points, {settings or "sparsity × learning rate"}, each side with an empty compile cache.
 
-{table(["", "seconds", "share of the commands", "peak MiB"], rows)}
+{table(["", "seconds", "share of the commands", "peak MiB"], rows)}{_growth(found)}
 
 {measured(files["opt-pydoc"])}
 
@@ -173,7 +173,19 @@ def sweeps() -> str:
 """
 
 
+def _growth(found: dict[str, dict]) -> str:
+    """The time of `icp-jax sweep` by the number of points, where it was measured."""
+    grown = {model: told["growth"] for model, told in found.items() if "growth" in told}
+    if not grown:
+        return ""
+    counts = list(next(iter(grown.values())))
+    rows = [[model, *[f"{told[c]:.0f}" for c in counts]] for model, told in grown.items()]
+    head = [f"{c} points" if c != "1" else "1 point" for c in counts]
+    return f"\n\nSeconds of `icp-jax sweep`:\n\n{table(['', *head], rows)}"
+
+
 SWEEPS = {
+    "sweep": "one `icp-jax sweep`, evaluation included",
     "commands": "`icp-jax prune` once a point",
     "calls": "jitted `icp` once a point",
     "map": "one `jax.lax.map`",
