@@ -19,7 +19,17 @@ BELOW = {  # a room, and the rooms that it may import
     "evaluation": {"vision", "data", "generation", "streaming", "core", "models", "backend"},
     "report": set(),
     "runs": {"report", "planning", "evaluation", "data", "streaming", "core", "models", "backend"},
-    "sweeps": {"runs", "planning", "evaluation", "data", "streaming", "core", "models", "backend"},
+    "sweeps": {
+        "runs",
+        "report",
+        "planning",
+        "evaluation",
+        "data",
+        "streaming",
+        "core",
+        "models",
+        "backend",
+    },
 }
 PURE = ("backend", "models", "core")  # arrays in, arrays out
 IMPURE = ("config", "settings", "checks", "pathlib", "os", "io", "shutil")

@@ -22,6 +22,7 @@ KNOWN: dict[tuple[str, str], Broken] = {
     ("opt", "magnitude"): Broken("opt-pydoc", 0.7, 4.6),
     ("opt", "wanda"): Broken("opt-pydoc", 0.8, 6.0),
     ("opt", "sparsegpt"): Broken("opt-pydoc", 0.8, 3.4),
+    ("llama", "icp"): Broken("SmolLM2-135M", 0.7, 8.1),
 }
 
 

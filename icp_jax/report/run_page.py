@@ -35,6 +35,7 @@ def page(record: Record) -> Record:
         "sentence": sentence(record),
         "tiles": tiles(record),
         "charts": charts_of(record),
+        "warnings": record.get("warnings", []),
         "remedies": record.get("remedies", []),
         "blocks": table([block_row(block) for block in blocks]),
         "texts": record.get("texts"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,10 +13,12 @@ import numpy as np
 from icp_jax import backend
 from icp_jax.checks import flat
 from icp_jax.config import RunConfig
+from icp_jax.core.passes import Shapes
 from icp_jax.data import inputs, own
 from icp_jax.errors import InputError, Kept
+from icp_jax.models.spec import Family
 from icp_jax.phases import Progress
-from icp_jax.planning import cost
+from icp_jax.planning import cost, known
 from icp_jax.planning.memory import Need
 from icp_jax.planning.plan import check_room, settle
 from icp_jax.planning.workload import resolved
@@ -85,8 +87,17 @@ def ready(
             "config": dataclasses.asdict(settled),
             "inputs": {"weights": files, **samples},
             "plan": _need(planned),
+            "warnings": _warnings(source.family, made, shapes),
         },
     )
+
+
+def _warnings(family: Family, made: Job, shapes: Sequence[Shapes]) -> list[str]:
+    """What is known to go wrong with such a run, a line each."""
+    size = sum(i * o for block in shapes for i, o in block.values())
+    sparsity = round(float(np.sum(made.hyper.counts)) / size, 3)
+    line = known.warning(family, made.recipe.method, sparsity)
+    return [] if line is None else [line]
 
 
 def _need(planned: Need | None) -> dict[str, Any] | None:

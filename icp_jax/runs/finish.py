@@ -56,6 +56,7 @@ def record(
         "device": jax.devices()[0].device_kind,
         "inputs": facts["inputs"],
         "plan": facts["plan"],
+        "warnings": facts["warnings"],
         "sparsity": counted.sparsity,
         "zeros": counted.zeros,
         "size": counted.size,

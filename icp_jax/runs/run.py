@@ -82,6 +82,8 @@ def prune_folder(
         source.check_finite()
         finished = work.open(run.fingerprint)
         devices.tell([block_record(block.report) for block in finished])
+        for line in run.facts["warnings"]:
+            say(line)
         telling.begin(config, source, work.out, bool(finished))
         try:
             last, seal = source.family.n_blocks - 1, _sealing(weights, work, telling)

@@ -7,10 +7,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from converters.files import REPORT
 from icp_jax.config import RunConfig
 from icp_jax.data.hub import resolve
 from icp_jax.errors import InputError
+from icp_jax.report import folders, write
 from icp_jax.runs.export import check_free
+from icp_jax.runs.resume import log
 from icp_jax.runs.run import prune_folder
 from icp_jax.streaming.source import FolderSource
 from icp_jax.sweeps import settings
@@ -103,6 +106,8 @@ def _finished(given: Sweep, folder: SweepFolder, export: str | Path, watch: Watc
     best = best_of(rows)
     config = None if best is None else config_of(given, best)
     folder.finish({"best": None if best is None else best["key"]})
+    page = folder.path / REPORT
+    write.attempt(page, lambda: write.html([folders.read(folder.path)]), log.warning, folder.path)
     exported = None
     if export:
         if config is None:
