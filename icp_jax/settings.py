@@ -68,7 +68,8 @@ class CalibrationConfig:
     """Number of calibration windows (or images).
     Default: 128, or all rows if the data is at most 128 token rows of exactly one window."""
     seq_len: int | None = None
-    """Tokens per calibration window. Default: the model's context, at most 2048."""
+    """Tokens per calibration window.
+    Default: the rows' length of a 2-D .npy, else the model's context, at most 2048."""
     seed: int = 0
     """Random seed for drawing calibration windows or images. Default: 0."""
     overlap: bool = False
@@ -152,7 +153,8 @@ class EvalConfig:
     """How a model is evaluated."""
 
     seq_len: int | None = None
-    """Tokens per window. Default: the model's context, at most 2048."""
+    """Tokens per window.
+    Default: the rows' length of a 2-D .npy, else the model's context, at most 2048."""
     prompt: Literal["point", "box"] | None = None
     """Prompt for each object (SAM only). Default: point."""
     limit: int | None = None

@@ -126,3 +126,16 @@ def test_progress_is_shown_once_it_takes_long(monkeypatch):
     monkeypatch.setattr(tokenizer, "PATIENCE", -1)
     encoder(text)
     assert seen[-1] == (-1, "tokenize", 20_000, 20_000, None)
+
+
+def test_rows_of_a_2d_file_are_the_windows(opt_folder, tmp_path):
+    rows = np.random.default_rng(0).integers(3, 2048, (5, 12))
+    np.save(tmp_path / "rows.npy", rows)
+    model, path = icp_jax.load(opt_folder), str(tmp_path / "rows.npy")
+    assert sorted(map(tuple, icp_jax.calibrate(model, path))) == sorted(map(tuple, rows))
+    found = icp_jax.evaluate(model, path)
+    assert (found.seq_len, found.tokens) == (12, 60)
+    assert found.perplexity == icp_jax.evaluate(model, rows).perplexity
+    assert icp_jax.evaluate(model, path, seq_len=30).tokens == 60  # the rows are joined
+    long = np.save(tmp_path / "long.npy", rows.reshape(1, -1)) or str(tmp_path / "long.npy")
+    assert icp_jax.evaluate(model, long).seq_len == 32  # longer than the context: joined

@@ -119,7 +119,8 @@ class Eval:
     task_data: str = ""
     """Folder with the tasks' sets. Default: the hub."""
     seq_len: int | None = None
-    """Tokens per window. Default: the model's context, at most 2048."""
+    """Tokens per window.
+    Default: the rows' length of a 2-D .npy, else the model's context, at most 2048."""
     against: Annotated[str, tyro.conf.arg(metavar="DENSE")] = ""
     """A second model with the same vocabulary and tokenizer, such as the dense one: also measure
     the KL divergence from its predictions (not for SAM). Default: no comparison."""

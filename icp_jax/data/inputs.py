@@ -52,7 +52,8 @@ def resolved(config: CalibrationConfig, source: Described) -> CalibrationConfig:
     data.vocabulary(source.config)
     if written:
         own.first_token(source.config)
-    return dataclasses.replace(config, seq_len=data.window(config.seq_len, family.context))
+    length = data.length_of(config.data, config.seq_len, family.context)
+    return dataclasses.replace(config, seq_len=length)
 
 
 def calibration(

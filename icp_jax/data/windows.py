@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from icp_jax.config import CalibrationConfig
@@ -25,6 +27,18 @@ def window(seq_len: int | None, context: int) -> int:
     return seq_len or min(context, MAX_WINDOW)
 
 
+def length_of(data: str, seq_len: int | None, context: int) -> int:
+    """`window`; if seq_len is unset, rows of a 2-D `.npy` file that fit the context are windows."""
+    if seq_len is None and data.endswith(".npy"):
+        try:
+            shape = np.load(Path(data).expanduser(), mmap_mode="r").shape
+        except (OSError, ValueError):
+            shape = ()  # the reader says what is wrong
+        if len(shape) == 2 and 2 <= shape[1] <= context:
+            return int(shape[1])
+    return window(seq_len, context)
+
+
 def calibration_tokens(
     config: CalibrationConfig,
     context: int,
@@ -41,7 +55,7 @@ def calibration_tokens(
     corpus = load_corpus(config.data)
     if corpus.empty:
         log.warning("%s: %d rows are empty", config.data, corpus.empty)
-    draw = Draw(config, window(config.seq_len, context), encode, Slowly(progress))
+    draw = Draw(config, length_of(config.data, config.seq_len, context), encode, Slowly(progress))
     tokens = draw.rows(corpus) if corpus.rows else None
     if tokens is None and len(corpus.pieces) > 1:
         tokens = draw.documents(corpus)
@@ -178,7 +192,7 @@ def joined(corpus: Corpus, encode: Encode) -> np.ndarray:
 
 def evaluation_windows(data: str, seq_len: int | None, context: int, encode: Encode) -> np.ndarray:
     """Join a corpus and cut it into windows `[windows, T]` int32 that do not overlap."""
-    length, corpus = window(seq_len, context), load_corpus(data, evaluation=True)
+    length, corpus = length_of(data, seq_len, context), load_corpus(data, evaluation=True)
     ids = joined(corpus, encode)
     count = len(ids) // length
     if count == 0:
