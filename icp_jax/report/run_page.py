@@ -22,7 +22,7 @@ COLUMNS: dict[
     "after": ("loss after", short),
     "seconds": ("time", seconds),
 }
-NAMES = {"icp": "ICP", "sparsegpt": "SparseGPT", "wanda": "Wanda"}
+NAMES = {"icp": "ICP", "sparsegpt": "SparseGPT", "wanda": "Wanda", "magnitude": "Magnitude"}
 Record = dict[str, Any]
 
 
