@@ -20,6 +20,7 @@ from unittest import mock
 
 import page_accuracy
 import page_costs
+import page_smollm2
 from page_text import BUSY, filled, read, share
 
 ROOT = Path(__file__).parent.parent
@@ -32,6 +33,8 @@ SECTIONS = (
     page_accuracy.growth,
     page_accuracy.stories,
     page_accuracy.real,
+    page_smollm2.beside_authors,
+    page_smollm2.settings,
     page_accuracy.sam,
     page_costs.speed,
     page_costs.sam,
@@ -57,11 +60,13 @@ def page() -> str:
 
 def demo_output() -> str:
     """What `make demo` prints, as a code block of Markdown, and where it ran."""
+    from converters.files import REPORT
     from icp_jax.cli import console
     from icp_jax.demo import FIGURE
 
     found = read("demo.json")
-    result = found | {"checkpoint": "demo-out/icp", "figure": f"demo-out/{FIGURE}"}
+    made = {"checkpoint": "icp", "figure": FIGURE, "report": REPORT}
+    result = found | {key: f"demo-out/{name}" for key, name in made.items()}
     printed = io.StringIO()
     plain = {"COLUMNS": "80", "TERM": "dumb", "PYTHONIOENCODING": "utf-8"}
     with mock.patch.dict(os.environ, plain), mock.patch("sys.stdout", printed):

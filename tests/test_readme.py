@@ -76,7 +76,14 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("page", documents.PAGES)
+# the guides' blocks take minutes
+RUN = [
+    pytest.param(page, marks=pytest.mark.slow) if page.startswith("docs/guides/") else page
+    for page in documents.PAGES
+]
+
+
+@pytest.mark.parametrize("page", RUN)
 def test_code_blocks_run(page, folder, capsys):
     with jax.numpy_dtype_promotion("standard"):  # the user's own code is not strict
         for example in documents.examples(page):

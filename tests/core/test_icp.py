@@ -74,13 +74,15 @@ CASES = {
     "2:4": {"pattern": "2:4"},
     "4 bits": {"bits": 4},
 }
+FEW = ("icp", "sparsegpt", "2:4")  # the others are slow tests
 
 
 @pytest.mark.parametrize(
     ("name", "case"),
     [
-        *(("bundled_model", case) for case in CASES),
+        *(("bundled_model", case) for case in FEW),
         ("llama", "icp"),
+        *(pytest.param("bundled_model", c, marks=pytest.mark.slow) for c in CASES if c not in FEW),
         *(pytest.param("llama", c, marks=pytest.mark.slow) for c in CASES if c != "icp"),
     ],
 )
