@@ -196,8 +196,6 @@ OTHERS = {
     "eval without data": (["eval", "model"], "data"),
     "eval: a prompt for text": (
         ["eval", "model", "--data", "text.txt", "--prompt", "point"], "prompt is for SAM"),
-    "eval: a limit for text": (
-        ["eval", "model", "--data", "text.txt", "--limit", "3"], "limit is for SAM"),
     "eval: a seed for text": (
         ["eval", "model", "--data", "text.txt", "--seed", "0"], "seed is for SAM"),
     "plan: a size of no unit": (

@@ -55,7 +55,7 @@ def ended(installed, opt_folder, bundled, tmp_path, monkeypatch, capsys):
     """Runs `prune` with a signal after some function of it; gives the status and the last line."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text((bundled / "calibration.txt").read_text()[:6000])
-    args = ["prune", str(opt_folder), "out", "--method", "magnitude"]
+    args = ["prune", str(opt_folder), "out", "--method", "magnitude", "--sparsity", "0.5"]
     args += ["--data", "text.txt", "--samples", "2"]
 
     def ended(owner, name, *more):

@@ -180,12 +180,13 @@ def test_completions_need_a_known_shell(tmp_path, monkeypatch, capsys, given):
 def test_the_last_lines_of_a_run(opt_folder, tmp_path, data, capsys):
     status, out = pruned(opt_folder, tmp_path, data)
     assert status == 0
-    *_, sparsity, time, memory, remedy, output, after = capsys.readouterr().out.splitlines()
+    *_, sparsity, time, memory, remedy, output, report, after = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"sparsity     0\.5\d*", sparsity)
     assert re.fullmatch(r"time         \d+\.\d s", time)
     assert re.fullmatch(r"peak memory  \d+ MiB(?:, \d+ MiB on the device)?", memory)
     assert remedy == "remedy       none"
     assert output == f"output       {out}"
+    assert report == f"report       {out}/report.html"
     assert after == f"next         icp-jax eval {out} --data wikitext2"
 
 
