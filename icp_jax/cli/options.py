@@ -19,6 +19,13 @@ from icp_jax.config import RunConfig
 GROUPS: dict[str, dict[str, str]] = {
     "method": {"method": "prune.method"},
     "sparsity": {"sparsity": "prune.sparsity", "pattern": "prune.pattern", "bits": "quant.bits"},
+    "layers": {
+        "include": "prune.include",
+        "exclude": "prune.exclude",
+        "sparsity-of": "prune.sparsity_of",
+        "keep-first": "prune.keep_first",
+        "keep-last": "prune.keep_last",
+    },
     "data": {
         "data": "calibration.data",
         "samples": "calibration.samples",
@@ -62,6 +69,9 @@ GROUPS: dict[str, dict[str, str]] = {
 }
 METAVARS = {
     "pattern": "N:M",
+    "include": "GLOB",
+    "exclude": "GLOB",
+    "sparsity-of": "GLOB=S",
     "data": "DATA",
     "config": "CONFIG",
     "device-memory": "SIZE",
@@ -143,6 +153,8 @@ def _field(option: str, hint: Any, default: Any, help: str) -> tuple[str, Any, A
     hidden = "" if _unset(default, help) else None
     metavar = METAVARS.get(option) or _metavar(hint)
     said = tyro.conf.arg(name=option, help=help, metavar=metavar, help_behavior_hint=hidden)
+    if get_origin(hint) is tuple:
+        hint = Annotated[hint, tyro.conf.UseAppendAction]  # one value an option; repeatable
     known = dataclasses.field(default=default, metadata={"option": option})
     return attribute(option), Annotated[hint, said], known
 
