@@ -19,13 +19,6 @@ from icp_jax.config import RunConfig
 GROUPS: dict[str, dict[str, str]] = {
     "method": {"method": "prune.method"},
     "sparsity": {"sparsity": "prune.sparsity", "pattern": "prune.pattern", "bits": "quant.bits"},
-    "layers": {
-        "include": "prune.include",
-        "exclude": "prune.exclude",
-        "sparsity-of": "prune.sparsity_of",
-        "keep-first": "prune.keep_first",
-        "keep-last": "prune.keep_last",
-    },
     "data": {
         "data": "calibration.data",
         "samples": "calibration.samples",
@@ -41,6 +34,13 @@ GROUPS: dict[str, dict[str, str]] = {
         "memory.stream-dtype": "memory.stream_dtype",
         "memory.batch-tokens": "memory.batch_tokens",
         "memory.remat": "memory.remat",
+    },
+    "layers": {
+        "include": "prune.include",
+        "exclude": "prune.exclude",
+        "sparsity-of": "prune.sparsity_of",
+        "keep-first": "prune.keep_first",
+        "keep-last": "prune.keep_last",
     },
     "pruning": {
         "prune.alpha": "prune.alpha",
@@ -89,7 +89,9 @@ def _spelled_as_setting(setting: str) -> str:
 
 # Spellings of the previous release, which still work.
 RENAMED = {
-    old: new for setting, new in OPTION.items() if (old := _spelled_as_setting(setting)) != new
+    old: new
+    for setting, new in OPTION.items()
+    if (old := _spelled_as_setting(setting)) != new and setting not in GROUPS["layers"].values()
 }
 
 

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
+import numpy as np
 
 from icp_jax.core.choice import LEFT
 from icp_jax.core.outcomes import BlockReport, remedies
@@ -28,7 +29,7 @@ def export(work: Work, source: FolderSource, job: Job, packed: bool, progress: P
     sink: FolderSink | PackedSink
     if packed:
         bits, recipe = int(job.hyper.bits), job.recipe
-        chosen = job.hyper.counts != LEFT
+        chosen = np.asarray(job.hyper.counts) != LEFT
         sink = PackedSink(source, work.export, bits, recipe.group, recipe.symmetric, chosen)
     else:
         sink = FolderSink(source, work.export)
