@@ -1,5 +1,6 @@
 """The choice of layers from folder to folder: what is left as it is, and what the run says of it."""
 
+import dataclasses
 import json
 import re
 
@@ -16,7 +17,7 @@ from icp_jax import CalibrationConfig, PruneConfig, QuantConfig, RunConfig
 from icp_jax.cli import main
 from icp_jax.cli.options import run_config
 from icp_jax.cli.parse import parse
-from icp_jax.config import check, filled
+from icp_jax.config import MemoryConfig, check, filled
 from icp_jax.errors import Kept
 from icp_jax.runs.run import dry_run, prune_folder
 
@@ -122,11 +123,8 @@ def test_a_layer_that_fits_no_pattern_can_be_left(tmp_path, data):
     with pytest.raises(icp_jax.InputError, match="fc2 has 50 inputs, not a multiple of 4"):
         dry_run(config)
     config = config_for(model, tmp_path / "out", data, pattern="2:4", exclude="*.fc2")
-    limited = icp_jax.MemoryConfig(device="8GiB")  # planned, too
-    done = prune_folder(
-        RunConfig(**{f: getattr(config, f) for f in config.__dataclass_fields__ if f != "memory"}
-                  | {"memory": limited})
-    )  # fmt: skip
+    limited = MemoryConfig(device="8GiB")  # planned, too
+    done = prune_folder(dataclasses.replace(config, memory=limited))
     assert done.pruned_sparsity == 0.5 and done.sparsity < 0.5
 
 
@@ -169,7 +167,6 @@ def test_a_sweep_over_choices(opt_folder, tmp_path):
     points = [
         {"prune.method": "wanda", "prune.exclude": ["*.fc1", "*.fc2"]},
         {"prune.method": "wanda", "prune.keep_first": 1},
-        {"prune.method": "wanda", "prune.exclude": "*.none"},
     ]
     made = small_sweep.sweep(opt_folder, tmp_path, points)
     rows = icp_jax.sweep(made, tmp_path / "a", engine="compiled").rows
@@ -178,7 +175,6 @@ def test_a_sweep_over_choices(opt_folder, tmp_path):
         assert ours["state"] == theirs["state"]
         assert ours.get("sparsity") == theirs.get("sparsity")
     assert rows[1]["sparsity"] == pytest.approx(0.5 * 2 / 3, abs=1e-3)
-    assert "matches no layer" in rows[2]["why"]
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,13 @@ CASES = {
 jitted = jax.jit(icp, static_argnames=("family", "recipe"))
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=name, marks=[pytest.mark.slow] * (name != "icp 2:4 in 4 bits"))
+        for name, case in CASES.items()
+    ],
+)
 def test_both_drivers_leave_the_same_layers(opt, case):
     windows = np.random.default_rng(1).integers(3, 97, (7, 24)).astype(np.int32)
     method, pattern, bits = (case.get(k) for k in ("method", "pattern", "bits"))
