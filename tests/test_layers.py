@@ -1,4 +1,4 @@
-"""The choice of layers from folder to folder: what is left as it is, and what the run says of it."""
+"""The choice of layers from folder to folder: what is left as it is, and what a run says of it."""
 
 import dataclasses
 import json
