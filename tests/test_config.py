@@ -62,7 +62,7 @@ WRONG = [
     ({"prune__keep_first": -1}, "prune.keep_first must be at least 0, got -1"),
     ({"prune__include": 3}, "prune.include must be a text or a list of texts, got 3"),
     ({"prune__exclude": ["a", 3]}, "prune.exclude must be a text or a list of texts"),
-    ({"prune__sparsity_of": "*.fc2=1"}, "prune.sparsity_of '*.fc2=1' is not GLOB=S"),
+    ({"prune__sparsity_of": "*.fc2=1"}, "=1' is not GLOB=S with S in"),
     ({"prune__sparsity_of": "*=0.5", "prune__pattern": "2:4"}, "prune.sparsity_of applies to"),
     ({"prune__alpha": NAN}, "prune.alpha must be at least 0"),
     ({"prune__alpha": INF}, "prune.alpha must be at least 0"),
