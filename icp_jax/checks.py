@@ -30,10 +30,14 @@ USED_BY = {
 }
 # Values that only turn off a step; every method accepts them.
 OFF = (("compensate.epochs", 0), ("memory.remat", False))
-UNSTRUCTURED = ("prune.sparsity", "prune.alpha", "prune.beta", "prune.rearrange")
+UNSTRUCTURED = tuple(
+    f"prune.{name}" for name in ("sparsity", "alpha", "beta", "rearrange", "sparsity_of")
+)
 
 LEAST = {
     "prune.block_size": 1,
+    "prune.keep_first": 0,
+    "prune.keep_last": 0,
     "compensate.epochs": 0,
     "calibration.samples": 1,
     "calibration.seq_len": 2,
@@ -65,8 +69,8 @@ def plain(kind: type[T], value: Any, name: str = "") -> T:
     """Copy a dataclass with its fields converted to plain Python values of the declared types.
 
     NumPy and JAX scalars become Python numbers, paths become strings, and integers are accepted as
-    floats. A bool is not accepted as a number. name: prefix of the field names in messages.
-    Raises InputError.
+    floats. One text, or texts with commas between, is accepted as a tuple of texts. A bool is not
+    accepted as a number. name: prefix of the field names in messages. Raises InputError.
     """
     if not isinstance(value, kind):
         raise InputError(
@@ -82,6 +86,8 @@ def plain(kind: type[T], value: Any, name: str = "") -> T:
 def _field(hint: Any, value: Any, name: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return plain(hint, value, name)  # type: ignore[arg-type]
+    if get_origin(hint) is tuple:
+        return _texts(value, name)
     options = get_args(hint)
     if get_origin(hint) is not Literal and NoneType in options:
         if value is None:
@@ -92,6 +98,13 @@ def _field(hint: Any, value: Any, name: str) -> Any:
     if (found := _scalar(hint, value)) is None:
         raise InputError(f"{name} must be {_expected(hint)}, got {reprlib.repr(value)}")
     return found
+
+
+def _texts(value: Any, name: str) -> tuple[str, ...]:
+    rows = [value] if isinstance(value, str) else value
+    if not isinstance(rows, list | tuple) or not all(isinstance(row, str) for row in rows):
+        raise InputError(f"{name} must be a text or a list of texts, got {reprlib.repr(value)}")
+    return tuple(part.strip() for row in rows for part in row.split(",") if part.strip())
 
 
 def _scalar(hint: Any, value: Any) -> Any:
@@ -169,16 +182,20 @@ def idle(run: RunConfig) -> list[str]:
         if run.prune.method not in methods and value is not None and (name, value) not in OFF:
             found.append(name)
     if parse_pattern(run.prune.pattern) is not None:
-        found += [name for name in UNSTRUCTURED if settings[name] is not None]
+        found += [name for name in UNSTRUCTURED if settings[name] not in (None, (), [])]
     return found
 
 
 def sensible(run: RunConfig) -> None:
     """Raise InputError for settings that conflict or would be ignored."""
+    from icp_jax.core.choice import parse_own
+
     parse_bytes("memory.device", run.memory.device)
     parse_bytes("memory.host", run.memory.host)
     if run.quant.bits is None and run.quant != type(run.quant)():
         raise InputError("quant settings need quant.bits: set it, such as 4")
+    for text in run.prune.sparsity_of:
+        parse_own(text)
     unused = idle(run)
     if unused and unused[0] in USED_BY:
         methods = USED_BY[unused[0]]

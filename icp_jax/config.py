@@ -65,10 +65,11 @@ def check(config: AnyConfig) -> AnyConfig:
 
 
 def filled(run: RunConfig) -> RunConfig:
-    """Fill in unset settings from DEFAULTS. With a pattern, sparsity stays unset."""
+    """Fill in unset settings from DEFAULTS. Sparsity stays unset if something else fixes it."""
     settings = checks.flat(run)
     for name, default in DEFAULTS.items():
-        if settings[name] is None and not (name == "prune.sparsity" and run.prune.structured):
+        fixed = name == "prune.sparsity" and (run.prune.structured or run.prune.sparsity_of)
+        if settings[name] is None and not fixed:
             run = checks.put(run, name, default)
     return run
 
@@ -78,11 +79,11 @@ def rechosen(run: RunConfig, method: str | None, pattern: str | None = None) -> 
 
     Resets alpha, beta and rearrange, and all settings that the new method or pattern does not use.
     """
-    other = method not in (None, run.prune.method)
+    other, usual = method not in (None, run.prune.method), checks.flat(RunConfig())
     run = checks.put(run, "prune.method", method or run.prune.method)
     run = checks.put(run, "prune.pattern", pattern or run.prune.pattern)
     for name in checks.idle(run):
-        run = checks.put(run, name, None)
+        run = checks.put(run, name, usual[name])
     if other or (pattern and run.prune.structured):
         run = checks.put(run, "prune", replace(run.prune, alpha=None, beta=None, rearrange=None))
     return run

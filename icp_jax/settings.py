@@ -17,13 +17,13 @@ class PruneConfig:
     method: MethodName = "icp"
     """Pruning method: icp, or one of its three baselines."""
     sparsity: float | None = None
-    """Fraction of weights to set to zero in the blocks' linear layers, in [0, 1).
-    Default: 0.7, or what the pattern implies."""
+    """Fraction of weights to set to zero in the blocks' linear layers, in [0, 1): the mean over the
+    layers that are chosen. Default: 0.7, or what the pattern implies."""
     pattern: str | None = None
     """n:m pattern, such as 2:4: keep n of every m consecutive inputs. Replaces sparsity, alpha,
     beta and rearrange. Default: unstructured."""
     alpha: float | None = None
-    """Sparsity of the last block as a fraction of the mean sparsity; 1 is uniform.
+    """Sparsity of the last pruned block as a fraction of the mean sparsity; 1 is uniform.
     Default: 0.691 for icp (SAM: 0.85), 1 for other methods."""
     beta: float | None = None
     """Fraction of its sparsity that a layer gives up to other layers of the block; 0 is uniform.
@@ -36,6 +36,19 @@ class PruneConfig:
     Default: 0.01."""
     block_size: int | None = None
     """Number of inputs per SparseGPT mask block (icp and sparsegpt). Default: 128."""
+    include: tuple[str, ...] = ()
+    """Prune only the layers whose name matches the glob, such as 'blocks.*.fc2'. Repeat the option,
+    or separate globs with commas. Default: all layers."""
+    exclude: tuple[str, ...] = ()
+    """Leave the layers as they are whose name matches the glob, such as 'blocks.0.*': dense, not
+    quantized, and not counted in the sparsity. Default: none."""
+    sparsity_of: tuple[str, ...] = ()
+    """GLOB=S gives the matching layers a sparsity of their own, such as 'blocks.*.fc2=0.5'. The
+    other layers make up for them, so that the mean stays the sparsity asked for. Default: none."""
+    keep_first: int = 0
+    """Number of blocks at the start that are left as they are. Default: 0."""
+    keep_last: int = 0
+    """Number of blocks at the end that are left as they are. Default: 0."""
 
     @property
     def structured(self) -> bool:

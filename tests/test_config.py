@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import icp_jax
+from icp_jax.checks import flat
 from icp_jax.cli import main
 from icp_jax.cli.options import as_options
 from icp_jax.config import (
@@ -58,6 +59,11 @@ WRONG = [
     ({"memory__streams": "gpu"}, "memory.streams must be auto, device, host or disk"),
     ({"memory__stream_dtype": "float64"}, "memory.stream_dtype must be float32 or bfloat16"),
     ({"prune__alpha": -3.0}, "prune.alpha must be at least 0"),
+    ({"prune__keep_first": -1}, "prune.keep_first must be at least 0, got -1"),
+    ({"prune__include": 3}, "prune.include must be a text or a list of texts, got 3"),
+    ({"prune__exclude": ["a", 3]}, "prune.exclude must be a text or a list of texts"),
+    ({"prune__sparsity_of": "*.fc2=1"}, "=1' is not GLOB=S with S in"),
+    ({"prune__sparsity_of": "*=0.5", "prune__pattern": "2:4"}, "prune.sparsity_of applies to"),
     ({"prune__alpha": NAN}, "prune.alpha must be at least 0"),
     ({"prune__alpha": INF}, "prune.alpha must be at least 0"),
     ({"prune__beta": 7.0}, r"prune.beta must be in \[0, 1\]"),
@@ -152,7 +158,8 @@ def test_numbers_of_numpy_and_jax_and_paths_become_plain_values():
         quant__symmetric=np.bool_(True),
     )
     found = check(given)
-    assert json.loads(json.dumps(dataclasses.asdict(found))) == dataclasses.asdict(found)
+    lists = {name: list(v) for name, v in flat(found).items() if isinstance(v, tuple)}
+    assert json.loads(json.dumps(flat(found))) == flat(found) | lists
     assert (found.model, found.seed, found.prune.block_size, found.quant.bits) == ("a/b", 3, 64, 4)
     assert found.quant.symmetric is True
     assert (found.prune.sparsity, found.prune.alpha) == (0.5, 0.75)

@@ -114,12 +114,13 @@ def dry_run(found: Any) -> None:
             str(row["inputs"]),
             str(row["outputs"]),
             str(row["zeros"]),
-            f"{row['sparsity']:.4f}",
+            "left" if row["left"] else f"{row['sparsity']:.4f}",
         )
     out = Console()
     out.print(table)
     for line in (
-        f"total: {found.zeros} of {found.size} weights, sparsity {found.zeros / found.size:.6f}",
+        f"total: {found.zeros} of {found.size} weights, sparsity {found.zeros / found.size:.6f}"
+        + _of_pruned(found.pruned_sparsity),
         f"calibration: {found.samples} "
         + ("images of {} patches" if found.kind == "vision" else "windows of {} tokens").format(
             found.seq_len
@@ -166,6 +167,11 @@ def planned(found: Any) -> None:
         out.print(line, highlight=False, soft_wrap=True)
 
 
+def _of_pruned(sparsity: float | None) -> str:
+    """The sparsity without the layers that are left as they are, if there are any."""
+    return "" if sparsity is None else f" ({sparsity:.6f} of the layers that are pruned)"
+
+
 def _folded(layers: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
     """(blocks, row) pairs; consecutive blocks with equal counts become one row, such as `0-4`."""
     runs: list[tuple[list[int], dict[str, Any]]] = []
@@ -207,7 +213,7 @@ def pruned(done: Any) -> None:
     data = {"text": "wikitext2", "vision": "coco:DIR"}[done.kind]
     needed = [line for block in done.blocks for line in remedies(block)]
     for name, said in (
-        ("sparsity", f"{done.sparsity:.6f}"),
+        ("sparsity", f"{done.sparsity:.6f}{_of_pruned(done.pruned_sparsity)}"),
         ("time", f"{done.seconds:.1f} s"),
         ("peak memory", f"{done.peak_host_mib} MiB{device}"),
         *(("remedy", line) for line in needed or ["none"]),

@@ -67,7 +67,9 @@ def _prune(command: Any, say: Say) -> None:
                     config, tick, resume=output.resume, say=say, expect=expect,
                     report_text=output.report_text, track=output.track,
                 )  # fmt: skip
-        record = {"out": str(done.out), "sparsity": done.sparsity}
+        record: dict[str, Any] = {"out": str(done.out), "sparsity": done.sparsity}
+        if done.pruned_sparsity is not None:
+            record["pruned_sparsity"] = done.pruned_sparsity
         record["seconds"] = round(done.seconds, 3)
         _print(output.json, record, lambda: console.pruned(done))
     except KeyboardInterrupt as error:

@@ -35,6 +35,13 @@ GROUPS: dict[str, dict[str, str]] = {
         "memory.batch-tokens": "memory.batch_tokens",
         "memory.remat": "memory.remat",
     },
+    "layers": {
+        "include": "prune.include",
+        "exclude": "prune.exclude",
+        "sparsity-of": "prune.sparsity_of",
+        "keep-first": "prune.keep_first",
+        "keep-last": "prune.keep_last",
+    },
     "pruning": {
         "prune.alpha": "prune.alpha",
         "prune.beta": "prune.beta",
@@ -62,6 +69,9 @@ GROUPS: dict[str, dict[str, str]] = {
 }
 METAVARS = {
     "pattern": "N:M",
+    "include": "GLOB",
+    "exclude": "GLOB",
+    "sparsity-of": "GLOB=S",
     "data": "DATA",
     "config": "CONFIG",
     "device-memory": "SIZE",
@@ -79,7 +89,9 @@ def _spelled_as_setting(setting: str) -> str:
 
 # Spellings of the previous release, which still work.
 RENAMED = {
-    old: new for setting, new in OPTION.items() if (old := _spelled_as_setting(setting)) != new
+    old: new
+    for setting, new in OPTION.items()
+    if (old := _spelled_as_setting(setting)) != new and setting not in GROUPS["layers"].values()
 }
 
 
@@ -143,6 +155,8 @@ def _field(option: str, hint: Any, default: Any, help: str) -> tuple[str, Any, A
     hidden = "" if _unset(default, help) else None
     metavar = METAVARS.get(option) or _metavar(hint)
     said = tyro.conf.arg(name=option, help=help, metavar=metavar, help_behavior_hint=hidden)
+    if get_origin(hint) is tuple:
+        hint = Annotated[hint, tyro.conf.UseAppendAction]  # one value an option; repeatable
     known = dataclasses.field(default=default, metadata={"option": option})
     return attribute(option), Annotated[hint, said], known
 

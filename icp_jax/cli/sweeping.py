@@ -112,6 +112,9 @@ def command(config: RunConfig) -> str:
     for setting, value in given.items():
         option = OPTION.get(setting, "")
         if option.startswith("--") and value != usual[setting]:
-            flag = usual[setting] is False  # a flag takes no value
-            words += [option] if flag else [option, str(value)]
+            if usual[setting] is False:  # a flag takes no value
+                words.append(option)
+                continue
+            for one in value if isinstance(value, tuple) else [value]:
+                words += [option, str(one)]
     return shlex.join(words)

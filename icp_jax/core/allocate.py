@@ -48,19 +48,31 @@ def across_blocks(sizes: Sequence[int], sparsity: float, alpha: float) -> list[i
 
 
 def within_block(
-    sizes: Mapping[str, int], zeros: int, beta: float, rearrangement: Rearrangement
+    sizes: Mapping[str, int], zeros: int, beta: float, rearrangement: Rearrangement | None
 ) -> dict[str, int]:
     """Zeros of each role of a block; they sum to `zeros`. sizes: weights per role.
 
     Roles in `gives` are pruned to (1-beta) times the block's sparsity. The rest is shared by the
-    roles in `takes`, in proportion to their sizes. Raises Infeasible if a role would reach 1.
+    roles in `takes`, in proportion to their sizes. Without a rearrangement all are pruned alike.
+    Raises Infeasible if a role would reach 1.
     """
     if not 0 <= beta <= 1:
         raise InputError(f"beta must be in [0, 1], got {beta:g}")
+    sparsity = zeros / sum(sizes.values())
+    rates = {role: sparsity for role in sizes}
+    if rearrangement is not None:
+        rates |= _rearranged(sizes, sparsity, beta, rearrangement)
+    counts = apportion([rates[role] * size for role, size in sizes.items()], zeros)
+    return dict(zip(sizes, counts, strict=True))
+
+
+def _rearranged(
+    sizes: Mapping[str, int], sparsity: float, beta: float, rearrangement: Rearrangement
+) -> dict[str, float]:
+    """The sparsities of the roles that give and take."""
     if unknown := {*rearrangement.gives, *rearrangement.takes} - set(sizes):
         names = ", ".join(sorted(unknown))
         raise InputError(f"rearrangement: no layer has the role {names}; use {', '.join(sizes)}")
-    sparsity = zeros / sum(sizes.values())
     gives = sum(sizes[role] for role in rearrangement.gives)
     takes = sum(sizes[role] for role in rearrangement.takes)
     raised = sparsity * (1 + beta * gives / takes)
@@ -71,11 +83,8 @@ def within_block(
             f"{', '.join(rearrangement.takes)} to {raised:.3f}; "
             f"the largest feasible beta is {_down(largest)}"
         )
-    rates = {role: sparsity for role in sizes}
-    rates |= {role: sparsity * (1 - beta) for role in rearrangement.gives}
-    rates |= {role: raised for role in rearrangement.takes}
-    counts = apportion([rates[role] * size for role, size in sizes.items()], zeros)
-    return dict(zip(sizes, counts, strict=True))
+    rates = {role: sparsity * (1 - beta) for role in rearrangement.gives}
+    return rates | {role: raised for role in rearrangement.takes}
 
 
 def _down(x: float) -> str:

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from icp_jax.core.allocate import across_blocks, within_block
+from icp_jax.core.choice import LEFT, Choice, chosen
 from icp_jax.core.pruners import METHODS
-from icp_jax.errors import InputError
+from icp_jax.errors import Infeasible, InputError
 from icp_jax.models.spec import Family, Rearrangement, parse_rearrangement
 
 Shapes = Mapping[str, tuple[int, int]]  # linear -> (inputs, outputs)
@@ -25,6 +26,7 @@ class Target(NamedTuple):
     alpha: float | None = None  # None, here and in beta: see `shares`
     beta: float | None = None
     rearrange: str | None = None  # None: the family's default
+    choice: Choice = Choice()
 
 
 def counts(
@@ -35,11 +37,15 @@ def counts(
     method: str = "icp",
     group: int | None = None,
 ) -> list[dict[str, int]]:
-    """Weights to prune in each linear of each block, by name. Raises InputError.
+    """Weights to prune in each linear of each block, by name; LEFT where it is left as it is.
 
-    group: inputs that share a scale; it must divide the inputs of every linear.
+    The sparsity is the mean over the linears that are chosen. Those with a sparsity of their own
+    count in it, and the others make up for them. group: inputs that share a scale; it must divide
+    the inputs of every chosen linear. Raises InputError.
     """
-    for name, (inputs, _) in ((k, v) for block in shapes for k, v in block.items()):
+    own = chosen(target.choice, shapes)
+    picked = [{k: block[k] for k in mine} for block, mine in zip(shapes, own, strict=True)]
+    for name, (inputs, _) in ((k, v) for block in picked for k, v in block.items()):
         if inputs % (group or 1):
             raise InputError(
                 f"quant.group {group}: {name} has {inputs} inputs, not a multiple of {group}; "
@@ -48,15 +54,66 @@ def counts(
     if target.pattern is not None:
         if target.sparsity is not None:
             raise InputError("a pattern fixes the sparsity: set pattern or sparsity, not both")
-        return [_by_pattern(block, *target.pattern) for block in shapes]
+        if target.choice.sparsity_of:
+            raise InputError("a pattern fixes every layer's sparsity: leave sparsity_of out")
+        found = [_by_pattern(block, *target.pattern) for block in picked]
+    else:
+        found = _by_sparsity(family, picked, own, target, method)
+    return [{k: f.get(k, LEFT) for k in block} for block, f in zip(shapes, found, strict=True)]
+
+
+def _by_sparsity(
+    family: Family,
+    picked: Sequence[Shapes],
+    own: Sequence[Mapping[str, float | None]],
+    target: Target,
+    method: str,
+) -> list[dict[str, int]]:
+    """Counts of the chosen linears: those with their own sparsity first, then the others."""
     alpha, beta = shares(family, method, target.alpha, target.beta)
-    sparsity = 0.7 if target.sparsity is None else target.sparsity
     arrangement = rearrangement(family, target.rearrange)
     roles = {spec.name: spec.role for spec in family.linears}
-    sizes = [{roles[k]: i * o for k, (i, o) in block.items()} for block in shapes]
-    zeros = across_blocks([sum(b.values()) for b in sizes], sparsity, alpha)
-    by_role = [within_block(b, z, beta, arrangement) for b, z in zip(sizes, zeros, strict=True)]
-    return [{k: by[roles[k]] for k in block} for block, by in zip(shapes, by_role, strict=True)]
+    found: list[dict[str, int]] = [{} for _ in picked]
+    others: list[dict[str, int]] = [{} for _ in picked]  # role -> size
+    for t, block in enumerate(picked):
+        for name, (inputs, outputs) in block.items():
+            sparsity, size = own[t][name], inputs * outputs
+            if sparsity is None:
+                others[t][roles[name]] = size
+            else:
+                found[t][name] = round(sparsity * size)
+    rate = _rate_of_others(target.sparsity, picked, found, others)
+    some = [t for t, sizes in enumerate(others) if sizes]  # alpha is of the last of these
+    zeros = across_blocks([sum(others[t].values()) for t in some], rate, alpha) if some else []
+    for t, count in zip(some, zeros, strict=True):
+        by_role = within_block(others[t], count, beta, arrangement.among(others[t]))
+        found[t] |= {k: by_role[roles[k]] for k in picked[t] if k not in found[t]}
+    return found
+
+
+def _rate_of_others(
+    asked: float | None,
+    picked: Sequence[Shapes],
+    fixed: Sequence[Mapping[str, int]],
+    others: Sequence[Mapping[str, int]],
+) -> float:
+    """The mean sparsity of the linears without their own. Raises Infeasible."""
+    sparsity = 0.7 if asked is None else asked
+    zeros, free = (sum(sum(b.values()) for b in blocks) for blocks in (fixed, others))
+    if not any(fixed):  # not computed from counts, so that the totals round as they always did
+        return sparsity
+    size = sum(i * o for block in picked for i, o in block.values())
+    left = round(sparsity * size) - zeros
+    if free and 0 <= left < free:
+        return left / free
+    if not free and (asked is None or not left):
+        return 0.0
+    low, high = zeros / size, (zeros + free) / size
+    feasible = f"between {low:.4f} and {high:.4f}" if free else f"{low:.6f}, or leave it out"
+    raise Infeasible(
+        f"sparsity {sparsity:g} cannot be reached beside the layers' own sparsities: "
+        f"set it to {feasible}"
+    )
 
 
 def _by_pattern(block: Shapes, n: int, m: int) -> dict[str, int]:

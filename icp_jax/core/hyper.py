@@ -11,11 +11,13 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from icp_jax.core.choice import Choice
 from icp_jax.core.counts import Shapes, Target, counts
 from icp_jax.core.masks import parse_pattern
 from icp_jax.models.spec import Family
 
 Numbers = Array | np.ndarray
+EVERY = Choice()
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Recipe:
 class Hyper(NamedTuple):
     """The traced numbers of a run. For a sweep, every leaf has a leading axis."""
 
-    counts: Int[Numbers, "*p L linears"]  # weights to prune in each linear
+    counts: Int[Numbers, "*p L linears"]  # weights to prune in each linear; LEFT: not chosen
     rates: Float[Numbers, "*p E"]  # Adam's learning rate in each epoch
     damping: Float[Numbers, "*p"]  # added to the diagonal of H, as a share of its mean
     bits: Int[Numbers, "*p"]  # of the grids; used only with Recipe.quantize
@@ -55,6 +57,7 @@ def hyper(
     alpha: float | None = None,
     beta: float | None = None,
     rearrange: str | None = None,
+    choice: Choice = EVERY,
     lr: float = 1e-4,
     gamma: float = 0.87,
     epochs: int = 1,
@@ -63,12 +66,13 @@ def hyper(
 ) -> Hyper:
     """The `Hyper` of one run, computed on the host in float64; leaves are NumPy arrays.
 
-    shapes: (inputs, outputs) of each linear of each block, from `Model.shapes(t)`. Defaults:
-    sparsity 0.7 or what the pattern implies; alpha, beta and rearrange of the family and method.
-    Combine several with `stack`. Raises InputError if the counts are infeasible.
+    shapes: (inputs, outputs) of each linear of each block, from `Model.shapes(t)`. choice:
+    what is pruned. Defaults: sparsity 0.7 or what the pattern implies; alpha, beta and rearrange of
+    the family and method. Combine several with `stack`. Raises InputError if the counts are
+    infeasible.
     """
     recipe = recipe or Recipe()
-    target = Target(sparsity, recipe.pattern, alpha, beta, rearrange)
+    target = Target(sparsity, recipe.pattern, alpha, beta, rearrange, choice)
     zeros = counts(family, shapes, target, method=recipe.method, group=recipe.group)
     return point(as_table(family, zeros), schedule(lr, gamma, epochs), damping, bits)
 

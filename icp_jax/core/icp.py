@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from icp_jax import backend
 from icp_jax.arrays import AnyArray
 from icp_jax.core import streams
+from icp_jax.core.choice import LEFT
 from icp_jax.core.compensate import compensate
 from icp_jax.core.fate import CompensationMetrics, not_compensated
 from icp_jax.core.hyper import Hyper, Recipe
@@ -133,12 +134,14 @@ def _scan(
     apply = Apply(family.block_at(run[0]), recipe.dtype)
 
     def step(through, block):
-        params, counts, order, t = block
+        params, counts, order, damaged = block
         now = hyper._replace(counts=counts)
         stored, through, found = block_step(
-            family, recipe, apply, params, through, now, order, damaged=t > 0
+            family, recipe, apply, params, through, now, order, damaged
         )
         return through, (stored, found)
 
     at = np.array(run, np.int32)
-    return jax.lax.scan(step, through, (alike, hyper.counts[at], order[at], at))
+    pruned = jnp.any(hyper.counts != LEFT, axis=1).astype(jnp.int32)
+    damaged = jnp.cumsum(pruned) > pruned  # a block before this one is pruned
+    return jax.lax.scan(step, through, (alike, hyper.counts[at], order[at], damaged[at]))

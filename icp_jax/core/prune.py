@@ -17,6 +17,7 @@ from jax.dtypes import canonicalize_dtype
 from jaxtyping import Array, Float, Int
 
 from icp_jax.core import quantize, scaling, stats
+from icp_jax.core.choice import LEFT, fits
 from icp_jax.core.damping import climb
 from icp_jax.core.hyper import Hyper, Recipe
 from icp_jax.core.passes import Statistics
@@ -65,7 +66,7 @@ def prune_tap(
     dtypes: Mapping[str, str],
     pace: Pace = IN_TRACE,
 ) -> Tap:
-    """Prune the linears of one tap to their counts.
+    """Prune the linears of one tap to their counts, and leave those without one as they are.
 
     kernels: emptied on the way. sums: of the tap's inputs; donated outside a trace. energies:
     ‖Wᵀx‖² over all tokens, for linears that have it. hyper: damping and bits. dtypes: the stored
@@ -73,6 +74,9 @@ def prune_tap(
     """
     method = METHODS[recipe.method]
     options: dict[str, Any] = {}
+    out = _left_out(kernels, counts, recipe, dtypes)
+    if not kernels:
+        return out
     moments = pace.settle(stats.moments(sums))
     importance, energy = jnp.diagonal(moments.second), {}
     for name, kernel in kernels.items():
@@ -81,24 +85,51 @@ def prune_tap(
     if method.walks:
         options["block"] = recipe.block_size
         del moments  # a walk needs only the factor, which is as large
-    out = Tap({}, {}, {})
     for name in tuple(kernels):
         kernel, grid = pace.rows(kernels.pop(name)), None
+        old, count = None, counts[name]
+        if _traced(count):  # it may turn out to be left as it is
+            old, count = kernel, jnp.maximum(count, 0)
         if recipe.quantize:
             grid = out.grids[name] = _grid(kernel, hyper.bits, recipe, importance, dtypes[name])
         if method.walks:
             options["grid"] = grid
         new, keep, *lost = pace.settle(
-            method.prune(kernel, prepared, counts[name], pattern=recipe.pattern, **options)
+            method.prune(kernel, prepared, count, pattern=recipe.pattern, **options)
         )
         if not method.walks:
             new = new if grid is None else quantize.round_kernel(new, keep, grid)
             lost = [pace.settle(stats.lost_energy(kernel, new, moments))]
         del keep
+        made = new, stats.share(*lost, energy[name]), rungs
+        if old is not None:
+            made = jax.tree.map(partial(jnp.where, counts[name] == LEFT), (old, 0.0, 0), made)
+        new, *measured = made
         zeros = _zeros(new, dtypes[name])
         out.kernels[name] = pace.whole(new)
-        out.metrics[name] = (zeros, stats.share(*lost, energy[name]), rungs)
+        out.metrics[name] = (zeros, *measured)
     return out
+
+
+def _left_out(kernels: dict[str, Any], counts: Mapping[str, Any], recipe: Recipe, dtypes) -> Tap:
+    """Take the kernels that are known to be left as they are out of `kernels`.
+
+    In a trace those are the ones that cannot have the recipe's pattern or groups.
+    """
+    out = Tap({}, {}, {})
+    for name in tuple(kernels):
+        count, inputs = counts[name], len(kernels[name])
+        cannot = not fits(inputs, recipe.pattern, recipe.group)
+        if cannot if _traced(count) else count == LEFT:
+            out.kernels[name] = kernels.pop(name)
+            zeros = _zeros(out.kernels[name], dtypes[name])
+            nothing = zeros * 0
+            out.metrics[name] = (zeros, nothing.astype(jnp.float32), nothing)
+    return out
+
+
+def _traced(count: Any) -> bool:
+    return isinstance(count, jax.core.Tracer)
 
 
 @partial(jax.jit, static_argnums=1)

@@ -30,10 +30,12 @@ def window(seq_len: int | None, context: int) -> int:
 def length_of(data: str, seq_len: int | None, context: int) -> int:
     """`window`; if seq_len is unset, rows of a 2-D `.npy` file that fit the context are windows."""
     if seq_len is None and data.endswith(".npy"):
+        shape: tuple[int, ...] = ()
         try:
-            shape = np.load(Path(data).expanduser(), mmap_mode="r").shape
-        except (OSError, ValueError):
-            shape = ()  # the reader says what is wrong
+            rows = np.load(Path(data).expanduser(), mmap_mode="r")
+            shape = rows.shape if isinstance(rows, np.ndarray) else ()  # or several arrays
+        except (OSError, ValueError, EOFError):
+            pass  # the reader says what is wrong
         if len(shape) == 2 and 2 <= shape[1] <= context:
             return int(shape[1])
     return window(seq_len, context)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -36,6 +36,11 @@ class Rearrangement:
             raise InputError(f"a layer cannot both give and take: {', '.join(both)}")
         if not self.gives or not self.takes:
             raise InputError("a rearrangement needs a layer that gives and one that takes")
+
+    def among(self, roles: Container[str]) -> Rearrangement | None:
+        """The rearrangement of these roles; None if none of them gives, or none takes."""
+        gives, takes = (tuple(r for r in side if r in roles) for side in (self.gives, self.takes))
+        return Rearrangement(gives, takes) if gives and takes else None
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from icp_jax.config import PruneConfig, QuantConfig
+from icp_jax.core.choice import Choice
 from icp_jax.core.counts import Shapes, Target, counts, shares
 from icp_jax.core.masks import parse_pattern
 from icp_jax.errors import InputError
@@ -17,7 +18,10 @@ def budgets(
     config: PruneConfig,
     quant: QuantConfig | None = None,
 ) -> list[dict[str, int]]:
-    """Zeros by block and linear. Raises InputError for an infeasible allocation."""
+    """Zeros by block and linear, LEFT where it is left as it is.
+
+    Raises InputError for an infeasible allocation.
+    """
     group = None if quant is None else quant.group
     return counts(family, shapes, target(family, config), method=config.method, group=group)
 
@@ -30,4 +34,7 @@ def target(family: Family, config: PruneConfig) -> Target:
         raise InputError(
             f"prune.rearrange needs prune.beta: set it, it is 0 for {config.method} and this model"
         )
-    return Target(config.sparsity, pattern, config.alpha, config.beta, config.rearrange)
+    choice = Choice(
+        config.include, config.exclude, config.sparsity_of, config.keep_first, config.keep_last
+    )
+    return Target(config.sparsity, pattern, config.alpha, config.beta, config.rearrange, choice)

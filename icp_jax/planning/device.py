@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from icp_jax.core import quantize, stats
+from icp_jax.core.choice import fits
 from icp_jax.core.masks import parse_pattern
 from icp_jax.core.passes import Statistics, no_statistics
 from icp_jax.planning.programs import shape
@@ -93,6 +94,9 @@ def _seen(block: Block) -> Statistics:
 def _linear(block: Block, kernel: Any, moments: Any, prepared: Any) -> Iterator[int]:
     """Bytes for pruning one linear, without the params and the statistics."""
     method, beside, config = block.method, block.beside, block.work.config
+    pattern = parse_pattern(config.prune.pattern)
+    if not fits(kernel.shape[0], pattern, config.quant.group):
+        return  # it is left as it is
     options: dict[str, Any] = {}
     if method.walks:
         options["block"] = config.prune.block_size
@@ -108,7 +112,6 @@ def _linear(block: Block, kernel: Any, moments: Any, prepared: Any) -> Iterator[
         else:
             rounding = (quantize.round_kernel, kernel, shape(kernel.shape, bool), grid)
             yield 2 * size(kernel) + beside(*rounding)
-    pattern = parse_pattern(config.prune.pattern)
     yield beside(method.prune, kernel, prepared, block.count, pattern=pattern, **options)
     if not method.walks:
         yield size(kernel) + beside(stats.lost_energy, kernel, kernel, moments)

@@ -15,6 +15,11 @@ SHORT = {
     "prune.sparsity": "--sparsity",
     "prune.pattern": "--pattern",
     "quant.bits": "--bits",
+    "prune.include": "--include",
+    "prune.exclude": "--exclude",
+    "prune.sparsity_of": "--sparsity-of",
+    "prune.keep_first": "--keep-first",
+    "prune.keep_last": "--keep-last",
     "calibration.data": "--data",
     "calibration.samples": "--samples",
     "calibration.seq_len": "--seq-len",
@@ -59,5 +64,8 @@ def _options(settings: dict[str, Any]) -> Iterator[str]:
         option = SHORT.get(name, f"--{name.replace('_', '-')}")
         if name in FLAGS:
             yield option
+        elif isinstance(value, list | tuple):
+            for one in value:
+                yield from (option, one)
         else:
             yield from (option, str(value))

@@ -65,6 +65,8 @@ def goal(record: Record) -> str:
         said = f"the pattern {pattern}"
     else:
         said = f"{percent(record.get('sparsity'))} zeros"
+    if record.get("pruned_sparsity") is not None:
+        said += f" ({percent(record['pruned_sparsity'])} of the layers that were pruned)"
     return f"{said} and {bits} bits" if bits else said
 
 

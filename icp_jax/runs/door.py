@@ -95,7 +95,7 @@ def ready(
 def _warnings(family: Family, made: Job, shapes: Sequence[Shapes]) -> list[str]:
     """What is known to go wrong with such a run, a line each."""
     size = sum(i * o for block in shapes for i, o in block.values())
-    sparsity = round(float(np.sum(made.hyper.counts)) / size, 3)
+    sparsity = round(float(np.maximum(made.hyper.counts, 0).sum()) / size, 3)
     line = known.warning(family, made.recipe.method, sparsity)
     return [] if line is None else [line]
 

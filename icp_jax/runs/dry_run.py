@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from icp_jax.config import RunConfig, check
+from icp_jax.core.choice import LEFT
 from icp_jax.planning import cost
 from icp_jax.planning.budgets import budgets
 from icp_jax.planning.workload import describe, resolved, workload
@@ -20,13 +21,21 @@ class DryRun:
     method: str
     samples: int
     seq_len: int  # tokens per window, or patches per image
-    layers: list[dict[str, Any]]  # block, layer, role, inputs, outputs, zeros, sparsity
+    layers: list[dict[str, Any]]  # block, layer, role, inputs, outputs, zeros, sparsity, left
     zeros: int
     size: int
     flops: float  # matrix products
     stream_bytes: int  # both streams
     block_bytes: int  # the largest block's float32 params, on the device
     kind: str = "text"  # kind of model: text or vision
+
+    @property
+    def pruned_sparsity(self) -> float | None:
+        """The mean sparsity of the layers that are not left as they are; None if all are pruned."""
+        rows = [row for row in self.layers if not row["left"]]
+        if len(rows) == len(self.layers):
+            return None
+        return self.zeros / sum(row["inputs"] * row["outputs"] for row in rows)
 
 
 def dry_run(config: RunConfig) -> DryRun:
@@ -54,8 +63,9 @@ def dry_run(config: RunConfig) -> DryRun:
                     "role": roles[name],
                     "inputs": i,
                     "outputs": o,
-                    "zeros": zeros,
-                    "sparsity": zeros / (i * o),
+                    "zeros": max(zeros, 0),
+                    "sparsity": max(zeros, 0) / (i * o),
+                    "left": zeros == LEFT,
                 }
             )
     return DryRun(

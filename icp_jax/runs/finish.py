@@ -7,7 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
+import numpy as np
 
+from icp_jax.core.choice import LEFT
 from icp_jax.core.outcomes import BlockReport, remedies
 from icp_jax.phases import EXPORT, Progress
 from icp_jax.runs.export import FolderSink
@@ -27,7 +29,8 @@ def export(work: Work, source: FolderSource, job: Job, packed: bool, progress: P
     sink: FolderSink | PackedSink
     if packed:
         bits, recipe = int(job.hyper.bits), job.recipe
-        sink = PackedSink(source, work.export, bits, recipe.group, recipe.symmetric)
+        chosen = np.asarray(job.hyper.counts) != LEFT
+        sink = PackedSink(source, work.export, bits, recipe.group, recipe.symmetric, chosen)
     else:
         sink = FolderSink(source, work.export)
     try:
@@ -58,6 +61,8 @@ def record(
         "plan": facts["plan"],
         "warnings": facts["warnings"],
         "sparsity": counted.sparsity,
+        "pruned_sparsity": counted.pruned_sparsity,
+        "left": sorted(counted.left),
         "zeros": counted.zeros,
         "size": counted.size,
         "seconds": round(seconds, 3),

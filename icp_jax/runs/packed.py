@@ -49,11 +49,22 @@ class PackedSink:
     """Writes pruned blocks with their grids as packed integers, and all else unchanged."""
 
     def __init__(
-        self, source: FolderSource, folder: Path, bits: int, group: int | None, symmetric: bool
+        self,
+        source: FolderSource,
+        folder: Path,
+        bits: int,
+        group: int | None,
+        symmetric: bool,
+        chosen: np.ndarray,
     ):
+        """chosen: `[L, linears]`, false where a linear is left as it is."""
         self.source, self.bits, self.group, self.symmetric = source, bits, group, symmetric
-        linears = {spec.name for spec in source.family.linears}
-        self.packed = {r.name for r in source.placed if is_pruned(r, linears)}
+        names = [spec.name for spec in source.family.linears]
+        self.packed = {
+            rule.name
+            for rule in source.placed
+            if is_pruned(rule, set(names)) and chosen[int(rule.path[1]), names.index(rule.path[2])]
+        }
         copy_other_files(source.folder, folder)
         config = {**source.config, "quantization_config": self.description()}
         write_json(folder / "config.json", config)

@@ -42,6 +42,7 @@ class Pruned:
     peak_host_mib: int = 0
     peak_device_mib: int | None = None  # None if the device is the host
     kind: str = "text"  # kind of model: text or vision
+    pruned_sparsity: float | None = None  # of the layers that were not left; None: all were pruned
 
 
 def prune_folder(
@@ -103,7 +104,8 @@ def prune_folder(
         progress(last, PUBLISH.name, 0, 1, None)  # last chance to interrupt the run
         work.publish()
     peaks = told["peak_host_mib"], told["peak_device_mib"]
-    return Pruned(work.out, counted.sparsity, seconds, blocks, *peaks, source.family.kind)
+    more = source.family.kind, counted.pruned_sparsity
+    return Pruned(work.out, counted.sparsity, seconds, blocks, *peaks, *more)
 
 
 def _sealing(weights: Weights, work: Work, telling: Telling) -> Callable[[BlockReport], None]:

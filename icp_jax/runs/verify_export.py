@@ -12,6 +12,7 @@ import numpy as np
 
 from converters.files import open_checkpoint
 from converters.rules import Placed
+from icp_jax.core.choice import LEFT
 from icp_jax.errors import InputError
 from icp_jax.runs.packed import Unpacked
 from icp_jax.streaming.background import in_threads
@@ -20,15 +21,24 @@ from icp_jax.streaming.source import FolderSource, all_finite, parts
 
 @dataclass(frozen=True)
 class Counted:
-    """Zeros of the pruned layers, counted in the exported files."""
+    """Zeros of the blocks' linear layers, counted in the exported files."""
 
     zeros: int
     size: int
     layers: dict[str, tuple[int, int]]  # torch name -> (zeros, size)
+    left: frozenset[str] = frozenset()  # of the layers, those that were left as they are
 
     @property
     def sparsity(self) -> float:
         return self.zeros / self.size
+
+    @property
+    def pruned_sparsity(self) -> float | None:
+        """The mean sparsity without the layers that were left as they are; None without any."""
+        if not self.left:
+            return None
+        zeros, sizes = zip(*(v for k, v in self.layers.items() if k not in self.left), strict=True)
+        return sum(zeros) / sum(sizes)
 
 
 def verify_export(
@@ -41,10 +51,10 @@ def verify_export(
 ) -> Counted:
     """Check an exported folder: finite, as sparse as required, and otherwise bit-identical.
 
-    budgets: required zeros by block and linear. pattern: required n:m, or None. tuned: whether
-    compensation may have changed other params of the blocks after the first. tick: called with
-    (tensors done, tensors in all). Raises RuntimeError for a wrong tensor, and InputError for one
-    with values out of range.
+    budgets: required zeros by block and linear, or LEFT. pattern: required n:m, or None.
+    tuned: whether compensation may have changed other params of the blocks after the first.
+    tick: called with (tensors done, tensors in all). Raises RuntimeError for a wrong tensor, and
+    InputError for one with values out of range.
     """
     with closing(open_checkpoint(folder)) as reader:
         weights = Unpacked(reader, folder)
@@ -52,13 +62,15 @@ def verify_export(
             raise RuntimeError(f"{folder}: the exported tensors differ from the source's")
         check = partial(_check, source, weights, budgets, pattern, tuned)
         layers: dict[str, tuple[int, int]] = {}
+        left = {r.name for r in source.placed if _budget(r, budgets) == LEFT}
         names = weights.names()
         tick(0, len(names))
         for k, (name, counted) in enumerate(zip(names, in_threads(check, names), strict=True)):
             tick(k + 1, len(names))
             if counted is not None:
                 layers[name] = counted
-    return Counted(sum(z for z, _ in layers.values()), sum(n for _, n in layers.values()), layers)
+    zeros, size = (sum(column) for column in zip(*layers.values(), strict=True))
+    return Counted(zeros, size, layers, frozenset(left))
 
 
 def _check(
@@ -69,18 +81,19 @@ def _check(
     tuned: bool,
     name: str,
 ) -> tuple[int, int] | None:
-    """Check one tensor; returns (zeros, size) of a pruned kernel, None for other tensors."""
+    """Check one tensor; returns (zeros, size) of a linear's kernel, None for other tensors."""
     tensor, rule = weights.read(name), next((r for r in source.placed if r.name == name), None)
     budget, counted = None if rule is None else _budget(rule, budgets), None
-    if budget is None:
+    if budget in (None, LEFT):
         free = tuned and rule is not None and rule.path[0] == "blocks" and rule.path[1] != "0"
         if not free and not same_bytes(tensor, source.reader.read(name)):
             raise RuntimeError(f"exported tensor {name!r} changed, but must equal the source's")
-    else:
+    if budget is not None:
         zeros = tensor.size - int(np.count_nonzero(tensor))
         if zeros < budget:
             raise RuntimeError(f"exported tensor {name!r} has {zeros} zeros, not {budget}")
-        if pattern is not None and densest_group(tensor, pattern[1]) > pattern[0]:
+        held = pattern if budget != LEFT else None
+        if held is not None and densest_group(tensor, held[1]) > held[0]:
             raise RuntimeError(f"exported tensor {name!r} breaks the pattern {pattern}")
         counted = zeros, tensor.size
     if not all_finite(tensor):

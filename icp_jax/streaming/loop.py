@@ -19,6 +19,7 @@ import numpy as np
 from icp_jax import backend, phases
 from icp_jax.backend import heap
 from icp_jax.core import outcomes, quantize
+from icp_jax.core.choice import LEFT
 from icp_jax.core.fate import CompensationMetrics
 from icp_jax.core.hyper import Hyper, Recipe, sample_order
 from icp_jax.core.outcomes import BlockReport
@@ -228,7 +229,8 @@ class Loop:
         params = self.to_device(stored)
         with self.clock(phases.DENSE):
             self.dense(t, params)
-        if phases.COMPENSATE.of_block(t, self.job.epochs):
+        damaged = (self.job.hyper.counts[:t] != LEFT).any()  # by the blocks before
+        if damaged and phases.COMPENSATE.of_block(t, self.job.epochs):
             with self.clock(phases.COMPENSATE):
                 params, tuned = self.tune(t, params, stored)
         with self.clock(phases.STATISTICS):

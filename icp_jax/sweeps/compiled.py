@@ -41,6 +41,8 @@ TRACED: tuple[str, ...] = (
     "prune.rearrange",
     "prune.damping",
 )
+TRACED += ("prune.include", "prune.exclude", "prune.sparsity_of")
+TRACED += ("prune.keep_first", "prune.keep_last")
 TRACED += ("compensate.lr", "compensate.gamma", "quant.bits", "seed")
 
 

@@ -30,6 +30,10 @@ RUNS = {
         MemoryConfig("disk", "bfloat16", 512, False, "1GiB", "2GiB"), "bfloat16", 7, 2,
     ),
     "pattern": RunConfig("m", "o", PruneConfig("wanda", pattern="2:4")),
+    "layers": RunConfig(
+        "m", "o", PruneConfig(include=("*.fc?",), exclude=("blocks.0.*", "*.fc1"),
+        sparsity_of=("*.fc2=0.5",), keep_first=1, keep_last=2),
+    ),
 }  # fmt: skip
 
 
