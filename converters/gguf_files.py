@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from converters import mapped
 from converters.gguf_config import DTYPE, config_of
 from converters.gguf_metadata import Gguf, Stored, read_gguf
 from converters.gguf_names import role, torch_name
@@ -82,15 +83,11 @@ class GgufReader:
         """Prefetch these tensors in the background."""
         for name in names:
             s = self._places[name].stored
-            start = s.start // mmap.PAGESIZE * mmap.PAGESIZE
-            if s.nbytes and hasattr(mmap, "MADV_WILLNEED"):
-                self._maps[s.file].madvise(mmap.MADV_WILLNEED, start, s.start + s.nbytes - start)
+            mapped.fetch(self._maps[s.file], s.start, s.nbytes)
 
     def forget(self) -> None:
         """Free the memory of the file's parts read so far."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            for pages in self._maps.values():
-                pages.madvise(mmap.MADV_DONTNEED)
+        mapped.forget(self._maps.values())
 
     def close(self) -> None:
         self._maps.clear()
@@ -104,7 +101,7 @@ def _check_kind(name: str, stored: Stored) -> None:
     kind = GGMLQuantizationType(stored.kind)
     try:
         dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
-    except NotImplementedError:
+    except NotImplementedError:  # how the package says that it does not know the type
         raise ConversionError(
             f"tensor {name!r} has type {kind.name}, which the gguf package cannot dequantize"
         ) from None

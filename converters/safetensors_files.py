@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from converters import mapped
 from converters.index import right_index
 from converters.layout import Entry, Layout, check_tensor, file_header
 from converters.names import INDEX, SAFETENSORS, create, shards
@@ -59,15 +60,11 @@ class SafetensorsReader:
         """Prefetch these tensors in the background."""
         for name in names:
             e = self.layout.entries[name]
-            start = e.start // mmap.PAGESIZE * mmap.PAGESIZE
-            if e.nbytes and hasattr(mmap, "MADV_WILLNEED"):
-                self._maps[e.shard].madvise(mmap.MADV_WILLNEED, start, e.start + e.nbytes - start)
+            mapped.fetch(self._maps[e.shard], e.start, e.nbytes)
 
     def forget(self) -> None:
         """Free the memory of tensors read so far; views stay valid and are reread on use."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            for pages in self._maps.values():
-                pages.madvise(mmap.MADV_DONTNEED)
+        mapped.forget(self._maps.values())
 
     def close(self) -> None:
         """Drop the maps; each is unmapped when its last view is gone."""

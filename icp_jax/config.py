@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 from icp_jax import checks, config_files
 from icp_jax.checks import parse_bytes
-from icp_jax.errors import InputError
 from icp_jax.settings import (
     CalibrationConfig,
     CompensateConfig,
@@ -94,11 +93,4 @@ def load(name: str) -> RunConfig:
 
     Raises InputError.
     """
-    path = config_files.find(name)
-    config = config_files.run(path)
-    if not isinstance(config, RunConfig):
-        raise InputError(f"config {path}: get_config() must return an icp_jax.RunConfig")
-    try:
-        return check(config)
-    except InputError as error:
-        raise InputError(f"config {path}: {error}") from None
+    return config_files.load(name, config_files.CONFIG, RunConfig, check)

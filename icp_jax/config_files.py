@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib.util
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from icp_jax.errors import InputError
+
+T = TypeVar("T")
 
 SHOWN = 160  # characters shown of an exception's message
 
@@ -63,6 +66,18 @@ def run(path: Path, kind: Kind = CONFIG) -> Any:
         if len(said) > SHOWN:
             said = f"{said[:SHOWN]}..."
         raise InputError(f"{kind.name} {path}{_line(path, error)}: {raised}{said}") from None
+
+
+def load(name: str, kind: Kind, returned: type[T], check: Callable[[T], T]) -> T:
+    """Load and validate what a file returns, by path or bundled name. Raises InputError."""
+    path = find(name, kind)
+    found = run(path, kind)
+    if not isinstance(found, returned):
+        raise InputError(f"{kind.name} {path}: {kind.function}() must return {kind.returns}")
+    try:
+        return check(found)
+    except InputError as error:
+        raise InputError(f"{kind.name} {path}: {error}") from None
 
 
 def _line(path: Path, error: BaseException) -> str:

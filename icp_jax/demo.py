@@ -103,22 +103,17 @@ def _compare(out: Path, sparsity: float, watch: Watch) -> dict[str, Any]:
             }
         )
     error_growth(errors, out / FIGURE, f"{BUNDLED.name} at {sparsity:.0%} sparsity")
-    result = {
-        "model": BUNDLED.name,
-        "dense": dense._asdict(),
-        "methods": rows,
-        "checkpoint": str(out / METHODS[-1]),
-        "figure": str(out / FIGURE),
-        "report": str(out / REPORT),
-    }
+    return finished(out, {"model": BUNDLED.name, "dense": dense._asdict(), "methods": rows})
+
+
+def finished(out: Path, result: dict[str, Any]) -> dict[str, Any]:
+    """Write the result and the report of a demo. Returns the result with the paths of its files."""
+    last = result["methods"][-1]["method"]
+    names = {"checkpoint": last, "figure": FIGURE, "report": REPORT}
+    result = result | {key: str(out / name) for key, name in names.items()}
     write_json(out / RESULT, result)
-    tell(out)
-    return result
-
-
-def tell(out: Path) -> None:
-    """Write the report of a finished demo."""
     write.attempt(out / REPORT, lambda: write.html([folders.read(out)]), log.warning, out)
+    return result
 
 
 def _is_demo(folder: Path) -> bool:

@@ -12,20 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from converters.files import REPORT
 from icp_jax import data
 from icp_jax.api import evaluate
 from icp_jax.backend import heap
 from icp_jax.config import CalibrationConfig, PruneConfig, RunConfig, check
 from icp_jax.data.hub import resolve
-from icp_jax.demo import BUNDLED, FIGURE, RESULT, Watch, folder, tell, unwatched
+from icp_jax.demo import BUNDLED, FIGURE, Watch, finished, folder, unwatched
 from icp_jax.errors import InputError
 from icp_jax.evaluation.continued import WRITTEN
 from icp_jax.evaluation.continued import continued as written
 from icp_jax.evaluation.perplexity import Perplexity
 from icp_jax.phases import Progress
 from icp_jax.report.figures import error_growth
-from icp_jax.runs.export import write_json
 from icp_jax.runs.records import reset_peak
 from icp_jax.runs.run import prune_folder
 from icp_jax.streaming.source import FolderSource
@@ -106,13 +104,8 @@ def _compare(
         "methods": rows,
         "prompt": PROMPT,
         "texts": texts,
-        "checkpoint": str(out / METHODS[-1]),
-        "figure": str(out / FIGURE),
-        "report": str(out / REPORT),
     }
-    write_json(out / RESULT, result)
-    tell(out)
-    return result
+    return finished(out, result)
 
 
 def continued(model: Path, prompt: str, progress: Progress) -> str:

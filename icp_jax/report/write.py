@@ -109,6 +109,6 @@ def attempt(path: Path, make: Callable[[], str], say: Callable[[str], None], fol
     """
     try:
         write(path, make())
-    except Exception as error:
+    except Exception as error:  # whatever it is, the weights are more than their report
         why = getattr(error, "strerror", None) or repr(error)
         say(f"no report was written ({why}); to make it, run icp-jax report {folder}")

@@ -65,7 +65,7 @@ class Telling:
             return None
         try:
             before, after = (continued(model, self.prompt) for model in (dense, pruned))
-        except Exception as error:
+        except Exception as error:  # a finished run never fails because of its texts
             self.say(f"the report has no texts: {' '.join(str(error).split())}")
             return None
         return {"prompt": self.prompt, "before": before, "after": after}

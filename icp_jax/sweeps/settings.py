@@ -57,14 +57,7 @@ FILE = config_files.Kind("sweep", "get_sweep", "an icp_jax.sweeps.Sweep", "sweep
 
 def load(name: str) -> Sweep:
     """Load a sweep: the path of a Python file, or the name of a bundled sweep. InputError."""
-    path = config_files.find(name, FILE)
-    found = config_files.run(path, FILE)
-    if not isinstance(found, Sweep):
-        raise InputError(f"sweep {path}: get_sweep() must return {FILE.returns}")
-    try:
-        return check(found)
-    except InputError as error:
-        raise InputError(f"sweep {path}: {error}") from None
+    return config_files.load(name, FILE, Sweep, check)
 
 
 def check(sweep: Sweep) -> Sweep:

@@ -62,14 +62,19 @@ def test_nothing_is_lost_by_a_kill(opt_folder, tmp_path, environment, fields, co
     assert not list(out.glob("worker-*"))
 
 
-@pytest.mark.slow
-def test_two_processes_work_on_one_search(opt_folder, tmp_path, environment):
-    path, out = small_sweep.write(opt_folder, tmp_path, SPACE), tmp_path / "out"
+def both(model, place, points, environment):
+    """(two processes on one sweep, the second started once the first has begun; their folder)."""
+    path, out = small_sweep.write(model, place, points), place / "out"
     first = start(path, out, environment)
     while not (out / "sweep.json").exists():
         time.sleep(0.02)
-    second = start(path, out, environment, "--resume")
-    for process in (first, second):
+    return (first, start(path, out, environment, "--resume", "--quiet")), out
+
+
+@pytest.mark.slow
+def test_two_processes_work_on_one_search(opt_folder, tmp_path, environment):
+    processes, out = both(opt_folder, tmp_path, SPACE, environment)
+    for process in processes:
         _, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
     rows = [json.loads(line) for line in read(out)]
@@ -78,11 +83,7 @@ def test_two_processes_work_on_one_search(opt_folder, tmp_path, environment):
 
 @pytest.mark.slow
 def test_a_list_is_for_one_process(opt_folder, tmp_path, environment):
-    path, out = small_sweep.write(opt_folder, tmp_path, POINTS), tmp_path / "out"
-    first = start(path, out, environment)
-    while not (out / "sweep.json").exists():
-        time.sleep(0.02)
-    second = start(path, out, environment, "--resume", "--quiet")
+    (first, second), out = both(opt_folder, tmp_path, POINTS, environment)
     _, err = second.communicate(timeout=300)
     assert second.returncode == 2 and "another process is running the sweep" in err
     first.communicate(timeout=300)
