@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from icp_jax import data
+from icp_jax.backend import heap
 from icp_jax.config import (
     CalibrationConfig,
     CompensateConfig,
@@ -160,7 +161,9 @@ def evaluate(
                 raise InputError("against is for text, but this model reads images: leave it out")
             return _segmentation(source, data_or_windows, config, progress)
         dense = None if against is None else opened(against)
-        return _perplexity(source, data_or_windows, dense, config, progress)
+        found = _perplexity(source, data_or_windows, dense, config, progress)
+    heap.give_back()
+    return found
 
 
 def _perplexity(
