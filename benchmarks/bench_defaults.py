@@ -8,7 +8,8 @@
 
 A run per point, all on the same calibration windows, in one process. A result file keeps its
 points; running again adds the missing ones. `--points` takes them from a JSON file: a list of
-objects with `sparsity` or `pattern`, and any of `method`, `lr`, `epochs`, `gamma`, `alpha`, `beta`.
+objects with `sparsity` or `pattern`, and any of `method`, `lr`, `epochs`, `gamma`, `alpha`, `beta`,
+`retune_lr`, `retune_epochs`, `retune_gamma`.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ import numpy as np
 
 import icp_jax
 from icp_jax import demo
-from icp_jax.config import CompensateConfig
+from icp_jax.config import CompensateConfig, RetuneConfig
 
 MEASURED = ("perplexity", "seconds")
 TUNED = ("lr", "gamma", "epochs")
+AGAIN = "retune_"
 TARGETS = ({"sparsity": 0.5}, {"sparsity": 0.6}, {"sparsity": 0.7}, {"pattern": "2:4"})
 RATES = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3)
 SHARES = ({"alpha": 1.0, "beta": 0.0}, {"alpha": 0.691, "beta": 0.2}, {"alpha": 0.85, "beta": 0.1})
@@ -64,12 +66,15 @@ def texts(args, model) -> tuple[np.ndarray, Any]:
 
 
 def measure(model, tokens, evaluation, point: dict, seed: int) -> dict:
-    compensation = CompensateConfig(**{k: point[k] for k in TUNED if k in point})
-    settings = {k: v for k, v in point.items() if k not in TUNED}
+    tuned = {
+        "compensation": CompensateConfig(**{k: point[k] for k in TUNED if k in point}),
+        "retune": RetuneConfig(**{k: point[AGAIN + k] for k in TUNED if AGAIN + k in point}),
+    }
+    settings = {k: v for k, v in point.items() if k not in TUNED and not k.startswith(AGAIN)}
     started = time.perf_counter()
-    if point.get("method", "icp") == "icp":  # no other method draws anything
+    if point.get("method", "icp") in ("icp", "icp+"):  # no other method draws anything
         settings |= {"seed": seed}
-    pruned, _ = icp_jax.prune(model, tokens, compensation=compensation, **settings)
+    pruned, _ = icp_jax.prune(model, tokens, **tuned, **settings)
     seconds = time.perf_counter() - started
     return {
         **point,

@@ -31,6 +31,7 @@ _HOME = {
     "keep_zeros": "icp_jax.core.keep",
     "PruneConfig": "icp_jax.config",
     "CompensateConfig": "icp_jax.config",
+    "RetuneConfig": "icp_jax.config",
     "CalibrationConfig": "icp_jax.config",
     "QuantConfig": "icp_jax.config",
     "verify": "icp_jax.runs.verify",

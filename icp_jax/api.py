@@ -20,6 +20,7 @@ from icp_jax.config import (
     MemoryConfig,
     PruneConfig,
     QuantConfig,
+    RetuneConfig,
     RunConfig,
     check,
 )
@@ -85,6 +86,7 @@ def prune(
     compensation: CompensateConfig | None = None,
     quant: QuantConfig | None = None,
     *,
+    retune: RetuneConfig | None = None,
     memory: MemoryConfig | None = None,
     dtype: Dtype = "auto",
     seed: int | None = None,
@@ -95,9 +97,9 @@ def prune(
     """Prune a model in memory. The given model is not changed.
 
     tokens: `[N, T]`, or pixels `[N, 3, S, S]`. config: method and sparsity; its fields may be given
-    as keywords, such as `sparsity=0.5, method="wanda"`. compensation, quant, memory: see their
-    classes; `memory.device`, `memory.host` and `quant.packed` are only for `prune_folder`.
-    dtype: compute dtype of the blocks. seed: sample order in compensation. Default: 0.
+    as keywords, such as `sparsity=0.5, method="wanda"`. compensation, quant, retune, memory:
+    see their classes; `memory.device`, `memory.host` and `quant.packed` are for `prune_folder`.
+    dtype: compute dtype of the blocks. seed: of the order of the samples in tuning. Default: 0.
     devices: number of devices to share the work. Default: 1. progress: called with (block, phase,
     done, total, loss). Returns the pruned model, in the same dtypes, and a report of every block.
     Raises InputError.
@@ -106,6 +108,7 @@ def prune(
         prune=dataclasses.replace(PruneConfig() if config is None else config, **settings),
         quant=QuantConfig() if quant is None else quant,
         compensate=CompensateConfig() if compensation is None else compensation,
+        retune=RetuneConfig() if retune is None else retune,
         memory=MemoryConfig() if memory is None else memory,
         dtype=dtype,
         seed=seed,

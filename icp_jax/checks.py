@@ -8,7 +8,7 @@ import numbers
 import os
 import re
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -17,7 +17,7 @@ from icp_jax.settings import RunConfig
 
 T = TypeVar("T")
 
-SOLVERS, COMPENSATING = ("icp", "sparsegpt"), ("icp",)
+SOLVERS, COMPENSATING, RETUNING = ("icp", "icp+", "sparsegpt"), ("icp", "icp+"), ("icp+",)
 # Settings that only some methods use.
 USED_BY = {
     "prune.damping": SOLVERS,
@@ -25,11 +25,14 @@ USED_BY = {
     "compensate.epochs": COMPENSATING,
     "compensate.lr": COMPENSATING,
     "compensate.gamma": COMPENSATING,
+    "retune.epochs": RETUNING,
+    "retune.lr": RETUNING,
+    "retune.gamma": RETUNING,
     "seed": COMPENSATING,
     "memory.remat": COMPENSATING,
 }
 # Values that only turn off a step; every method accepts them.
-OFF = (("compensate.epochs", 0), ("memory.remat", False))
+OFF = (("compensate.epochs", 0), ("retune.epochs", 0), ("memory.remat", False))
 UNSTRUCTURED = tuple(
     f"prune.{name}" for name in ("sparsity", "alpha", "beta", "rearrange", "sparsity_of")
 )
@@ -39,6 +42,7 @@ LEAST = {
     "prune.keep_first": 0,
     "prune.keep_last": 0,
     "compensate.epochs": 0,
+    "retune.epochs": 0,
     "calibration.samples": 1,
     "calibration.seq_len": 2,
     "calibration.seed": 0,
@@ -57,6 +61,8 @@ OTHERS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "prune.damping": (lambda v: v >= TINY, "a positive number"),
     "compensate.lr": (lambda v: v >= TINY, "a positive number"),
     "compensate.gamma": (lambda v: v >= TINY, "a positive number"),
+    "retune.lr": (lambda v: v >= TINY, "a positive number"),
+    "retune.gamma": (lambda v: v >= TINY, "a positive number"),
     "quant.bits": (lambda v: 2 <= v <= 8, "from 2 to 8"),
     "quant.group": (lambda v: v in (32, 64, 128), "32, 64 or 128"),
 }
@@ -194,13 +200,18 @@ def sensible(run: RunConfig) -> None:
     parse_bytes("memory.host", run.memory.host)
     if run.quant.bits is None and run.quant != type(run.quant)():
         raise InputError("quant settings need quant.bits: set it, such as 4")
+    if run.quant.bits is not None and run.prune.method in RETUNING and run.retune.epochs != 0:
+        raise InputError(
+            "quant.bits does not go with icp+, whose re-tune would move the weights off their "
+            "grid: choose icp, or retune.epochs 0"
+        )
     for text in run.prune.sparsity_of:
         parse_own(text)
     unused = idle(run)
     if unused and unused[0] in USED_BY:
         methods = USED_BY[unused[0]]
         raise InputError(
-            f"{unused[0]} applies to {' and '.join(methods)} only, not to {run.prune.method}: "
+            f"{unused[0]} applies to {_listed(methods)} only, not to {run.prune.method}: "
             "leave it out"
         )
     if unused:
@@ -209,6 +220,12 @@ def sensible(run: RunConfig) -> None:
         raise InputError(
             f"{names} to unstructured pruning only: leave {them} out, or prune.pattern"
         )
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names in words, such as `a, b and c`."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def parse_bytes(name: str, text: str) -> int | None:

@@ -16,6 +16,7 @@ from icp_jax.settings import (
     MethodName,
     PruneConfig,
     QuantConfig,
+    RetuneConfig,
     RunConfig,
 )
 
@@ -28,6 +29,7 @@ __all__ = [
     "MethodName",
     "PruneConfig",
     "QuantConfig",
+    "RetuneConfig",
     "RunConfig",
     "check",
     "filled",
@@ -46,8 +48,12 @@ DEFAULTS = {
     "compensate.epochs": 1,
     "compensate.lr": 1e-4,
     "compensate.gamma": 0.87,
+    "retune.epochs": 1,
+    "retune.lr": 1e-3,
+    "retune.gamma": 0.87,
     "seed": 0,
 }
+OWN = {"icp+": {"compensate.lr": 1e-3}}  # of a method, where they differ
 
 
 def check(config: AnyConfig) -> AnyConfig:
@@ -66,7 +72,7 @@ def check(config: AnyConfig) -> AnyConfig:
 def filled(run: RunConfig) -> RunConfig:
     """Fill in unset settings from DEFAULTS. Sparsity stays unset if something else fixes it."""
     settings = checks.flat(run)
-    for name, default in DEFAULTS.items():
+    for name, default in (DEFAULTS | OWN.get(run.prune.method, {})).items():
         fixed = name == "prune.sparsity" and (run.prune.structured or run.prune.sparsity_of)
         if settings[name] is None and not fixed:
             run = checks.put(run, name, default)

@@ -14,39 +14,51 @@ Progress = Callable[[int, str, int, int, float | None], None]
 Shares = Mapping[tuple[int, str], float]  # (block, phase) -> its share of the run
 
 
+class Epochs(NamedTuple):
+    """Passes over the samples that tune a block; 0 where the method does not."""
+
+    compensate: int = 0
+    retune: int = 0
+
+
 class Phase(NamedTuple):
     """One phase. name: as shown by the progress bar, the plan and the records."""
 
     name: str
     first: int | None = None  # the first block that has it; None: once per run
-    tunes: bool = False  # runs once per epoch, for methods that compensate
+    tunes: str = ""  # runs once per epoch of this kind, a field of Epochs
     exact: bool = False  # computes in float32, whatever the dtype of the blocks
 
-    def of_block(self, t: int, epochs: int) -> bool:
-        """Whether block t has this phase. epochs: of compensation; 0 without compensation."""
-        return self.first is not None and t >= self.first and (not self.tunes or epochs > 0)
+    def of_block(self, t: int, epochs: Epochs) -> bool:
+        """Whether block t has this phase."""
+        return self.first is not None and t >= self.first and self._each(epochs) > 0
 
-    def times(self, blocks: int, epochs: int) -> int:
+    def times(self, blocks: int, epochs: Epochs) -> int:
         """How often the phase runs, every epoch counted, for this number of blocks."""
         if self.first is None:
             return 1
-        return max(blocks - self.first, 0) * (epochs if self.tunes else 1)
+        return max(blocks - self.first, 0) * self._each(epochs)
+
+    def _each(self, epochs: Epochs) -> int:
+        return getattr(epochs, self.tunes) if self.tunes else 1
 
 
 TOKENIZE = Phase("tokenize")
 GENERATE = Phase("generate")
 EMBED = Phase("embed")
 DENSE = Phase("dense", first=0)
-COMPENSATE = Phase("compensate", first=1, tunes=True)
+COMPENSATE = Phase("compensate", first=1, tunes="compensate")
 STATISTICS = Phase("statistics", first=0, exact=True)
 PRUNE = Phase("prune", first=0, exact=True)
+RETUNE = Phase("retune", first=0, tunes="retune")
 SPARSE = Phase("sparse", first=0)
 WRITE = Phase("write", first=0)
 EXPORT = Phase("export")
 CHECK = Phase("check")
 PUBLISH = Phase("publish")
 
-STREAMED = (EMBED, DENSE, COMPENSATE, STATISTICS, PRUNE, SPARSE, WRITE)  # in the loop and the plan
+# in the loop and the plan
+STREAMED = (EMBED, DENSE, COMPENSATE, STATISTICS, PRUNE, RETUNE, SPARSE, WRITE)
 ALL = (TOKENIZE, GENERATE, *STREAMED, EXPORT, CHECK, PUBLISH)
 WIDEST = max(len(phase.name) for phase in ALL)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Dtype = Literal["auto", "float32", "bfloat16"]
-MethodName = Literal["icp", "sparsegpt", "wanda", "magnitude"]
+MethodName = Literal["icp", "icp+", "sparsegpt", "wanda", "magnitude"]
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,8 @@ class PruneConfig:
     """Pruning method, sparsity, and how the sparsity is allocated to layers."""
 
     method: MethodName = "icp"
-    """Pruning method: icp, or one of its three baselines."""
+    """Pruning method: icp; icp+, which tunes each block once more after it is pruned; or one of
+    three baselines."""
     sparsity: float | None = None
     """Fraction of weights to set to zero in the blocks' linear layers, in [0, 1): the mean over the
     layers that are chosen. Default: 0.7, or what the pattern implies."""
@@ -32,10 +33,10 @@ class PruneConfig:
     """Layers that give up sparsity and layers that take it (see beta), as GIVES-TAKES, such as
     qkv-f2. Default: the model family's own."""
     damping: float | None = None
-    """Damping of the Hessian (icp and sparsegpt), as a fraction of its mean diagonal.
+    """Damping of the Hessian (icp, icp+ and sparsegpt), as a fraction of its mean diagonal.
     Default: 0.01."""
     block_size: int | None = None
-    """Number of inputs per SparseGPT mask block (icp and sparsegpt). Default: 128."""
+    """Number of inputs per SparseGPT mask block (icp, icp+ and sparsegpt). Default: 128."""
     include: tuple[str, ...] = ()
     """Prune only the layers whose name matches the glob, such as 'blocks.*.fc2'. Repeat the option,
     or separate globs with commas. Default: all layers."""
@@ -58,15 +59,28 @@ class PruneConfig:
 
 @dataclass(frozen=True)
 class CompensateConfig:
-    """How block t+1 is tuned after block t is pruned (icp only)."""
+    """How block t+1 is tuned after block t is pruned (icp and icp+)."""
 
     epochs: int | None = None
-    """Passes over the calibration samples per block (icp only); 0 turns compensation off.
+    """Passes over the calibration samples per block (icp and icp+); 0 turns compensation off.
     Default: 1."""
     lr: float | None = None
-    """Learning rate of Adam in the first epoch (icp only). Default: 1e-4."""
+    """Learning rate of Adam in the first epoch (icp and icp+). Default: 1e-4 (icp+: 1e-3)."""
     gamma: float | None = None
-    """Factor on the learning rate after each epoch (icp only). Default: 0.87."""
+    """Factor on the learning rate after each epoch (icp and icp+). Default: 0.87."""
+
+
+@dataclass(frozen=True)
+class RetuneConfig:
+    """How a pruned block is tuned once more, with its zeros held (icp+ only)."""
+
+    epochs: int | None = None
+    """Passes over the calibration samples per block (icp+ only); 0 turns the re-tune off.
+    Default: 1."""
+    lr: float | None = None
+    """Learning rate of Adam in the first epoch (icp+ only). Default: 1e-3."""
+    gamma: float | None = None
+    """Factor on the learning rate after each epoch (icp+ only). Default: 0.87."""
 
 
 @dataclass(frozen=True)
@@ -150,12 +164,13 @@ class RunConfig:
     prune: PruneConfig = field(default_factory=PruneConfig)
     quant: QuantConfig = field(default_factory=QuantConfig)
     compensate: CompensateConfig = field(default_factory=CompensateConfig)
+    retune: RetuneConfig = field(default_factory=RetuneConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     dtype: Dtype = "auto"
     """Compute dtype of the blocks. auto: bfloat16 on GPU and TPU, float32 on CPU."""
     seed: int | None = None
-    """Random seed for the sample order in compensation (icp only). Default: 0."""
+    """Random seed for the order of the samples in tuning (icp and icp+). Default: 0."""
     devices: int | None = None
     """Number of devices to share the samples and the solver's rows.
     Default: 1, or all devices with several hosts."""

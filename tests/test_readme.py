@@ -76,9 +76,9 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-# the guides' blocks take minutes
+# the blocks of the other pages take minutes
 RUN = [
-    pytest.param(page, marks=pytest.mark.slow) if page.startswith("docs/guides/") else page
+    pytest.param(page, marks=pytest.mark.slow) if page.startswith("docs/") else page
     for page in documents.PAGES
 ]
 

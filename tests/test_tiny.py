@@ -96,6 +96,8 @@ def test_the_report_counts_the_zeros_there(bundled, method, quant):
         for name in ("scale", "bias"):
             block["self_attn_layer_norm"][name][:100] = 0
     tokens = np.random.default_rng(0).integers(3, 500, (2, 32)).astype(np.int32)
+    if quant and METHODS[method].retunes:
+        pytest.skip("a re-tune does not go with quantization")
     options = {"compensation": icp_jax.CompensateConfig(epochs=0)}
     quant = icp_jax.QuantConfig(**quant)
     pruned, reports = icp_jax.prune(

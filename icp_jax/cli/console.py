@@ -189,24 +189,24 @@ def _folded(layers: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
+def _losses(tuned: Any) -> tuple[str, str]:
+    return ("", "") if tuned is None else (f"{tuned.before:.4g}", f"{tuned.after:.4g}")
+
+
 def pruned(done: Any) -> None:
     """Print a finished run: one row per block, the totals, and the next command to run."""
     from icp_jax.core.outcomes import remedies
 
-    table = Table("block")
-    for name in ("sparsity", "error after", "loss before", "loss after", "seconds"):
+    table, retuned = Table("block"), any(block.retune for block in done.blocks)
+    names = ["sparsity", "error after", "loss before", "loss after"]
+    names += ["loss pruned", "loss re-tuned"] * retuned
+    for name in (*names, "seconds"):
         table.add_column(name, justify="right")
     for block in done.blocks:
         zeros, size = (sum(getattr(layer, k) for layer in block.layers) for k in ("zeros", "size"))
-        loss = block.compensation
-        table.add_row(
-            str(block.block),
-            f"{zeros / size:.4f}",
-            f"{block.error:.4f}",
-            "" if loss is None else f"{loss.before:.4g}",
-            "" if loss is None else f"{loss.after:.4g}",
-            f"{sum(block.seconds.values()):.1f}",
-        )
+        losses = [*_losses(block.compensation), *(_losses(block.retune) if retuned else ())]
+        spent = f"{sum(block.seconds.values()):.1f}"
+        table.add_row(str(block.block), f"{zeros / size:.4f}", f"{block.error:.4f}", *losses, spent)
     out = Console()
     out.print(table)
     device = "" if done.peak_device_mib is None else f", {done.peak_device_mib} MiB on the device"

@@ -55,6 +55,11 @@ GROUPS: dict[str, dict[str, str]] = {
         "compensate.gamma": "compensate.gamma",
         "seed": "seed",
     },
+    "retune": {
+        "retune.epochs": "retune.epochs",
+        "retune.lr": "retune.lr",
+        "retune.gamma": "retune.gamma",
+    },
     "calibration": {
         "calibration.seed": "calibration.seed",
         "calibration.overlap": "calibration.overlap",
@@ -216,7 +221,8 @@ def defaults(kind: type, run: RunConfig) -> dict[str, Any]:
     return found
 
 
-SETTING = re.compile(r"(?<![\w./'\"-])(?:prune|compensate|calibration|quant|memory)\.\w+(?![\w/])")
+NAMED = "prune|compensate|retune|calibration|quant|memory"
+SETTING = re.compile(rf"(?<![\w./'\"-])(?:{NAMED})\.\w+(?![\w/])")
 
 
 def as_options(message: str) -> str:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from icp_jax.core.choice import Choice
 from icp_jax.core.counts import Shapes, Target, counts
 from icp_jax.core.masks import parse_pattern
+from icp_jax.core.pruners import METHODS
 from icp_jax.models.spec import Family
 
 Numbers = Array | np.ndarray
@@ -43,9 +44,15 @@ class Hyper(NamedTuple):
     """The traced numbers of a run. For a sweep, every leaf has a leading axis."""
 
     counts: Int[Numbers, "*p L linears"]  # weights to prune in each linear; LEFT: not chosen
-    rates: Float[Numbers, "*p E"]  # Adam's learning rate in each epoch
+    rates: Float[Numbers, "*p E"]  # Adam's learning rate in each epoch of the compensation
     damping: Float[Numbers, "*p"]  # added to the diagonal of H, as a share of its mean
     bits: Int[Numbers, "*p"]  # of the grids; used only with Recipe.quantize
+    retune: Float[Numbers, "*p R"]  # Adam's learning rate in each epoch of the re-tune
+
+    @property
+    def orders(self) -> int:
+        """Orders of the samples that a block needs: one per epoch of both."""
+        return self.rates.shape[-1] + self.retune.shape[-1]
 
 
 def hyper(
@@ -61,25 +68,32 @@ def hyper(
     lr: float = 1e-4,
     gamma: float = 0.87,
     epochs: int = 1,
+    retune_lr: float = 1e-3,
+    retune_gamma: float = 0.87,
+    retune_epochs: int = 1,
     damping: float = 0.01,
     bits: int = 4,
 ) -> Hyper:
     """The `Hyper` of one run, computed on the host in float64; leaves are NumPy arrays.
 
     shapes: (inputs, outputs) of each linear of each block, from `Model.shapes(t)`. choice:
-    what is pruned. Defaults: sparsity 0.7 or what the pattern implies; alpha, beta and rearrange of
-    the family and method. Combine several with `stack`. Raises InputError if the counts are
-    infeasible.
+    what is pruned. retune_*: for methods that tune a block again after it is pruned. Defaults:
+    sparsity 0.7 or what the pattern implies; alpha, beta and rearrange of the family and method.
+    Combine several with `stack`. Raises InputError if the counts are infeasible.
     """
     recipe = recipe or Recipe()
     target = Target(sparsity, recipe.pattern, alpha, beta, rearrange, choice)
     zeros = counts(family, shapes, target, method=recipe.method, group=recipe.group)
-    return point(as_table(family, zeros), schedule(lr, gamma, epochs), damping, bits)
+    table, rates = as_table(family, zeros), schedule(lr, gamma, epochs)
+    again = schedule(retune_lr, retune_gamma, retune_epochs * METHODS[recipe.method].retunes)
+    return point(table, rates, damping, bits, again)
 
 
-def point(table: np.ndarray, rates: np.ndarray, damping: float, bits: int) -> Hyper:
+def point(
+    table: np.ndarray, rates: np.ndarray, damping: float, bits: int, retune: np.ndarray
+) -> Hyper:
     """A `Hyper` from a table of counts, in the dtypes that are traced."""
-    return Hyper(table, rates, np.asarray(damping, np.float32), np.asarray(bits, np.int32))
+    return Hyper(table, rates, np.asarray(damping, np.float32), np.asarray(bits, np.int32), retune)
 
 
 def as_table(family: Family, zeros: Sequence[Mapping[str, int]]) -> np.ndarray:
@@ -108,7 +122,10 @@ def sample_order(
 
 
 def block_orders(seed: int, blocks: int, epochs: int, samples: int) -> np.ndarray:
-    """The `order` of `icp`, `[L, E, N]` int32; the streaming driver uses the same per seed."""
+    """The `order` of `icp`, `[L, K, N]` int32; the streaming driver uses the same per seed.
+
+    epochs: K, see `Hyper.orders`.
+    """
     return np.stack([sample_order((seed, t), epochs, samples) for t in range(blocks)])
 
 

@@ -3,12 +3,13 @@
 Two streams of hidden states run through the model: `dense` is the unpruned model's, `sparse` that
 of the model as pruned so far. The dense stream passes through block t. Block t, still dense, is
 tuned to map the sparse stream to the result. Then it is pruned on the sparse stream, which passes
-through the pruned block. So each block repairs the damage of the blocks before it. Everything here
-is pure: jit it, vmap or map it over `Hyper`, differentiate it.
+through the pruned block. So each block repairs the damage of those before it. `icp+` then tunes the
+kept weights once more. All is pure: jit it, vmap or map it over `Hyper`, differentiate it.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from icp_jax import backend
 from icp_jax.arrays import AnyArray
-from icp_jax.core import streams
+from icp_jax.core import retune, streams
 from icp_jax.core.choice import LEFT
 from icp_jax.core.compensate import compensate
 from icp_jax.core.fate import CompensationMetrics, not_compensated
@@ -43,6 +44,7 @@ class BlockMetrics(NamedTuple):
     heldout: Float[Array, "*L"]  # the same on held-out samples; NaN without any
     error_median: Float[Array, "*L"]  # of the error of each token by itself, see `token_errors`
     error_p95: Float[Array, "*L"]
+    retune: CompensationMetrics  # of this block, after it was pruned
 
 
 def block_step(
@@ -52,41 +54,43 @@ def block_step(
     params: Params,
     through: list[Streams],
     hyper: Hyper,
-    order: Int[AnyArray, "E N"],
+    order: Int[AnyArray, "K N"],
     damaged: bool | Bool[Array, ""] = True,
 ) -> tuple[Params, list[Streams], BlockMetrics]:
     """Prune one block and pass the streams through it. Params keep their dtypes.
 
     through: the streams of the calibration samples, then of the held-out samples if any.
-    hyper: with the counts of this block, `[linears]`. order: sample indices of each epoch of its
-    compensation. damaged: whether an earlier block is pruned, so that there is error to repair.
+    hyper: with the counts of this block, `[linears]`. order: sample indices of each epoch, E of the
+    compensation and then R of the re-tune. damaged: whether an earlier block is pruned.
     """
-    dtypes, (epochs, samples) = [leaf.dtype for leaf in jax.tree.leaves(params)], order.shape
+    dtypes, samples = [leaf.dtype for leaf in jax.tree.leaves(params)], order.shape[1]
+    method, epochs, again = METHODS[recipe.method], len(hyper.rates), len(hyper.retune)
     stored_as = {s.name: params[s.name]["kernel"].dtype.name for s in family.linears}
     sparse = [stream.sparse for stream in through]
-    tuned, lost = widened(params), not_compensated(epochs)
+    tuned, lost, left = widened(params), not_compensated(epochs), not_compensated(again)
 
     dense = [streams.forward(apply, tuned, stream.dense) for stream in through]  # the targets
-    if METHODS[recipe.method].compensates and epochs:
-        x, y = sparse[0].samples(samples), dense[0].samples(samples)
-        repaired = apply.rematerialised() if recipe.remat else apply
-
-        def repair(p):
-            return compensate(
-                repaired, p, x, y, lr=jnp.asarray(hyper.rates), order=order, undo=recipe.undo
-            )
-
-        tuned, lost = jax.lax.cond(damaged, repair, lambda p: (p, lost), tuned)
+    x, y = sparse[0].samples(samples), dense[0].samples(samples)
+    whole = apply.rematerialised() if recipe.remat else apply
+    repair = partial(compensate, whole, inputs=x, targets=y, undo=recipe.undo)
+    if method.compensates and epochs:
+        first = partial(repair, lr=hyper.rates, order=order[:epochs])
+        tuned, lost = jax.lax.cond(damaged, first, lambda p: (p, lost), tuned)
     seen = streams.statistics(family, apply, tuned, sparse[0], samples)
     pruned, layers = prune_block(family, tuned, seen, hyper, recipe, stored_as)
+    if method.retunes and again:
+        keep, chosen = retune.masks(family, pruned), jnp.any(hyper.counts != LEFT)
+        second = partial(repair, lr=hyper.retune, order=order[epochs:], keep=keep)
+        pruned, left = jax.lax.cond(chosen, second, lambda p: (p, left), pruned)
+        layers = retune.recounted(family, pruned, layers, stored_as)
     stored = narrowed(pruned, dtypes)
     kept = widened(stored)  # as rounded in the checkpoint
     after = [streams.forward_beside(apply, kept, *pair) for pair in zip(sparse, dense, strict=True)]
 
     moved = [Streams(s, d) for (s, *_), d in zip(after, dense, strict=True)]
     errors = [error for _, error, _ in after] + [jnp.full((), jnp.nan, jnp.float32)]
-    spread = quantiles(after[0][2][:samples])
-    return stored, moved, BlockMetrics(layers, lost, errors[0], errors[1], *spread)
+    median, high = quantiles(after[0][2][:samples])
+    return stored, moved, BlockMetrics(layers, lost, errors[0], errors[1], median, high, left)
 
 
 def icp(
@@ -94,17 +98,16 @@ def icp(
     params: Params,
     tokens: Int[AnyArray, "N T"] | Float[AnyArray, "N 3 S S"],
     hyper: Hyper,
-    order: Int[AnyArray, "L E N"],
+    order: Int[AnyArray, "L K N"],
     recipe: Recipe = ICP,
     heldout: Int[AnyArray, "M T"] | Float[AnyArray, "M 3 S S"] | None = None,
 ) -> tuple[Params, BlockMetrics]:
     """Prune a whole model on calibration samples in one trace, with everything in memory.
 
     family and recipe are static. params: {'embed', 'blocks': {'0': ...}, 'head'}; the result has
-    the same dtypes. hyper: see `hyper.hyper`. order: sample indices of each epoch of each block's
-    compensation, see `hyper.block_orders`. heldout: samples on which only the error of the
-    streams is measured. Equal blocks run as one scan over their stacked params, so the program
-    does not grow with depth. Reference: ICP, algorithm 1.
+    the same dtypes. hyper: see `hyper.hyper`. order: see `hyper.block_orders`. heldout: samples on
+    which only the error of the streams is measured. Equal blocks run as one scan over their stacked
+    params, so the program does not grow with depth. Reference: ICP, algorithm 1.
     """
     samples = (tokens,) if heldout is None else (tokens, heldout)
     with backend.use(recipe.backend or backend.use.value):
@@ -127,7 +130,7 @@ def _scan(
     alike: Params,
     through: list[Streams],
     hyper: Hyper,
-    order: Int[AnyArray, "L E N"],
+    order: Int[AnyArray, "L K N"],
     run: list[int],
 ) -> tuple[list[Streams], tuple[Params, BlockMetrics]]:
     """`block_step` over consecutive equal blocks, with stacked params."""

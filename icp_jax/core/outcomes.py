@@ -23,7 +23,7 @@ NOT_FINITE, ROSE, NO_GAIN = "loss not finite", "loss rose", "no gain"
 WORDS = {Fate.NOT_FINITE: NOT_FINITE, Fate.ROSE: ROSE, Fate.NO_GAIN: NO_GAIN}
 DIVERGED = (NOT_FINITE, ROSE)
 MORE_DATA = "more calibration samples or a larger prune.damping may help"
-LESS_LR = "lower compensate.lr, or set compensate.epochs 0"
+LESS_LR = "lower compensate.lr (and retune.lr), or set compensate.epochs 0"
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class LayerReport:
 
 
 class Compensation(NamedTuple):
-    """The loss (mean squared error) of a compensation."""
+    """The loss (mean squared error) of a compensation or a re-tune."""
 
     before: float  # on the probe, before the first step
     after: float  # on the probe, after the last
@@ -67,6 +67,13 @@ class BlockReport:
     seconds: dict[str, float] = field(default_factory=dict)
     error_median: float = math.nan
     error_p95: float = math.nan
+    retune: Compensation | None = None  # of this block, after it was pruned
+
+    @property
+    def tunings(self) -> dict[str, Compensation]:
+        """What was tuned, by name."""
+        both = {"compensation": self.compensation, "re-tune": self.retune}
+        return {name: tuned for name, tuned in both.items() if tuned is not None}
 
 
 def layer_reports(
@@ -113,7 +120,8 @@ def reports(family: Family, params: Any, metrics: Any, damping: float) -> list[B
         layers = layer_reports(family, sizes, one.layers, damping, f"block {t}")
         tuned = compensation_report(one.compensation)
         spread = float(one.error_median), float(one.error_p95)
-        found.append(BlockReport(t, layers, float(one.error), tuned, {}, *spread))
+        again = compensation_report(one.retune)
+        found.append(BlockReport(t, layers, float(one.error), tuned, {}, *spread, again))
     check(found, family)
     return found
 
@@ -136,24 +144,23 @@ def _damped(report: BlockReport) -> list[str]:
 
 
 def _restored(report: BlockReport) -> list[str]:
-    tuned = report.compensation
-    if tuned is None or not tuned.restored:
-        return []
     return [
-        f"block {report.block}: compensation undone, {tuned.restored}; "
+        f"block {report.block}: {name} undone, {tuned.restored}; "
         f"its loss went from {tuned.before:.3g} to {tuned.after:.3g}"
+        for name, tuned in report.tunings.items()
+        if tuned.restored
     ]
 
 
 def check(reports: Sequence[BlockReport], family: Family) -> None:
     """Raise InputError, with the list, if more than a tenth of the layers needed a remedy.
 
-    Raised damping counts for all layers that read the tap, a diverged compensation for all layers
-    of the block. A single remedy is always allowed, however small the model.
+    Raised damping counts for all layers that read the tap, a diverged compensation or re-tune for
+    all layers of the block. A single remedy is always allowed, however small the model.
     """
     taps = {spec.name: spec.tap for spec in family.linears}
     damped = {(r.block, taps[x.name]) for r in reports for x in r.layers if x.rungs}
-    diverged = [r for r in reports if r.compensation and r.compensation.restored in DIVERGED]
+    diverged = [r for r in reports if any(x.restored in DIVERGED for x in r.tunings.values())]
     layers = {(block, name) for block, tap in damped for name in taps if taps[name] == tap}
     layers |= {(report.block, name) for report in diverged for name in taps}
     if len(damped) + len(diverged) > 1 and 10 * len(layers) > family.n_blocks * len(taps):

@@ -7,15 +7,19 @@ from collections.abc import Iterator, Sequence
 from icp_jax.config import MemoryConfig, RunConfig
 from icp_jax.core.pruners import METHODS
 from icp_jax.models.spec import Family
-from icp_jax.phases import STREAMED
+from icp_jax.phases import STREAMED, Epochs
 from icp_jax.planning.products import Shapes, products
 from icp_jax.planning.table import TABLE
 from icp_jax.planning.workload import Workload, size
 
 
-def epochs(config: RunConfig) -> int:
-    """Epochs of compensation; 0 if the method does not compensate."""
-    return config.compensate.epochs or 0 if METHODS[config.prune.method].compensates else 0
+def epochs(config: RunConfig) -> Epochs:
+    """Epochs of a resolved config."""
+    method = METHODS[config.prune.method]
+    return Epochs(
+        (config.compensate.epochs or 0) * method.compensates,
+        (config.retune.epochs or 0) * method.retunes,
+    )
 
 
 def flops(

@@ -18,6 +18,7 @@ from icp_jax.core import quantize, stats
 from icp_jax.core.choice import fits
 from icp_jax.core.masks import parse_pattern
 from icp_jax.core.passes import Statistics, no_statistics
+from icp_jax.core.retune import masks
 from icp_jax.planning.programs import shape
 from icp_jax.planning.setting import Block, Setting
 from icp_jax.planning.workload import size
@@ -42,11 +43,20 @@ def dense(block: Block) -> Iterator[int]:
 
 
 def compensate(block: Block) -> Iterator[int]:
+    yield from _tuning(block, None)
+
+
+def retune(block: Block) -> Iterator[int]:
+    """As the compensation, with masks."""
+    yield from _tuning(block, jax.eval_shape(partial(masks, block.work.family), block.params))
+
+
+def _tuning(block: Block, keep: Any) -> Iterator[int]:
     state, remat = jax.eval_shape(tune.start, block.params), block.setting.memory.remat
     apply = block.apply.rematerialised() if remat else block.apply
     few = block.few
-    steps = block.beside(tune._steps, apply, state, None, few, few, block.count)
-    yield size(state) + 4 * size(few) + steps
+    steps = block.beside(tune._steps, apply, state, keep, few, few, block.count)
+    yield size(state) + size(keep) + 4 * size(few) + steps
 
 
 def statistics(block: Block) -> Iterator[int]:

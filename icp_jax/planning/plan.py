@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from icp_jax import backend
+from icp_jax import backend, phases
 from icp_jax.config import MemoryConfig, RunConfig, check, parse_bytes
 from icp_jax.data import own
 from icp_jax.errors import InputError
@@ -122,7 +122,7 @@ def fit(work: Workload, device: int | None = None, host: int | None = None) -> N
     """Find the first memory settings that fit into the limits; settings that are set are kept.
 
     Tries streams on the device, on the host, then on disk. For each place: the default batch, with
-    remat if compensation does not fit, then half the batch, down to one sample.
+    remat if tuning a block does not fit, then half the batch, down to one sample.
     device, host: limits in bytes. Raises InputError with the smallest shortfall and its phase.
     """
     memory = work.config.memory
@@ -150,7 +150,7 @@ def fit(work: Workload, device: int | None = None, host: int | None = None) -> N
             phase = max(found.phases, key=lambda phase: getattr(phase, where)).name
             if least is None or missing[where] < least[0]:
                 least = missing[where], f"{gib(missing[where])} of {where} memory for {phase}"
-            if phase == "compensate" and remat is None:
+            if phase in (phases.COMPENSATE.name, phases.RETUNE.name) and remat is None:
                 remat = True
             else:
                 tries.pop(0)

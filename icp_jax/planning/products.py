@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from icp_jax.core import stats
 from icp_jax.models.spec import Family
+from icp_jax.phases import Epochs
 
 Shapes = Mapping[str, tuple[int, int]]  # linear -> (inputs, outputs)
 
@@ -19,7 +20,7 @@ class Products(NamedTuple):
     linears: Sequence[tuple[int, int]]  # (inputs, outputs)
     last: tuple[int, int]  # the last linear in the order of computation
     widths: Sequence[int]  # widths of the taps
-    epochs: int  # of compensation
+    epochs: Epochs
     walks: bool  # whether the pruner factors the Hessian
 
     @property
@@ -29,7 +30,7 @@ class Products(NamedTuple):
 
 
 def products(
-    family: Family, block: Shapes, keys: float, tokens: int, epochs: int, walks: bool
+    family: Family, block: Shapes, keys: float, tokens: int, epochs: Epochs, walks: bool
 ) -> Products:
     """The products of a block with these linears. keys: mean number of keys per query."""
     weights = sum(i * o for i, o in block.values())
@@ -51,7 +52,11 @@ def forward(p: Products) -> Iterator[float]:
 
 def compensate(p: Products) -> Iterator[float]:
     """The backward pass costs two forward passes."""
-    yield 3 * p.epochs * p.forward
+    yield 3 * p.epochs.compensate * p.forward
+
+
+def retune(p: Products) -> Iterator[float]:
+    yield 3 * p.epochs.retune * p.forward
 
 
 def statistics(p: Products) -> Iterator[float]:

@@ -27,6 +27,7 @@ TABLE = (
     Entry(phases.COMPENSATE, device.compensate, products.compensate, streams=2),
     Entry(phases.STATISTICS, device.statistics, products.statistics, streams=1),
     Entry(phases.PRUNE, device.prune, products.prune),
+    Entry(phases.RETUNE, device.retune, products.retune, streams=2),
     Entry(phases.SPARSE, device.sparse, products.forward, streams=3),
     Entry(phases.WRITE, device.write, params=2),  # float32 is twice the checkpoint's 16 bits
 )

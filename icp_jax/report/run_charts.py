@@ -16,7 +16,7 @@ def charts_of(record: Record) -> list[Record]:
     """Name, note, legend and SVG of each chart; without those the record has no figures for."""
     if not record["blocks"]:
         return []
-    made = (_sparsity, _growth, _losses, _times, _memory)
+    made = (_sparsity, _growth, _compensation, _retune, _times, _memory)
     return [chart for chart in (make(record) for make in made) if chart]
 
 
@@ -31,14 +31,16 @@ def times(blocks: list[Record]) -> list[tuple[str, list[Number]]]:
 def block_row(block: Record) -> Record:
     """A block's figures as text and as numbers."""
     zeros, size = (sum(layer[key] for layer in block["layers"]) for key in ("zeros", "size"))
-    tuned = block.get("compensation") or {}
+    tuned, again = (block.get(kind) or {} for kind in ("compensation", "retune"))
     return {
         "block": block["block"],
         "sparsity": zeros / size if size else None,
         **{name: block.get(key) for name, key in STATISTICS.items()},
         "before": tuned.get("before"),
         "after": tuned.get("after"),
-        "undone": tuned.get("restored") or "",
+        "pruned": again.get("before"),
+        "retuned": again.get("after"),
+        "undone": ", ".join(filter(None, (tuned.get("restored"), again.get("restored")))),
         "seconds": sum(finite(block["seconds"].values())),
     }
 
@@ -90,17 +92,24 @@ def _growth(record: Record) -> Record | None:
     }
 
 
-def _losses(record: Record) -> Record | None:
+def _compensation(record: Record) -> Record | None:
+    return _losses(record, "Compensation", ("before", "after"), "that was tuned")
+
+
+def _retune(record: Record) -> Record | None:
+    return _losses(record, "Re-tune", ("pruned", "retuned"), "tuned once more after its pruning")
+
+
+def _losses(record: Record, name: str, keys: tuple[str, str], which: str) -> Record | None:
     rows = [block_row(block) for block in record["blocks"]]
-    before, after = ([row[key] for row in rows] for key in ("before", "after"))
-    tuned = len(finite(after))
-    label = f"Loss before and after the compensation of {tuned} blocks"
+    before, after = ([row[key] for row in rows] for key in keys)
+    label = f"Loss before and after the {name.lower()} of {len(finite(after))} blocks"
     svg = charts.pairs(before, after, _numbers(record), label, "loss")
     if not svg:
         return None
     return {
-        "name": "Compensation",
-        "note": "Mean squared error of each block that was tuned, before and after.",
+        "name": name,
+        "note": f"Mean squared error of each block {which}, before and after.",
         "svg": svg,
         "legend": [("hollow", "before"), ("ink0", "after")],
     }

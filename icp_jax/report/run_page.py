@@ -20,9 +20,17 @@ COLUMNS: dict[
     "95th percentile": ("95th percentile", short),
     "before": ("loss before", short),
     "after": ("loss after", short),
+    "pruned": ("loss pruned", short),
+    "retuned": ("loss re-tuned", short),
     "seconds": ("time", seconds),
 }
-NAMES = {"icp": "ICP", "sparsegpt": "SparseGPT", "wanda": "Wanda", "magnitude": "Magnitude"}
+NAMES = {
+    "icp": "ICP",
+    "icp+": "ICP+",
+    "sparsegpt": "SparseGPT",
+    "wanda": "Wanda",
+    "magnitude": "Magnitude",
+}
 Record = dict[str, Any]
 
 
@@ -112,5 +120,5 @@ def table(rows: list[Record]) -> list[Record]:
     undone = [row["undone"] for row in rows]
     if any(undone):
         cells = [(why or "–", why) for why in undone]
-        columns.append({"name": "compensation undone", "cells": cells, "number": False})
+        columns.append({"name": "tuning undone", "cells": cells, "number": False})
     return columns

@@ -42,12 +42,14 @@ def names(asked: str) -> list[str]:
 def values(block: Mapping[str, Any], **memory: float | None) -> dict[str, float]:
     """The figures of a block by name. block: its record. memory: MiB by place."""
     zeros, size = (sum(layer[key] for layer in block["layers"]) for key in ("zeros", "size"))
-    tuned = block["compensation"] or {}
+    tuned, again = block["compensation"] or {}, block.get("retune") or {}
     spent = block["seconds"]
     found = {
         **{name: block.get(name) for name in ("error", "error_median", "error_p95")},
         "loss/before": tuned.get("before"),
         "loss/after": tuned.get("after"),
+        "loss/pruned": again.get("before"),
+        "loss/retuned": again.get("after"),
         "sparsity": zeros / size,
         "seconds/total": round(sum(spent.values()), 3),
         **{f"seconds/{phase}": value for phase, value in spent.items()},

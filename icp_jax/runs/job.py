@@ -9,6 +9,8 @@ from icp_jax.checks import flat
 from icp_jax.config import MemoryConfig, RunConfig, filled
 from icp_jax.core.counts import counts
 from icp_jax.core.hyper import Recipe, as_table, point, schedule
+from icp_jax.core.pruners import METHODS
+from icp_jax.phases import Epochs
 from icp_jax.planning.budgets import target
 from icp_jax.streaming.loop import Job, Source
 from icp_jax.streaming.passes import compute_dtype
@@ -34,8 +36,14 @@ def job(source: Source, config: RunConfig) -> Job:
         symmetric=quant.symmetric,
         search=quant.search,
     )
-    rates = schedule(*(settings[f"compensate.{name}"] for name in ("lr", "gamma", "epochs")))
-    numbers = point(as_table(family, zeros), rates, settings["prune.damping"], quant.bits or 0)
+    rates, again = (
+        schedule(*(settings[f"{kind}.{name}"] for name in ("lr", "gamma", "epochs")))
+        for kind in Epochs._fields
+    )
+    if not METHODS[recipe.method].retunes:
+        again = again[:0]
+    table, damping = as_table(family, zeros), settings["prune.damping"]
+    numbers = point(table, rates, damping, quant.bits or 0, again)
     return placed(Job(numbers, recipe, settings["seed"]), run.memory)
 
 

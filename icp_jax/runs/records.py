@@ -21,13 +21,15 @@ PACKAGES = ["icp-jax", "jax", "jaxlib", "flax", "optax", "transformers", "safete
 # libraries that determine a GPU's results
 PACKAGES += ["jax-cuda12-plugin", "nvidia-cublas-cu12", "nvidia-cudnn-cu12"]
 PACKAGES += ["jax-cuda13-plugin", "nvidia-cublas", "nvidia-cudnn-cu13"]
+TUNINGS = ("compensation", "retune")  # fields of BlockReport
 
 
 def block_record(block: BlockReport) -> dict[str, Any]:
     """A block's report as JSON values; NaN and infinity become null."""
     record = dataclasses.asdict(block)
-    if block.compensation is not None:
-        record["compensation"] = block.compensation._asdict()
+    for kind in TUNINGS:
+        tuned = getattr(block, kind)
+        record[kind] = None if tuned is None else tuned._asdict()
     record["seconds"] = {phase: round(s, 3) for phase, s in block.seconds.items()}
     for layer in record["layers"]:
         layer["sparsity"] = layer["zeros"] / layer["size"]
@@ -38,11 +40,12 @@ def read_block(record: dict[str, Any]) -> BlockReport:
     """Invert `block_record`; null becomes NaN."""
     names = [field.name for field in dataclasses.fields(LayerReport)]
     layers = [LayerReport(**_tuples({k: layer[k] for k in names})) for layer in record["layers"]]
-    tuned = record["compensation"]
-    if tuned is not None:
-        tuned = Compensation(**_tuples(tuned))
     numbers = {k: math.nan if v is None else v for k, v in record.items()}
-    return BlockReport(**{**numbers, "layers": tuple(layers), "compensation": tuned})
+    found = {kind: record.get(kind) for kind in TUNINGS}  # earlier versions have no re-tune
+    tuned: dict[str, Any] = {
+        k: None if v is None else Compensation(**_tuples(v)) for k, v in found.items()
+    }
+    return BlockReport(**{**numbers, "layers": tuple(layers), **tuned})
 
 
 def _finite(value: Any) -> Any:

@@ -91,10 +91,11 @@ def prune_folder(
             hooks = Hooks(progress, seal, finished, work.path)
             blocks = prune_blocks(source, work, run.tokens, job, hooks, devices)
             export(work, source, job, config.quant.packed, progress)
-            tuned = any(block.compensation for block in blocks)
+            tuned = [b.block for b in blocks if b.compensation or b.retune]
+            first = min(tuned, default=len(blocks))
             zeros = by_name(source.family, job.hyper.counts)
             pattern, checked = job.recipe.pattern, partial(_checked, progress, last)
-            counted = verify_export(source, work.export, zeros, pattern, tuned, checked)
+            counted = verify_export(source, work.export, zeros, pattern, first, checked)
         finally:
             weights.check()  # a changed source explains any other error
         seconds = time.perf_counter() - started

@@ -46,13 +46,13 @@ def verify_export(
     folder: Path,
     budgets: list[dict[str, int]],
     pattern: tuple[int, int] | None,
-    tuned: bool,
+    tuned_from: int,
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> Counted:
     """Check an exported folder: finite, as sparse as required, and otherwise bit-identical.
 
     budgets: required zeros by block and linear, or LEFT. pattern: required n:m, or None.
-    tuned: whether compensation may have changed other params of the blocks after the first.
+    tuned_from: the first block whose other params may have changed too.
     tick: called with (tensors done, tensors in all). Raises RuntimeError for a wrong tensor, and
     InputError for one with values out of range.
     """
@@ -60,7 +60,7 @@ def verify_export(
         weights = Unpacked(reader, folder)
         if set(weights.names()) != set(source.reader.names()):
             raise RuntimeError(f"{folder}: the exported tensors differ from the source's")
-        check = partial(_check, source, weights, budgets, pattern, tuned)
+        check = partial(_check, source, weights, budgets, pattern, tuned_from)
         layers: dict[str, tuple[int, int]] = {}
         left = {r.name for r in source.placed if _budget(r, budgets) == LEFT}
         names = weights.names()
@@ -78,15 +78,15 @@ def _check(
     weights: Unpacked,
     budgets: list[dict[str, int]],
     pattern: tuple[int, int] | None,
-    tuned: bool,
+    tuned_from: int,
     name: str,
 ) -> tuple[int, int] | None:
     """Check one tensor; returns (zeros, size) of a linear's kernel, None for other tensors."""
     tensor, rule = weights.read(name), next((r for r in source.placed if r.name == name), None)
     budget, counted = None if rule is None else _budget(rule, budgets), None
     if budget in (None, LEFT):
-        free = tuned and rule is not None and rule.path[0] == "blocks" and rule.path[1] != "0"
-        if not free and not same_bytes(tensor, source.reader.read(name)):
+        tuned = rule is not None and rule.path[0] == "blocks" and int(rule.path[1]) >= tuned_from
+        if not tuned and not same_bytes(tensor, source.reader.read(name)):
             raise RuntimeError(f"exported tensor {name!r} changed, but must equal the source's")
     if budget is not None:
         zeros = tensor.size - int(np.count_nonzero(tensor))

@@ -18,7 +18,7 @@ import numpy as np
 
 from icp_jax import backend, phases
 from icp_jax.backend import heap
-from icp_jax.core import outcomes, quantize
+from icp_jax.core import outcomes, quantize, retune
 from icp_jax.core.choice import LEFT
 from icp_jax.core.fate import CompensationMetrics
 from icp_jax.core.hyper import Hyper, Recipe, sample_order
@@ -27,7 +27,7 @@ from icp_jax.core.passes import Apply, Params, Shapes, Statistics, no_statistics
 from icp_jax.core.pruners import METHODS
 from icp_jax.errors import InputError
 from icp_jax.models.spec import Family
-from icp_jax.phases import Phase, Progress
+from icp_jax.phases import Epochs, Phase, Progress
 from icp_jax.streaming import passes, storage, transfer
 from icp_jax.streaming.background import Background
 from icp_jax.streaming.clock import Clock
@@ -65,9 +65,11 @@ class Job:
     batch_tokens: int | None = None  # positions per batch and device; None: the backend's default
 
     @property
-    def epochs(self) -> int:
-        """Epochs of compensation; 0 if the method does not compensate."""
-        return len(self.hyper.rates) if METHODS[self.recipe.method].compensates else 0
+    def epochs(self) -> Epochs:
+        """How often a block is tuned."""
+        method = METHODS[self.recipe.method]
+        compensate = len(self.hyper.rates) * method.compensates
+        return Epochs(compensate, len(self.hyper.retune) * method.retunes)
 
 
 @dataclass(frozen=True)
@@ -195,19 +197,32 @@ class Loop:
         of_real = np.concatenate(of_tokens)[: len(self.tokens)]  # the last batch is padded
         return passes.stream_errors(lost, energies, of_real)
 
-    def tune(self, t: int, params: Params, stored: Params) -> tuple[Params, CompensationMetrics]:
-        """Tune block t to map the sparse stream to the dense one. The params are donated."""
-        job, tick = self.job, self.ticker(t, phases.COMPENSATE)
+    def tune(
+        self, t: int, phase: Phase, params: Params, again: Callable[[], Params], keep: Any = None
+    ) -> tuple[Params, CompensationMetrics]:
+        """Tune block t to map the sparse stream to the dense one.
+
+        The params are donated; `again` gives them once more. keep: masks that are held.
+        """
+        job, tick, hyper = self.job, self.ticker(t, phase), self.job.hyper
         apply = self.apply(t).rematerialised() if job.recipe.remat else self.apply(t)
-        order = sample_order((job.seed, t), len(job.hyper.rates), len(self.tokens))
+        order = sample_order((job.seed, t), hyper.orders, len(self.tokens))
+        first = phase is phases.COMPENSATE
+        rates, split = np.asarray(hyper.rates if first else hyper.retune), len(hyper.rates)
+        order = order[:split] if first else order[split:]
         # one sample at a time: there is nothing to share between devices
-        tuning = Tuning(apply, self.sparse_stream, self.dense_stream, tick=tick)
-        again = partial(self.to_device, stored, ONE)
-        params = self.devices.first(params)
-        compiles = backend.is_host() and phases.COMPENSATE not in self.compiled
-        rates = np.asarray(job.hyper.rates)
+        tuning = Tuning(apply, self.sparse_stream, self.dense_stream, keep, tick)
+        compiles = backend.is_host() and phase not in self.compiled
         params, found = compensate(tuning, params, rates, order, again, compiles)
         return self.devices.agree(params), found
+
+    def retune(self, t: int, params: Params) -> tuple[Params, CompensationMetrics]:
+        """Tune the kept weights of pruned block t."""
+        params = self.devices.first(params)
+        held = jax.tree.map(lambda x: np.array(x, copy=True), params)  # the params are donated
+        keep = retune.masks(self.source.family, params)
+        again = partial(jax.device_put, held, storage.here())
+        return self.tune(t, phases.RETUNE, params, again, keep)
 
     def statistics(self, t: int, params: Params) -> Statistics:
         """The pruners' statistics of the linears' inputs, on the sparse stream."""
@@ -225,14 +240,17 @@ class Loop:
         self, t: int, stored: Params
     ) -> tuple[BlockReport, Params, Mapping[str, quantize.Grid]]:
         """Prune block t. Returns (report, params in their stored dtypes, grids)."""
-        family, recipe, tuned = self.source.family, self.job.recipe, None
+        family, recipe, epochs = self.source.family, self.job.recipe, self.job.epochs
+        tuned = tuned_again = None
         params = self.to_device(stored)
         with self.clock(phases.DENSE):
             self.dense(t, params)
         damaged = (self.job.hyper.counts[:t] != LEFT).any()  # by the blocks before
-        if damaged and phases.COMPENSATE.of_block(t, self.job.epochs):
+        if damaged and phases.COMPENSATE.of_block(t, epochs):
             with self.clock(phases.COMPENSATE):
-                params, tuned = self.tune(t, params, stored)
+                again = partial(self.to_device, stored, ONE)
+                params = self.devices.first(params)
+                params, tuned = self.tune(t, phases.COMPENSATE, params, again)
         with self.clock(phases.STATISTICS):
             seen = self.statistics(t, params)
         with self.clock(phases.PRUNE):
@@ -243,6 +261,11 @@ class Loop:
             params, grids, found = prune_block(
                 family, params, seen, hyper, recipe, stored_as, self.devices, tick
             )
+        if (hyper.counts != LEFT).any() and phases.RETUNE.of_block(t, epochs):
+            with self.clock(phases.RETUNE):
+                params, tuned_again = self.retune(t, params)
+                found = retune.recounted(family, params, found, stored_as)
+        with self.clock(phases.SPARSE):
             sizes = {name: kernel.size for name, kernel in kernels.items()}
             damping = float(hyper.damping)
             layers = outcomes.layer_reports(family, sizes, found, damping, f"block {t}")
@@ -250,12 +273,17 @@ class Loop:
             dtypes = [leaf.dtype for leaf in jax.tree.leaves(stored)]
             del params
             params = jax.tree.unflatten(tree, passes.rounded(leaves, dtypes))
-        with self.clock(phases.SPARSE):
             errors = self.sparse(t, params)
         with self.clock(phases.WRITE, give_back=False):  # the next block reuses this memory
-            pruned = _to_store(params, stored, None if tuned else kernels)
-        became = None if tuned is None else outcomes.compensation_report(tuned)
-        report = BlockReport(t, layers, compensation=became, seconds=self.clock.take(), **errors)
+            changed = None if tuned or tuned_again else kernels
+            pruned = _to_store(params, stored, changed)
+        became, again_became = (
+            None if found is None else outcomes.compensation_report(found)
+            for found in (tuned, tuned_again)
+        )
+        report = BlockReport(
+            t, layers, compensation=became, retune=again_became, seconds=self.clock.take(), **errors
+        )
         return report, pruned, grids
 
 

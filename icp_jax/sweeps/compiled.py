@@ -25,6 +25,7 @@ from icp_jax.core.hyper import Hyper, Recipe, block_orders
 from icp_jax.core.icp import icp
 from icp_jax.errors import InputError
 from icp_jax.model import Model
+from icp_jax.phases import Epochs
 from icp_jax.streaming import storage, transfer
 from icp_jax.sweeps.outcome import Blocks, Outcome
 from icp_jax.sweeps.settings import Sweep
@@ -43,14 +44,14 @@ TRACED: tuple[str, ...] = (
 )
 TRACED += ("prune.include", "prune.exclude", "prune.sparsity_of")
 TRACED += ("prune.keep_first", "prune.keep_last")
-TRACED += ("compensate.lr", "compensate.gamma", "quant.bits", "seed")
+TRACED += ("compensate.lr", "compensate.gamma", "retune.lr", "retune.gamma", "quant.bits", "seed")
 
 
 class Kind(NamedTuple):
     """What points must share to share a program."""
 
     recipe: Recipe
-    epochs: int
+    epochs: Epochs
     calibration: CalibrationConfig
 
 
@@ -58,7 +59,7 @@ def kind_of(prepared: Prepared) -> Kind:
     made, (samples, positions) = prepared.job, prepared.tokens.shape
     batch = transfer.batch_size(samples, positions, made.batch_tokens)
     recipe = dataclasses.replace(made.recipe, batch=batch)
-    return Kind(recipe, len(made.hyper.rates), prepared.config.calibration)
+    return Kind(recipe, made.epochs, prepared.config.calibration)
 
 
 def may_fit(shared: Shared) -> bool:
@@ -153,7 +154,7 @@ class Compiled:
     def _traced(self, prepared: Prepared) -> tuple[Hyper, np.ndarray]:
         """What the program takes of a point: its numbers, and the order of its samples."""
         made, blocks = prepared.job, self.model.family.n_blocks
-        order = block_orders(made.seed, blocks, len(made.hyper.rates), len(prepared.tokens))
+        order = block_orders(made.seed, blocks, made.hyper.orders, len(prepared.tokens))
         return made.hyper, order
 
     def _alone(self, prepared: Prepared) -> Any:

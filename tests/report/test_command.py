@@ -14,6 +14,7 @@ from icp_jax.config import (
     MemoryConfig,
     PruneConfig,
     QuantConfig,
+    RetuneConfig,
     RunConfig,
     check,
 )
@@ -25,7 +26,7 @@ RUNS = {
     "names": RunConfig("my model's", 'a "b" $c', calibration=CalibrationConfig("t t.txt")),
     "all": RunConfig(
         "m", "o", PruneConfig("icp", 0.6, None, 0.7, 0.1, "qkv-f2", 0.02, 64),
-        QuantConfig(4, 32, True, True, True), CompensateConfig(0, 1e-5, 0.9),
+        QuantConfig(4, 32, True, True, True), CompensateConfig(0, 1e-5, 0.9), RetuneConfig(0),
         CalibrationConfig("self:8", 8, 16, 3, True),
         MemoryConfig("disk", "bfloat16", 512, False, "1GiB", "2GiB"), "bfloat16", 7, 2,
     ),
@@ -54,7 +55,7 @@ def test_the_command_has_the_settings_of_the_run(name):
     assert repeat(flat(run)) == repeat(dataclasses.asdict(run))  # as sweeps record them
 
 
-@pytest.mark.parametrize("method", ["icp", "sparsegpt", "wanda", "magnitude"])
+@pytest.mark.parametrize("method", ["icp", "icp+", "sparsegpt", "wanda", "magnitude"])
 @pytest.mark.parametrize("pattern", [None, "2:4"])
 def test_the_command_of_a_resolved_run_is_accepted(bundled, method, pattern):
     sparsity = None if pattern else 0.5

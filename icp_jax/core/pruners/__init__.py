@@ -27,6 +27,7 @@ class Method:
     prepare: (Moments, damping) -> the statistics for `prune`, computed once per tap.
     walks: whether it walks over blocks of inputs, so that the block size applies.
     compensates: whether each block is tuned before it is pruned.
+    retunes: whether its kept weights are tuned once more afterwards.
     alpha, beta: defaults of the allocation.
     """
 
@@ -34,12 +35,14 @@ class Method:
     prepare: Callable[[Moments, float], Any]
     walks: bool = False
     compensates: bool = False
+    retunes: bool = False
     alpha: float = 1.0
     beta: float = 0.0
 
 
 METHODS: dict[str, Method] = {
     "icp": Method(walk_in_place, factor, walks=True, compensates=True, alpha=0.691, beta=0.2),
+    "icp+": Method(walk_in_place, factor, walks=True, compensates=True, retunes=True),
     "sparsegpt": Method(walk_in_place, factor, walks=True),
     "wanda": Method(wanda, lambda moments, damping: moments),
     "magnitude": Method(magnitude, lambda moments, damping: None),
