@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from icp_jax import checks, config_files
 from icp_jax.checks import parse_bytes
@@ -19,6 +19,9 @@ from icp_jax.settings import (
     RetuneConfig,
     RunConfig,
 )
+
+if TYPE_CHECKING:
+    from icp_jax.models.spec import Family
 
 __all__ = [
     "CalibrationConfig",
@@ -46,14 +49,13 @@ DEFAULTS = {
     "prune.damping": 0.01,
     "prune.block_size": 128,
     "compensate.epochs": 1,
-    "compensate.lr": 1e-4,
+    "compensate.lr": 1e-3,
     "compensate.gamma": 0.87,
     "retune.epochs": 1,
     "retune.lr": 1e-3,
     "retune.gamma": 0.87,
     "seed": 0,
 }
-OWN = {"icp+": {"compensate.lr": 1e-3}}  # of a method, where they differ
 
 
 def check(config: AnyConfig) -> AnyConfig:
@@ -69,10 +71,15 @@ def check(config: AnyConfig) -> AnyConfig:
     return config
 
 
-def filled(run: RunConfig) -> RunConfig:
-    """Fill in unset settings from DEFAULTS. Sparsity stays unset if something else fixes it."""
-    settings = checks.flat(run)
-    for name, default in (DEFAULTS | OWN.get(run.prune.method, {})).items():
+def filled(run: RunConfig, family: Family | None = None) -> RunConfig:
+    """Fill in unset settings from DEFAULTS and the family's own.
+
+    Sparsity stays unset if something else fixes it.
+    """
+    settings, defaults = checks.flat(run), dict(DEFAULTS)
+    if family is not None and family.lr is not None:
+        defaults["compensate.lr"] = family.lr
+    for name, default in defaults.items():
         fixed = name == "prune.sparsity" and (run.prune.structured or run.prune.sparsity_of)
         if settings[name] is None and not fixed:
             run = checks.put(run, name, default)

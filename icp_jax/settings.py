@@ -65,7 +65,8 @@ class CompensateConfig:
     """Passes over the calibration samples per block (icp and icp+); 0 turns compensation off.
     Default: 1."""
     lr: float | None = None
-    """Learning rate of Adam in the first epoch (icp and icp+). Default: 1e-4 (icp+: 1e-3)."""
+    """Learning rate of Adam in the first epoch (icp and icp+).
+    Default: 1e-3 (SAM: 5e-4)."""
     gamma: float | None = None
     """Factor on the learning rate after each epoch (icp and icp+). Default: 0.87."""
 
