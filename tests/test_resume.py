@@ -100,6 +100,18 @@ def test_going_on_gives_the_same_bytes(place, quant, block, phase, first):
     assert sorted(p.name for p in (place / "work").iterdir()) == ["out", "whole"]
 
 
+def test_a_run_cut_off_in_a_re_tune_goes_on(place):
+    """The re-tune of block 2 is done again from the pruned block, not from a tuned one."""
+    config = config_for(place)
+    config = dataclasses.replace(config, prune=PruneConfig("icp+", 0.5))
+    done = prune_folder(dataclasses.replace(config, out=str(place / "work" / "whole")))
+    assert all(block.retune for block in done.blocks)
+    cut_off(config, 2, "retune")
+    prune_folder(config, ticks := Ticks(), resume=True)
+    assert ticks.of("retune") == [2, 3]
+    assert contents(place / "work" / "out") == contents(place / "work" / "whole")
+
+
 def test_cut_off_twice(place, whole):
     cut_off(config_for(place), 1, "compensate")
     cut_off(config_for(place), 3, "dense", resume=True)
