@@ -198,9 +198,10 @@ def pruned(done: Any) -> None:
     from icp_jax.core.outcomes import remedies
 
     table, retuned = Table("block"), any(block.retune for block in done.blocks)
-    names = ["sparsity", "error after", "loss before", "loss after"]
-    names += ["loss pruned", "loss re-tuned"] * retuned
-    for name in (*names, "seconds"):
+    names: tuple[str, ...] = ("error after", "loss before", "loss after")
+    if retuned:
+        names = ("error", "loss", "tuned", "pruned", "re-tuned")
+    for name in ("sparsity", *names, "seconds"):
         table.add_column(name, justify="right")
     for block in done.blocks:
         zeros, size = (sum(getattr(layer, k) for layer in block.layers) for k in ("zeros", "size"))
