@@ -34,6 +34,7 @@ from icp_jax.streaming.clock import Clock
 from icp_jax.streaming.mesh import ONE, Devices
 from icp_jax.streaming.prune import prune_block
 from icp_jax.streaming.storage import Stream
+from icp_jax.streaming.targets import Targets
 from icp_jax.streaming.tune import Tuning, compensate
 
 
@@ -88,6 +89,7 @@ class Hooks:
     seal: Callable[[BlockReport], None] = lambda report: None  # called after the sink's write
     finished: Sequence[Finished] = ()  # the first blocks, if an earlier run pruned them
     scratch: Path | None = None  # the folder for streams on disk
+    targets: Targets | None = None  # shared with runs that have the same dense stream
 
 
 def prune_blocks(
@@ -180,12 +182,17 @@ class Loop:
 
     def dense(self, t: int, params: Params) -> None:
         """Pass the dense stream through block t, before the block is changed."""
+        targets = self.hooks.targets
+        if targets is not None and targets.read(t, self.dense_stream):
+            return
         step, before = partial(passes.forward, self.apply(t), params), self.dense_stream
         before = before if t else self.sparse_stream
         tick = self.ticker(t, phases.DENSE)
         _finite(
             t, transfer.advance(step, [before], self.dense_stream, self.size, tick, self.devices)
         )
+        if targets is not None:
+            targets.write(t, self.dense_stream)
 
     def sparse(self, t: int, params: Params) -> dict[str, float]:
         """Pass the sparse stream through pruned block t. Returns the errors of `BlockReport`."""

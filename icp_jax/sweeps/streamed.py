@@ -1,7 +1,8 @@
 """Run points one by one through the streaming loop, for a model of any size.
 
-The points share the open model, its checks and digests, the calibration tokens and the compiled
-programs. The result of a point is that of `prune_folder`, bit for bit.
+The points share the open model, its checks and digests, the calibration tokens, the compiled
+programs and, where it is the same, the dense stream. The result of a point is that of
+`prune_folder`, bit for bit.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from icp_jax.models.spec import Family
 from icp_jax.streaming import mesh, storage
 from icp_jax.streaming.loop import Hooks, prune_blocks
 from icp_jax.streaming.source import FolderSource
+from icp_jax.streaming.targets import Targets
 from icp_jax.sweeps.outcome import Blocks, Outcome, Stopped
 from icp_jax.sweeps.shared import Prepared, Shared
 
@@ -33,6 +35,7 @@ class Streamed:
 
     def __init__(self, shared: Shared, scratch: Path):
         self.shared, self.scratch = shared, scratch
+        self._targets: dict[tuple[object, ...], Targets] = {}
 
     def run(
         self, points: Sequence[Prepared], watched: Blocks = lambda report: None
@@ -50,7 +53,7 @@ class Streamed:
             reports.append(report)
             watched(report)
 
-        hooks = Hooks(shared.tick, seal, scratch=folder)
+        hooks = Hooks(shared.tick, seal, scratch=folder, targets=self._targets_of(prepared))
         try:
             devices = mesh.choose(prepared.config.devices)
             prune_blocks(shared.source, kept, prepared.tokens, prepared.job, hooks, devices)
@@ -61,6 +64,15 @@ class Streamed:
             state = "stopped" if isinstance(error, Stopped) else "failed"
             return Outcome(prepared, seconds, reports, state=state, why=str(error))
         return Outcome(prepared, time.perf_counter() - started, reports, kept)
+
+    def _targets_of(self, prepared: Prepared) -> Targets:
+        """The targets of all points whose dense stream is this one's."""
+        config, recipe = prepared.config, prepared.job.recipe
+        same = (config.calibration, recipe.dtype, recipe.stream_dtype)
+        key = (*same, prepared.job.batch_tokens, config.devices)
+        if key not in self._targets:
+            self._targets[key] = Targets(self.scratch, self.shared.source.family.n_blocks)
+        return self._targets[key]
 
 
 class PrunedModel:
