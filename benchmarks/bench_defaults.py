@@ -1,15 +1,13 @@
 """Which learning rate, epochs, alpha and beta ICP wants, per model and sparsity.
 
-    python benchmarks/bench_defaults.py bundled --out defaults_bundled.json
+    python benchmarks/bench_defaults.py bundled --few --out defaults_opt-pydoc.json
     python benchmarks/bench_defaults.py stories260K --stories tinystories-slice.txt \\
         --out defaults_stories260K.json
-    python benchmarks/bench_defaults.py smollm2 --calibration smollm2_calibration.npy \\
+    python benchmarks/bench_defaults.py smollm2 --few --calibration smollm2_calibration.npy \\
         --evaluation smollm2_evaluation.npy --out defaults_smollm2.json
 
 A run per point, all on the same calibration windows, in one process. A result file keeps its
-points; running again adds the missing ones. `--points` takes them from a JSON file: a list of
-objects with `sparsity` or `pattern`, and any of `method`, `lr`, `epochs`, `gamma`, `alpha`, `beta`,
-`retune_lr`, `retune_epochs`, `retune_gamma`.
+points; running again adds the missing ones. `--only 0.5 2:4` takes those zeros only.
 """
 
 from __future__ import annotations
@@ -33,23 +31,34 @@ MEASURED = ("perplexity", "seconds")
 TUNED = ("lr", "gamma", "epochs")
 AGAIN = "retune_"
 TARGETS = ({"sparsity": 0.5}, {"sparsity": 0.6}, {"sparsity": 0.7}, {"pattern": "2:4"})
-RATES = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3)
-SHARES = ({"alpha": 1.0, "beta": 0.0}, {"alpha": 0.691, "beta": 0.2}, {"alpha": 0.85, "beta": 0.1})
+RATES, FEW_RATES = (1e-4, 5e-4, 1e-3, 2e-3, 5e-3), (5e-4, 1e-3)
+PLUS_RATES, FEW_PLUS_RATES = (5e-4, 1e-3, 2e-3, 5e-3), (1e-3,)
+ONCE = {"epochs": 1, "retune_epochs": 1}
+UNIFORM, PUBLISHED = {"alpha": 1.0, "beta": 0.0}, {"alpha": 0.691, "beta": 0.2}
 
 
-def grid() -> list[dict]:
-    """The rates at uniform sparsity, then epochs, gamma and shares of sparsity at one rate."""
+def grid(few: bool) -> list[dict]:
+    """ICP by rate, by share of sparsity and by epochs, ICP+ by rate, and SparseGPT."""
     points = []
     for target in TARGETS:
-        uniform = target if "pattern" in target else {**target, **SHARES[0]}
-        points += [{**uniform, "lr": lr, "epochs": 1} for lr in RATES]
-        for epochs, gamma in itertools.product((2, 4), (0.87, 0.5)):
-            points.append({**uniform, "lr": 5e-4, "epochs": epochs, "gamma": gamma})
-        if "pattern" not in target:
-            points += [{**target, **share, "lr": 5e-4, "epochs": 1} for share in SHARES[1:]]
-            points += [{**target, **SHARES[1], "lr": 1e-4, "epochs": 1}]
+        free = "pattern" not in target
+        uniform = {**target, **UNIFORM} if free else target
+        points += [{**uniform, "lr": lr, "epochs": 1} for lr in (FEW_RATES if few else RATES)]
+        if free:
+            points += [{**target, **PUBLISHED, "lr": lr, "epochs": 1} for lr in (1e-4, 1e-3)]
+        if not few:
+            points.append({**uniform, "lr": 1e-3, "epochs": 4})
+        points += [
+            {**uniform, "method": "icp+", **ONCE, "lr": lr, "retune_lr": lr}
+            for lr in (FEW_PLUS_RATES if few else PLUS_RATES)
+        ]
         points.append({**uniform, "method": "sparsegpt"})
     return points
+
+
+def zeros(point: dict) -> str:
+    """The sparsity or the pattern of a point, as text."""
+    return point.get("pattern") or f"{point['sparsity']:g}"
 
 
 def texts(args, model) -> tuple[np.ndarray, Any]:
@@ -93,12 +102,13 @@ def main() -> None:
     parser.add_argument("--stories", type=Path, help="text, for a model with llama2.c's tokenizer")
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--points", type=Path)
+    parser.add_argument("--only", nargs="+", help="sparsities and patterns")
+    parser.add_argument("--few", action="store_true", help="a smaller grid")
     parser.add_argument("--out", required=True, help="a name under results/")
     args = parser.parse_args()
     model = icp_jax.load(str(bundled) if args.model == "bundled" else args.model)
     tokens, evaluation = texts(args, model)
-    points = json.loads(args.points.read_text()) if args.points else grid()
+    points = [p for p in grid(args.few) if not args.only or zeros(p) in args.only]
     target = common.RESULTS / args.out
     rows = json.loads(target.read_text())["points"] if target.exists() else []
     done = [{k: v for k, v in row.items() if k not in MEASURED} for row in rows]

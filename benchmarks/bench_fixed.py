@@ -1,15 +1,18 @@
-"""What a run costs beside its arithmetic: compilations, block checkpoints, hashing, export.
+"""Where the time of a run goes: each phase beside its floor, and what is not arithmetic.
 
     python benchmarks/bench_fixed.py smollm2 --tokens smollm2_calibration.npy
 
-SmolLM2-135M has thirty small blocks, so what is paid per block shows. Two runs: one compiles, the
-other finds its programs in the cache. Times are seconds of the process; the share is of the run.
+SmolLM2-135M has thirty small blocks, so what is paid per block shows: compilations, block
+checkpoints, hashing, export. The floor of a phase is its FLOPs at the rate of a 2048² product on
+this machine, measured before the run. `--caches empty full`: a second run finds its programs in the
+cache. Times are seconds of the process; the share is of the run.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import json
 import os
 import subprocess
@@ -32,7 +35,10 @@ def child(job: dict) -> dict:
     import jax
 
     from icp_jax import CalibrationConfig, CompensateConfig, PruneConfig, RunConfig
+    from icp_jax.planning import cost, rates
+    from icp_jax.planning.workload import resolved
     from icp_jax.runs import checkpoints, fingerprint, run
+    from icp_jax.streaming.source import FolderSource
 
     seconds: collections.Counter = collections.Counter()
     times: collections.Counter = collections.Counter()
@@ -68,8 +74,12 @@ def child(job: dict) -> dict:
         out=job["out"],
         prune=PruneConfig(method=job["method"], sparsity=0.5),
         calibration=CalibrationConfig(job["tokens"], samples=job["samples"], seq_len=512),
-        compensate=CompensateConfig(epochs=1) if job["method"] == "icp" else CompensateConfig(),
+        compensate=CompensateConfig(epochs=1) if "icp" in job["method"] else CompensateConfig(),
     )
+    with contextlib.closing(FolderSource(job["model"])) as source:
+        shapes = [source.shapes(t) for t in range(source.family.n_blocks)]
+        work = cost.flops(source.family, shapes, resolved(config, source), 512)
+    rate = rates.measure("float32").float32
     started = time.perf_counter()
     pruned = run.prune_folder(config)
     total = time.perf_counter() - started
@@ -77,7 +87,9 @@ def child(job: dict) -> dict:
     for block in pruned.blocks:
         phases.update(block.seconds)
     fixed = {k: {"seconds": s, "times": times[k]} for k, s in seconds.items()}
-    return {"total": total, "phases": dict(phases), "fixed": fixed}
+    floors = {phase: count / rate for phase, count in work.items() if count}
+    found = {"total": total, "flops_per_second": rate, "phases": dict(phases)}
+    return {**found, "floors": floors, "fixed": fixed}
 
 
 def main() -> None:
@@ -85,6 +97,8 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--tokens", required=True)
     parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--caches", nargs="+", default=["empty"])
     parser.add_argument("--child")
     args = parser.parse_args()
     if args.child:
@@ -92,8 +106,8 @@ def main() -> None:
         return
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
-        for method in METHODS:
-            for cache in ("empty", "full"):
+        for method in args.methods:
+            for cache in args.caches:
                 job = {"model": args.model, "tokens": args.tokens, "samples": args.samples}
                 job |= {"method": method, "out": f"{scratch}/{method}-{cache}"}
                 done = subprocess.run(
@@ -112,6 +126,9 @@ def main() -> None:
 
 def table(row: dict) -> str:
     lines = [f"{row['method']}, compile cache {row['cache']}: {row['total']:.1f} s"]
+    for name, seconds in row["phases"].items():
+        floor = row["floors"].get(name, 0.0)
+        lines.append(f"  {name:28}{seconds:8.2f} s, floor {floor:8.2f} s")
     for name, found in sorted(row["fixed"].items(), key=lambda item: -item[1]["seconds"]):
         share = found["seconds"] / row["total"]
         lines.append(f"  {name:28}{found['seconds']:8.2f} s {share:6.1%} {found['times']:5}")

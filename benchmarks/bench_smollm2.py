@@ -18,13 +18,13 @@ from pathlib import Path
 
 import common
 import numpy as np
-from bench_defaults import MEASURED, SHARES, measure
+from bench_defaults import MEASURED, UNIFORM, measure
 
 import icp_jax
 
 OUT = "smollm2.json"
 SPARSITIES = (0.7, 0.6, 0.5)
-ICP = {"lr": 5e-4, "epochs": 1, **SHARES[0]}
+ICP = {"lr": 5e-4, "epochs": 1, **UNIFORM}
 
 
 def points(seeds: list[int]) -> list[dict]:
