@@ -23,6 +23,7 @@ def draw(
     """A cell per row and column. rows: row name -> a value per column; None is left empty."""
     values = finite(v for row in rows.values() for v in row)
     low, high = min(values, default=0.0), max(values, default=1.0)
+    level = format(low) == format(high)  # what reads the same looks the same
     left = min(max(8.0 * max(map(len, rows), default=0) + 12, LEFT), 150)
     across = (WIDTH - left - 4) / max(len(columns), 1)
     down = min(34.0, max(16.0, 190 / max(len(rows), 1)))
@@ -33,7 +34,7 @@ def draw(
         for c, value in enumerate(row):
             if value is None:
                 continue
-            share = 0.5 if high == low else (value - low) / (high - low)
+            share = 0.5 if level else (value - low) / (high - low)
             said = f"{names[0]} {name}, {names[1]} {columns[c]}: {format(value)}"
             place = {"x": left + c * across, "y": y, "width": across - 1, "height": down - 1}
             fill = f"--share:{100 * share:.0f}%"

@@ -16,12 +16,12 @@ COLUMNS: dict[
     "block": ("block", str),
     "sparsity": ("sparsity", lambda v: percent(v, 2)),
     "mean": ("error", short),
-    "median": ("median error", short),
+    "median": ("median", short),
     "95th percentile": ("95th percentile", short),
     "before": ("loss before", short),
     "after": ("loss after", short),
-    "pruned": ("loss pruned", short),
-    "retuned": ("loss re-tuned", short),
+    "pruned": ("pruned", short),
+    "retuned": ("re-tuned", short),
     "seconds": ("time", seconds),
 }
 NAMES = {
