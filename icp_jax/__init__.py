@@ -21,6 +21,7 @@ _HOME = {
     "load": "icp_jax.api",
     "calibrate": "icp_jax.api",
     "prune": "icp_jax.api",
+    "distill": "icp_jax.api",
     "evaluate": "icp_jax.api",
     "evaluate_tasks": "icp_jax.evaluation.tasks",
     "save": "icp_jax.api",

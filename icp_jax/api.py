@@ -24,6 +24,9 @@ from icp_jax.config import (
     RunConfig,
     check,
 )
+from icp_jax.core.distill import DistillMetrics, cosine
+from icp_jax.core.distill import distill as core_distill
+from icp_jax.core.hyper import sample_order
 from icp_jax.core.outcomes import BlockReport
 from icp_jax.data import inputs
 from icp_jax.data.hub import resolve
@@ -41,7 +44,7 @@ from icp_jax.streaming.source import FolderSource
 if TYPE_CHECKING:
     from icp_jax.evaluation.iou import Prompt, Segmentation
 
-__all__ = ["calibrate", "evaluate", "load", "prune", "save"]
+__all__ = ["calibrate", "distill", "evaluate", "load", "prune", "save"]
 
 
 def load(model: str | Path, dtype: Any = None) -> Model:
@@ -126,6 +129,49 @@ def prune(
     hooks, several = Hooks(progress), mesh.choose(run.devices)
     reports = prune_blocks(model, sink, tokens, job(model, run), hooks, several)
     return dataclasses.replace(model, params=sink.params), reports
+
+
+def distill(
+    model: Model,
+    dense: Model,
+    tokens: np.ndarray,
+    *,
+    epochs: int = 1,
+    lr: float = 5e-4,
+    seed: int = 0,
+    heldout: np.ndarray | None = None,
+) -> tuple[Model, DistillMetrics]:
+    """Tune all blocks of a pruned model together to predict what the dense one does.
+
+    The zeros of the linears stay, and so do embedding and head. Both models, Adam's state and the
+    activations of one sample are in memory. tokens: `[N, T]`, one sample a step. lr: the highest
+    rate; it rises over a tenth of the steps and falls as a cosine. seed: of the order of the
+    samples. heldout: samples `[M, T]` that decide which epoch's params are returned, or whether the
+    given ones are. Default: the last tenth of the tokens, which are then not trained on. Returns
+    (model, metrics). Raises InputError.
+    """
+    if model.family.kind == "vision":
+        raise InputError("distill is for language models, and this one reads images")
+    if jax.tree.map(np.shape, model.params) != jax.tree.map(np.shape, dense.params):
+        raise InputError("the dense model has other shapes: give the model that was pruned")
+    tokens = inputs.checked(model, tokens)
+    if heldout is None:
+        if len(tokens) < 2:
+            raise InputError("one window leaves none to hold out: give more, or heldout")
+        count = max(1, len(tokens) // 10)
+        tokens, heldout = tokens[:-count], tokens[-count:]
+    heldout = inputs.checked(model, heldout)
+    if epochs < 1 or not 0 < lr < np.inf:
+        raise InputError(f"epochs must be at least 1 and lr positive, got {epochs} and {lr}")
+    rates = cosine(lr, epochs * len(tokens)).reshape(epochs, len(tokens))
+    order = sample_order(seed, epochs, len(tokens))
+    params, metrics = _distill(
+        model.family, model.params, dense.params, tokens, heldout, rates=rates, order=order
+    )
+    return dataclasses.replace(model, params=jax.device_get(params)), jax.device_get(metrics)
+
+
+_distill = jax.jit(core_distill, static_argnums=0)
 
 
 def evaluate(
