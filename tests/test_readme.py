@@ -55,6 +55,12 @@ def answered(names, folder, printed):
     assert 0 <= names["scores"].mean <= 1 and len(names["scores"].tasks) == 2
 
 
+def distilled(names, folder, printed):
+    assert len(names["metrics"].heldout) == 2
+    kernels = [names[k].params["blocks"]["0"]["fc1"]["kernel"] for k in ("pruned", "better")]
+    assert np.array_equal(*(np.asarray(kernel) == 0 for kernel in kernels))
+
+
 # what an example does -> what must hold after it
 CHECKS = {
     'icp_jax.save(pruned, "opt-pydoc-50")': saved,
@@ -64,6 +70,7 @@ CHECKS = {
     "pruners.sparsegpt(": solved,
     "= compensate(": tuned,
     ".keep_zeros(": kept,
+    "icp_jax.distill(": distilled,
     "evaluate_tasks(": answered,
 }
 
