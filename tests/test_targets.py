@@ -75,6 +75,26 @@ def test_without_room_nothing_is_kept(model, tmp_path, caplog, monkeypatch):
     assert caplog.text.count("more than half of the free disk") == 1
 
 
+def test_a_full_disk_gets_its_room_back(model, tmp_path, caplog, monkeypatch):
+    write, targets = os.pwrite, Targets(tmp_path, model.family.n_blocks)
+    monkeypatch.setattr(os, "pwrite", lambda file, part, at: write(file, part[: -(at > 0)], at))
+    for _ in range(2):
+        assert run(model, targets)[2] == list(range(model.family.n_blocks))
+    assert caplog.text.count("computed anew for every point: the disk is full") == 1
+    assert os.fstat(targets._file.fileno()).st_size == 0
+
+
+def test_what_cannot_be_read_is_computed(model, tmp_path, caplog, monkeypatch):
+    targets = Targets(tmp_path, model.family.n_blocks)
+    run(model, targets)
+
+    def broken(*_):
+        raise OSError("Input/output error")
+
+    monkeypatch.setattr(os, "pread", broken)
+    assert run(model, targets)[2] == list(range(model.family.n_blocks))
+
+
 def test_a_stream_on_the_device(tmp_path):
     """Such as an accelerator has."""
     values = np.arange(24, dtype=np.float32).reshape(4, 6)

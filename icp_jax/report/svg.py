@@ -11,7 +11,7 @@ from markupsafe import Markup, escape
 from icp_jax.report.numbers import short
 
 WIDTH, HEIGHT = 440, 250  # user units; read on a phone at about 0.85 of them, on a screen at 1.2
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 40
+LEFT, RIGHT, TOP, BOTTOM = 70, 12, 12, 40  # LEFT: a name, and five digits
 
 
 def tag(name: str, content: Any = "", **attributes: Any) -> Markup:

@@ -19,6 +19,7 @@ import numpy as np
 
 from icp_jax.streaming.storage import Samples, Stream, forget
 
+Part = tuple[slice, int, int]  # samples, place in the file, bytes
 CHUNK = 1 << 24  # bytes that are read or written at once
 log = logging.getLogger("icp_jax")
 
@@ -40,10 +41,7 @@ class Targets:
         if t not in self.sums:
             return False
         parts = list(self._parts(t, stream))
-        found = 0
-        for _, at, size in parts:
-            found = zlib.crc32(os.pread(self._file.fileno(), size, at), found)
-        if found != self.sums[t]:
+        if self._checksum(parts) != self.sums[t]:
             log.warning(f"the dense stream of block {t} on disk is damaged: it is computed again")
             del self.sums[t]
             return False
@@ -57,6 +55,16 @@ class Targets:
                 forget(stream)
         return True
 
+    def _checksum(self, parts: list[Part]) -> int | None:
+        """Of what is on disk; None if that cannot be read."""
+        found = 0
+        try:
+            for _, at, size in parts:
+                found = zlib.crc32(os.pread(self._file.fileno(), size, at), found)
+        except OSError:
+            return None
+        return found
+
     def write(self, t: int, stream: Stream) -> None:
         """Keep the stream after block t, if there is room."""
         if self.full or (not self.sums and not self._room(stream)):
@@ -66,7 +74,8 @@ class Targets:
             for where, at, _ in self._parts(t, stream):
                 part = np.ascontiguousarray(stream[where]).tobytes()
                 found = zlib.crc32(part, found)
-                os.pwrite(self._file.fileno(), part, at)
+                if os.pwrite(self._file.fileno(), part, at) < len(part):
+                    raise OSError("the disk is full")
                 forget(stream)
         except OSError as error:  # such as a full disk: the run goes on without
             self._none(str(error))
@@ -81,10 +90,12 @@ class Targets:
 
     def _none(self, why: str) -> None:
         self.full = True
+        self.sums.clear()
+        self._file.truncate(0)
         log.warning(f"the targets of the blocks are computed anew for every point: {why}")
 
-    def _parts(self, t: int, stream: Stream) -> Iterator[tuple[slice, int, int]]:
-        """(samples, place in the file, bytes) of parts of about CHUNK bytes."""
+    def _parts(self, t: int, stream: Stream) -> Iterator[Part]:
+        """Parts of about CHUNK bytes."""
         one, start = _size(stream) // len(stream), t * _size(stream)
         step = max(1, CHUNK // one)
         for k in range(0, len(stream), step):

@@ -125,7 +125,8 @@ class Running:
 
     def _chosen(self, points: Sequence[Prepared]) -> Compiled | Streamed:
         """The engine: compiled where that is faster, and a whole point fits into the memory."""
-        chosen: Compiled | Streamed = Streamed(self.shared, self.folder.path)
+        search = bool(self.given.space)
+        chosen: Compiled | Streamed = Streamed(self.shared, self.folder.path, search)
         auto = self.asked == "auto" and pays(points, self.given) and may_fit(self.shared)
         if auto or self.asked == "compiled":
             compiled = Compiled(self.shared)

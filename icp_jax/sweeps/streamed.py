@@ -7,11 +7,15 @@ programs and, where it is the same, the dense stream. The result of a point is t
 
 from __future__ import annotations
 
+import math
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import numpy as np
@@ -27,33 +31,43 @@ from icp_jax.streaming.targets import Targets
 from icp_jax.sweeps.outcome import Blocks, Outcome, Stopped
 from icp_jax.sweeps.shared import Prepared, Shared
 
+Dense = tuple[object, ...]  # all that a dense stream depends on, beside the model
+
 
 class Streamed:
-    """The engine. scratch: a folder for what does not fit in the host's memory."""
+    """The engine. Its files have no names, so the system deletes them when the process ends.
+
+    scratch: their folder. goes_on: other points follow those of one `run`, as in a search.
+    """
 
     name = "streamed"
 
-    def __init__(self, shared: Shared, scratch: Path):
-        self.shared, self.scratch = shared, scratch
-        self._targets: dict[tuple[object, ...], Targets] = {}
+    def __init__(self, shared: Shared, scratch: Path, goes_on: bool = False):
+        self.shared, self.scratch, self.goes_on = shared, scratch, goes_on
+        self._targets: dict[Dense, Targets] = {}  # of one dense stream, to bound the disk
 
     def run(
         self, points: Sequence[Prepared], watched: Blocks = lambda report: None
     ) -> Iterator[Outcome]:
-        """The outcome of each point, as soon as it is known."""
-        for prepared in points:
-            with tempfile.TemporaryDirectory(prefix=".point-", dir=self.scratch) as folder:
-                yield self._one(prepared, Path(folder), watched)
+        """The outcome of each point, as soon as it is known; those of one dense stream together."""
+        found = [_dense(prepared) for prepared in points]
+        points = sorted(points, key=lambda prepared: found.index(_dense(prepared)))
+        for now, after in zip_longest(points, points[1:]):
+            again = self.goes_on if after is None else _dense(after) == _dense(now)
+            with tempfile.TemporaryFile(dir=self.scratch) as file:
+                yield self._one(now, file, watched, self._targets_of(_dense(now), again))
 
-    def _one(self, prepared: Prepared, folder: Path, watched: Blocks) -> Outcome:
+    def _one(
+        self, prepared: Prepared, file: IO[bytes], watched: Blocks, targets: Targets | None
+    ) -> Outcome:
         started, shared, reports = time.perf_counter(), self.shared, list[BlockReport]()
-        kept = PrunedModel(shared.source, folder)
+        kept = PrunedModel(shared.source, file)
 
         def seal(report: BlockReport) -> None:
             reports.append(report)
             watched(report)
 
-        hooks = Hooks(shared.tick, seal, scratch=folder, targets=self._targets_of(prepared))
+        hooks = Hooks(shared.tick, seal, scratch=self.scratch, targets=targets)
         try:
             devices = mesh.choose(prepared.config.devices)
             prune_blocks(shared.source, kept, prepared.tokens, prepared.job, hooks, devices)
@@ -65,24 +79,34 @@ class Streamed:
             return Outcome(prepared, seconds, reports, state=state, why=str(error))
         return Outcome(prepared, time.perf_counter() - started, reports, kept)
 
-    def _targets_of(self, prepared: Prepared) -> Targets:
-        """The targets of all points whose dense stream is this one's."""
-        config, recipe = prepared.config, prepared.job.recipe
-        same = (config.calibration, recipe.dtype, recipe.stream_dtype)
-        key = (*same, prepared.job.batch_tokens, config.devices)
-        if key not in self._targets:
-            self._targets[key] = Targets(self.scratch, self.shared.source.family.n_blocks)
-        return self._targets[key]
+    def _targets_of(self, dense: Dense, again: bool) -> Targets | None:
+        """The targets of this dense stream; None if no other point shares it.
+
+        again: whether a later point does, so that they are kept.
+        """
+        found = self._targets.pop(dense, None)
+        self._targets.clear()
+        if again:
+            found = found or Targets(self.scratch, self.shared.source.family.n_blocks)
+            self._targets[dense] = found
+        return found
+
+
+def _dense(prepared: Prepared) -> Dense:
+    """Points with equal ones have the same dense stream, bit for bit."""
+    config, made = prepared.config, prepared.job
+    dtypes = made.recipe.dtype, made.recipe.stream_dtype
+    return (config.calibration, *dtypes, made.batch_tokens, config.devices)
 
 
 class PrunedModel:
     """A sink for pruned blocks and a source of the pruned model.
 
-    Blocks stay in memory if all of them take less than half of what is free, else on disk.
+    Blocks stay in memory if all of them take less than half of what is free, else in the file.
     """
 
-    def __init__(self, source: FolderSource, folder: Path):
-        self.source, self.folder = source, folder
+    def __init__(self, source: FolderSource, file: IO[bytes]):
+        self.source, self.file = source, file
         self.blocks: dict[int, Any] = {}
         size = sum(path.stat().st_size for path in source.weights().values())
         self.on_disk = size > storage.host_free() // 2
@@ -100,12 +124,7 @@ class PrunedModel:
     def write(self, t: int, params: Params, grids: Mapping[str, Any]) -> None:
         """Keep a pruned block."""
         if self.on_disk:
-            below = self.folder / str(t)
-            below.mkdir()
-            leaves, tree = jax.tree.flatten(params)
-            params = jax.tree.unflatten(
-                tree, [_Leaf(below / str(k), x) for k, x in enumerate(leaves)]
-            )
+            params = jax.tree.map(partial(_Leaf, self.file), params)
         self.blocks[t] = params
 
     def block(self, t: int) -> Params:
@@ -117,11 +136,13 @@ class PrunedModel:
 
 
 class _Leaf:
-    """An array on disk, of any dtype."""
+    """An array at the end of a file, of any dtype."""
 
-    def __init__(self, path: Path, array: np.ndarray):
-        self.path, self.shape, self.dtype = path, array.shape, array.dtype
-        np.ascontiguousarray(array).tofile(path)
+    def __init__(self, file: IO[bytes], array: np.ndarray):
+        self.file, self.shape, self.dtype = file, array.shape, array.dtype
+        self.at = file.seek(0, os.SEEK_END)
+        file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
     def read(self) -> np.ndarray:
-        return np.fromfile(self.path, self.dtype).reshape(self.shape)
+        self.file.seek(self.at)
+        return np.fromfile(self.file, self.dtype, math.prod(self.shape)).reshape(self.shape)

@@ -50,24 +50,33 @@ class Study:
         self.spans = {name: _distribution(optuna, span) for name, span in sweep.space.items()}
         self.folder, self.id = folder, f"worker-{os.getpid()}-{time.time_ns()}"
         self.lock = filelock.FileLock(folder / f"{self.id}.lock")
-        self.lock.acquire()
-        self._requeue()
+        with self._asking():
+            self.lock.acquire()
+            self._requeue()
 
     def close(self) -> None:
         self.lock.release()
         with contextlib.suppress(OSError):
             Path(self.lock.lock_file).unlink()
 
+    def _asking(self) -> filelock.BaseFileLock:
+        return filelock.FileLock(self.folder / "ask.lock")
+
     def _requeue(self) -> None:
-        """Put the points of processes that ended back into the queue."""
+        """Put the points of processes that ended back into the queue, and remove their locks.
+
+        A trial without a worker is that of a process killed in `_ask`, since no other is asking.
+        """
+        locks = self.folder.glob("worker-*.lock")
+        alive = {self.id, *[p.stem for p in locks if p.stem != self.id and _alive(p)]}
         running = self.optuna.trial.TrialState.RUNNING
         for trial in self.study.get_trials(deepcopy=False, states=(running,)):
-            name = trial.user_attrs.get(WORKER)
-            if name is None or _alive(self.folder / f"{name}.lock"):
+            if trial.user_attrs.get(WORKER) in alive:
                 continue
-            with contextlib.suppress(Exception):  # another process was faster
+            with contextlib.suppress(Exception):  # its process ended just now, with a result
                 self.study.tell(trial.number, state=self.optuna.trial.TrialState.FAIL)
-                self.study.enqueue_trial(trial.params)
+                if set(trial.params) == set(self.spans):  # else it was not proposed yet
+                    self.study.enqueue_trial(trial.params)
 
     def trials(self) -> Iterator[Any]:
         """Trials to run or refuse, until as many points as asked for are under way or done."""
@@ -83,7 +92,7 @@ class Study:
 
     def _ask(self) -> Any:
         """The next trial; None if there are enough. Its seed follows from its number."""
-        with filelock.FileLock(self.folder / "ask.lock"):
+        with self._asking():
             if self._enough():
                 return None
             number = len(self.study.get_trials(deepcopy=False))
@@ -139,9 +148,7 @@ class Study:
 
 
 def _alive(path: Path) -> bool:
-    """Whether a process holds this lock."""
-    if not path.exists():
-        return False
+    """Whether a process holds this lock; if none does, it is removed."""
     lock = filelock.FileLock(path, timeout=0)
     try:
         with lock:

@@ -84,6 +84,21 @@ def test_the_words_of_pictures_can_be_read_on_a_phone(opened):
     assert min(opened("run", "phone").evaluate(SIZES_OF_TEXT)) > 8
 
 
+OVERLAPS = """() => [...document.querySelectorAll('svg')].flatMap((svg) => {
+  const boxes = [...svg.querySelectorAll('text')].map((e) => [e, e.getBoundingClientRect()]);
+  return boxes.flatMap(([e, a], k) => boxes.slice(k + 1).filter(([, b]) =>
+    Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1
+    && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 4  // lines are high
+  ).map(([f]) => e.textContent + ' / ' + f.textContent));
+})"""
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("size", SIZES)
+def test_words_of_pictures_are_apart(opened, name, size):
+    assert opened(name, size).evaluate(OVERLAPS) == []
+
+
 CONTRAST = """() => {
   const number = (c) => {
     const v = c.match(/[\\d.]+/g).map(Number).slice(0, 3).map((x) => x / 255)

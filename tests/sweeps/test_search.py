@@ -102,6 +102,24 @@ def test_a_point_of_a_killed_process_is_run_again(tmp_path):
     assert points[0] == dict(lost.params) and dict(running.params) not in points
     states = [trial.state.name for trial in again.study.trials]
     assert states[:2] == ["FAIL", "RUNNING"]
+    again.close()
+    other.close()
+    assert not list(tmp_path.glob("worker-*"))
+
+
+def test_processes_killed_between_points_leave_nothing(tmp_path):
+    """One after it told a result, and two before they put their names on a trial."""
+    told, asking, early = (study(tmp_path, SPACE, trials=4) for _ in range(3))
+    told.tell(next(told.trials()), 1.0)
+    lost = asking.study.ask(asking.spans)
+    early.study.ask()  # no point yet
+    for killed in (told, asking, early):
+        killed.lock.release()  # as the system does
+    again = study(tmp_path, SPACE, trials=4)
+    first, *others = [tuple(again.point(trial).values()) for trial in again.trials()]
+    assert first == tuple(lost.params.values()) and len({first, *others}) == 3
+    again.close()
+    assert not list(tmp_path.glob("worker-*"))
 
 
 def test_points_above_the_median_are_stopped(tmp_path):

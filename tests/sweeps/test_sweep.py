@@ -11,9 +11,11 @@ import small_sweep
 import icp_jax
 from icp_jax.cli import main
 from icp_jax.errors import InputError
+from icp_jax.runs.records import block_record
 from icp_jax.runs.run import prune_folder
 from icp_jax.streaming.source import FolderSource
 from icp_jax.sweeps import grid
+from icp_jax.sweeps.outcome import Stopped
 from icp_jax.sweeps.running import Watch
 from icp_jax.sweeps.settings import at, check
 from icp_jax.sweeps.shared import Shared
@@ -67,20 +69,26 @@ def test_points_give_what_single_runs_give(opt_folder, tmp_path, single, engine,
 
 
 def test_streamed_points_have_the_bytes_of_a_run(opt_folder, tmp_path, single, monkeypatch):
-    """The pruned weights too, whether they stay in memory or on disk."""
-    made = check(small_sweep.sweep(opt_folder, tmp_path, POINTS))
+    """The pruned weights and the reports too, whether they stay in memory or on disk."""
+    made, seen = check(small_sweep.sweep(opt_folder, tmp_path, POINTS)), []
     monkeypatch.setattr("icp_jax.sweeps.streamed.storage.host_free", lambda: 0)
     made = dataclasses.replace(
         made, base=dataclasses.replace(made.base, memory=icp_jax.config.MemoryConfig("host"))
     )
     with closing(FolderSource(opt_folder)) as source:
-        shared = Shared(source, made, lambda *event: None)
+        shared = Shared(source, made, lambda *event: seen.append(event[:2]))
         prepared = [shared.prepare(point, at(made.base, point)) for point in POINTS[:2]]
+        files = set(tmp_path.iterdir())
         for outcome, (_, out) in zip(
             Streamed(shared, tmp_path).run(prepared), single, strict=False
         ):
             kept = outcome.pruned
-            assert isinstance(kept, PrunedModel) and kept.on_disk and any(tmp_path.glob(".point-*"))
+            assert isinstance(kept, PrunedModel) and kept.on_disk
+            assert set(tmp_path.iterdir()) == files  # what is on disk has no name
+            told = json.loads((out / "icp_run.json").read_text())["blocks"]
+            for report, of_run in zip(outcome.reports, told, strict=True):
+                ours = json.loads(json.dumps(block_record(report)))
+                assert {**ours, "seconds": 0} == {**of_run, "seconds": 0}
             with closing(FolderSource(out)) as of_run:
                 for t in range(3):
                     ours, theirs = kept.block(t), of_run.block(t)
@@ -88,7 +96,44 @@ def test_streamed_points_have_the_bytes_of_a_run(opt_folder, tmp_path, single, m
                     for name in ours:
                         for leaf in ours[name]:
                             assert np.array_equal(ours[name][leaf], theirs[name][leaf])
-    assert not list(tmp_path.glob(".point-*"))
+    assert {block for block, phase in seen if phase == "sparse"} == {0, 1, 2}
+    assert sum(event == (0, "dense") for event in seen) == 1  # the second point read its targets
+
+
+def dense_passes(engine, points, seen, watched=lambda report: None):
+    """The outcomes of points, and for each the blocks that the dense stream was computed for."""
+    found = []
+    for outcome in engine.run(points, watched):
+        blocks = [block for block, phase, *_ in seen if phase == "dense"]
+        found.append((outcome.prepared.point, sorted(set(blocks))))
+        seen.clear()
+    return found
+
+
+def test_points_share_the_dense_stream_that_is_theirs(opt_folder, tmp_path):
+    fewer = {"prune.method": "wanda", "calibration.samples": 4}
+    points = [{"prune.method": "wanda"}, fewer, {"prune.method": "magnitude"}]
+    made, seen = check(small_sweep.sweep(opt_folder, tmp_path, points)), []
+    with closing(FolderSource(opt_folder)) as source:
+        shared = Shared(source, made, lambda *event: seen.append(event))
+        first, other, second = (shared.prepare(point, at(made.base, point)) for point in points)
+        engine = Streamed(shared, tmp_path)
+        assert dense_passes(engine, [first, other, second], seen) == [
+            (points[0], [0, 1, 2]), (points[2], []), (fewer, [0, 1, 2])
+        ]  # fmt: skip
+        assert not engine._targets  # nothing is kept that no point needs
+
+        search = Streamed(shared, tmp_path, goes_on=True)
+
+        def stop(report):
+            if report.block == 1:
+                raise Stopped("too bad")
+
+        assert dense_passes(search, [first], seen, stop) == [(points[0], [0, 1])]
+        assert dense_passes(search, [second], seen) == [(points[2], [2])]
+        assert dense_passes(search, [first], seen) == [(points[0], [])]
+        assert dense_passes(search, [other], seen) == [(fewer, [0, 1, 2])]
+        assert len(search._targets) == 1
 
 
 def rows(out):

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import small_sweep
 
+from icp_jax.sweeps.study import STARTUP
+
 POINTS = "grid({'prune.method': ['wanda', 'magnitude'], 'prune.sparsity': [0.3, 0.4, 0.5]})"
 SPACE = "space={'prune.sparsity': uniform(0.3, 0.6)}, trials=5, sampler='random'"
 
@@ -58,8 +60,11 @@ def test_nothing_is_lost_by_a_kill(opt_folder, tmp_path, environment, fields, co
     assert whole[: len(more)] == more
     rows = [json.loads(line) for line in whole]
     assert len({row["key"] for row in rows}) == len(rows) == count
-    assert all(row["state"] == "done" for row in rows)
-    assert not list(out.glob("worker-*"))
+    states = [row["state"] for row in rows]
+    # the last point of the search may be above the median of the others
+    assert states[:STARTUP] == ["done"] * STARTUP and set(states) <= {"done", "stopped"}
+    assert fields == SPACE or "stopped" not in states
+    assert not [*out.glob("worker-*"), *out.glob(".*")]
 
 
 def both(model, place, points, environment):
