@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from icp_jax import checks, config_files
 from icp_jax.checks import parse_bytes
@@ -19,9 +19,6 @@ from icp_jax.settings import (
     RetuneConfig,
     RunConfig,
 )
-
-if TYPE_CHECKING:
-    from icp_jax.models.spec import Family
 
 __all__ = [
     "CalibrationConfig",
@@ -49,7 +46,7 @@ DEFAULTS = {
     "prune.damping": 0.01,
     "prune.block_size": 128,
     "compensate.epochs": 1,
-    "compensate.lr": 1e-3,
+    "compensate.lr": 5e-4,
     "compensate.gamma": 0.87,
     "retune.epochs": 1,
     "retune.lr": 1e-3,
@@ -71,15 +68,10 @@ def check(config: AnyConfig) -> AnyConfig:
     return config
 
 
-def filled(run: RunConfig, family: Family | None = None) -> RunConfig:
-    """Fill in unset settings from DEFAULTS and the family's own.
-
-    Sparsity stays unset if something else fixes it.
-    """
-    settings, defaults = checks.flat(run), dict(DEFAULTS)
-    if family is not None and family.lr is not None:
-        defaults["compensate.lr"] = family.lr
-    for name, default in defaults.items():
+def filled(run: RunConfig) -> RunConfig:
+    """Fill in unset settings from DEFAULTS. Sparsity stays unset if something else fixes it."""
+    settings = checks.flat(run)
+    for name, default in DEFAULTS.items():
         fixed = name == "prune.sparsity" and (run.prune.structured or run.prune.sparsity_of)
         if settings[name] is None and not fixed:
             run = checks.put(run, name, default)

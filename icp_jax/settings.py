@@ -66,7 +66,7 @@ class CompensateConfig:
     Default: 1."""
     lr: float | None = None
     """Learning rate of Adam in the first epoch (icp and icp+).
-    Default: 1e-3 (SAM: 5e-4)."""
+    Default: 5e-4."""
     gamma: float | None = None
     """Factor on the learning rate after each epoch (icp and icp+). Default: 0.87."""
 

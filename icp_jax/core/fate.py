@@ -19,8 +19,8 @@ class Fate(IntEnum):
     NONE = 0  # nothing was tuned
     KEPT = 1
     NOT_FINITE = 2  # a loss was NaN or infinite
-    ROSE = 3  # the loss rose
-    NO_GAIN = 4  # it rose by no more than rounding
+    ROSE = 3  # the loss more than doubled
+    NO_GAIN = 4  # it rose by less, or by no more than rounding
 
 
 class CompensationMetrics(NamedTuple):
@@ -45,7 +45,8 @@ def fate(before, after, finite, square: Float[Array, ""]) -> Int[Array, ""]:
     finite: whether the losses of all steps are finite. square: the targets' mean square.
     """
     finite = finite & jnp.isfinite(after)
-    rose = jnp.where(after - before > MATTERS * square, Fate.ROSE, Fate.NO_GAIN)
+    far = (after - before > MATTERS * square) & (after > 2 * before)
+    rose = jnp.where(far, Fate.ROSE, Fate.NO_GAIN)
     judged = jnp.where(after > before, rose, Fate.KEPT)
     return jnp.where(finite, judged, Fate.NOT_FINITE).astype(jnp.int32)
 

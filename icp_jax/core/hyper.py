@@ -65,7 +65,7 @@ def hyper(
     beta: float | None = None,
     rearrange: str | None = None,
     choice: Choice = EVERY,
-    lr: float = 1e-3,
+    lr: float = 5e-4,
     gamma: float = 0.87,
     epochs: int = 1,
     retune_lr: float = 1e-3,

@@ -61,9 +61,8 @@ class Family:
     kind: Literal["text", "vision"] = "text"  # input: tokens or images
     side: int = 0  # for vision: pixels per side of an image
     keys: tuple[int, ...] = ()  # keys per query of each block; unset: causal
-    alpha: float | None = None  # the family's defaults for ICP; None: the general ones
+    alpha: float | None = None  # the family's defaults for ICP; None: the method's
     beta: float | None = None
-    lr: float | None = None
 
     def block_at(self, t: int) -> nn.Module:
         """The module of block t; blocks of equal computation share one object."""

@@ -76,7 +76,7 @@ def describe(model: str) -> Described:
 
 def resolved(config: RunConfig, source: inputs.Described) -> RunConfig:
     """Fill in all unset fields for this model. Raises InputError."""
-    config = filled(config, source.family)
+    config = filled(config)
     p = config.prune
     own = p.structured  # n:m patterns are uniform
     alpha, beta = (1.0, 0.0) if own else shares(source.family, p.method, p.alpha, p.beta)

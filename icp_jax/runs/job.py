@@ -19,7 +19,7 @@ from icp_jax.streaming.passes import compute_dtype
 def job(source: Source, config: RunConfig) -> Job:
     """The job of a run. Raises InputError for an infeasible sparsity allocation."""
     family = source.family
-    run = filled(config, family)
+    run = filled(config)
     quant = run.quant
     settings: dict[str, Any] = flat(run)  # of type Any: filled-in settings are not None
     aim = target(family, run.prune)

@@ -46,6 +46,5 @@ def make(hf_config: Mapping[str, Any]) -> Family:
         side=vision.image_size,
         keys=tuple((vision.window(t) or vision.grid) ** 2 for t in every),
         alpha=0.85,
-        lr=5e-4,
         beta=0.0,
     )
