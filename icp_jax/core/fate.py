@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from icp_jax.core.hyper import Numbers
 
-MATTERS = 1e-3  # a smaller rise, as a share of the targets' mean square, is rounding
+DIVERGED = 0.1  # a rise of the loss by more than this share of the targets' mean square
 
 
 class Fate(IntEnum):
@@ -19,8 +19,8 @@ class Fate(IntEnum):
     NONE = 0  # nothing was tuned
     KEPT = 1
     NOT_FINITE = 2  # a loss was NaN or infinite
-    ROSE = 3  # the loss more than doubled
-    NO_GAIN = 4  # it rose by less, or by no more than rounding
+    ROSE = 3  # the loss rose far: it diverged
+    NO_GAIN = 4  # it rose, but not far: there was too little to repair
 
 
 class CompensationMetrics(NamedTuple):
@@ -45,8 +45,7 @@ def fate(before, after, finite, square: Float[Array, ""]) -> Int[Array, ""]:
     finite: whether the losses of all steps are finite. square: the targets' mean square.
     """
     finite = finite & jnp.isfinite(after)
-    far = (after - before > MATTERS * square) & (after > 2 * before)
-    rose = jnp.where(far, Fate.ROSE, Fate.NO_GAIN)
+    rose = jnp.where(after - before > DIVERGED * square, Fate.ROSE, Fate.NO_GAIN)
     judged = jnp.where(after > before, rose, Fate.KEPT)
     return jnp.where(finite, judged, Fate.NOT_FINITE).astype(jnp.int32)
 
