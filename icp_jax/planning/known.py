@@ -22,7 +22,10 @@ KNOWN: dict[tuple[str, str], Broken] = {
     ("opt", "magnitude"): Broken("opt-pydoc", 0.7, 4.6),
     ("opt", "wanda"): Broken("opt-pydoc", 0.8, 6.0),
     ("opt", "sparsegpt"): Broken("opt-pydoc", 0.8, 3.4),
-    ("llama", "icp"): Broken("SmolLM2-135M", 0.7, 8.1),
+    ("llama", "magnitude"): Broken("SmolLM2-135M", 0.5, 18.3),
+    ("llama", "wanda"): Broken("SmolLM2-135M", 0.6, 5.0),
+    ("llama", "sparsegpt"): Broken("SmolLM2-135M", 0.6, 3.8),
+    ("llama", "icp"): Broken("SmolLM2-135M", 0.7, 7.8),
 }
 
 
@@ -31,7 +34,7 @@ def warning(family: Family, method: str, sparsity: float) -> str | None:
     found = KNOWN.get(("opt" if family.name == "opt" else "llama", method))
     if family.kind != "text" or found is None or sparsity < found.sparsity:
         return None
-    other = "" if method == "icp" else ", method icp"
+    other = "" if method == "icp+" else ", method icp+"
     return (
         f"sparsity {sparsity:g} is likely to break this model: at {found.sparsity:g}, {method} "
         f"raised the perplexity of {found.model} {found.ratio:g} times; "
