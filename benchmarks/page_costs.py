@@ -157,13 +157,13 @@ def sweeps() -> str:
     for model, told in found.items():
         for row in told["rows"]:
             side, took = SWEEPS[row["side"]], f"{row['seconds']:.0f}"
-            rows.append([f"{model}: {side}", took, f"{row['share']:.2f}", f"{row['mib']:.0f}"])
-    points = {(len(told["points"]), told.get("settings")) for told in found.values()}
-    ((count, settings),) = points
+            count = len(told["points"])
+            cells = [took, f"{row['share']:.2f}", f"{row['mib']:.0f}"]
+            rows.append([f"{model}, {count} points: {side}", *cells])
     return f"""\
 ## Sweeps
 
-{count} points, {settings or "sparsity × learning rate"}, each side with an empty compile cache.
+Points of sparsity × alpha (of 12: × learning rate), each side with an empty compile cache.
 
 {table(["", "seconds", "share of the commands", "peak MiB"], rows)}{_growth(found)}
 

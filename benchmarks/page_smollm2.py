@@ -1,4 +1,4 @@
-"""The results page: SmolLM2-135M, a trained Llama, beside the authors' code and by settings."""
+"""The results page: SmolLM2-135M, a trained Llama, beside the authors' code."""
 
 from __future__ import annotations
 
@@ -31,22 +31,41 @@ At 70% neither leaves a usable model.
 """
 
 
-def settings() -> str:
-    found = read("defaults_smollm2.json")
-    rows = []
-    for row in found["points"]:
-        target = row.get("pattern") or share(row["sparsity"])
-        alpha, beta = (f"{row[k]:g}" if k in row else "" for k in ("alpha", "beta"))
-        cells = [target, f"{row['lr']:g}", str(row["epochs"]), alpha, beta]
-        rows.append([*cells, f"{row['perplexity']:.2f}"])
+def costs() -> str:
+    """Each phase of a run beside its floor, and what is not arithmetic."""
+    found = read("fixed.json")
+    (run,) = [row for row in found["rows"] if row["method"] == "icp"]
+    floors, rate = run["floors"], run["flops_per_second"] / 1e9
+    phases = [
+        [name, f"{seconds:.0f}", f"{floors[name]:.0f}", f"{seconds / floors[name]:.1f}"]
+        for name, seconds in run["phases"].items()
+        if name in floors
+    ]
+    spent = sum(run["phases"].values())
+    phases.append(["all", f"{spent:.0f}", f"{sum(floors.values()):.0f}", ""])
+    others = [
+        [
+            name,
+            f"{cost['seconds']:.1f}",
+            str(cost["times"]),
+            f"{cost['seconds'] / run['total']:.1%}",
+        ]
+        for name, cost in sorted(run["fixed"].items(), key=lambda item: -item[1]["seconds"])
+    ]
     return f"""\
-### What settings ICP wants there
+### Where the time goes
 
-The same windows and text, one seed.
+ICP on SmolLM2-135M-Instruct, one epoch, {run["total"]:.0f} s in all. The floor of a phase is its
+FLOPs at the rate of a 2048² product on the same machine, {rate:.0f} GFLOP/s: what is above it is
+attention's softmax, norms and activations, smaller products, and other work of the machine.
 
-{table(["zeros", "lr", "epochs", "α", "β", "perplexity"], rows)}
+{table(["phase", "s", "floor, s", "ratio"], phases)}
 
-{measured("defaults_smollm2.json")}
+What is not arithmetic:
+
+{table(["cost", "s", "times", "of the run"], others)}
+
+{measured("fixed.json")}
 """
 
 

@@ -19,6 +19,11 @@ def read(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / name).read_text())
 
 
+def there(name: str) -> bool:
+    """Whether there is such a result file."""
+    return (RESULTS / name).is_file()
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table. Columns after the first are right-aligned."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]

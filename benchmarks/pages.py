@@ -1,9 +1,9 @@
-"""The results page, the README's table and demo output, and the picture, from the result files.
+"""The results page, the README's table and demo output, and the pictures, from the result files.
 
     python benchmarks/pages.py            # write them
     python benchmarks/pages.py --check    # name what differs from the result files, exit 1
 
-Of the picture, --check compares the numbers that it was drawn from: they are in its last line.
+Of a picture, --check compares the numbers that it was drawn from: they are in its last line.
 """
 
 from __future__ import annotations
@@ -15,18 +15,23 @@ import os
 import re
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import page_accuracy
 import page_costs
+import page_settings
 import page_smollm2
+import page_sweeps
 from page_text import BUSY, filled, read, share
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGE = ROOT / "docs" / "_generated" / "results.md"
 PICTURE = PAGE.parent / "error-growth.svg"
+HEAT_MAPS = PAGE.parent / page_sweeps.PICTURE
 SECTIONS = (
     page_accuracy.bundled,
     page_accuracy.bundled_patterns,
@@ -34,12 +39,14 @@ SECTIONS = (
     page_accuracy.stories,
     page_accuracy.real,
     page_smollm2.beside_authors,
-    page_smollm2.settings,
+    page_smollm2.costs,
+    page_settings.settings,
     page_accuracy.sam,
     page_costs.speed,
     page_costs.sam,
     page_costs.memory,
     page_costs.gpu,
+    page_sweeps.figure4,
     page_costs.sweeps,
     page_costs.models,
 )
@@ -100,7 +107,7 @@ def growth() -> dict[str, list[float]]:
 
 
 def picture() -> str:
-    """The figure that `make demo` draws, as SVG, with its numbers in a comment."""
+    """The figure that `make demo` draws, as SVG."""
     import matplotlib
 
     from icp_jax.report.figures import error_growth
@@ -110,14 +117,21 @@ def picture() -> str:
     same = mock.patch.dict(os.environ, SOURCE_DATE_EPOCH="0")  # the file says when it was drawn
     with tempfile.TemporaryDirectory() as folder, same:
         path = Path(folder) / PICTURE.name
-        with matplotlib.rc_context({"svg.hashsalt": "icp-jax"}):
+        with matplotlib.rc_context({"svg.hashsalt": page_sweeps.SALT}):
             error_growth(growth(), path, title)
-        return f"{path.read_text().rstrip()}\n<!-- {json.dumps(growth())} -->\n"
+        return path.read_text()
 
 
-def pictured() -> dict[str, list[float]] | None:
-    """The numbers that the picture was drawn from."""
-    said = re.search(r"<!-- (\{.*\}) -->\s*\Z", PICTURE.read_text()) if PICTURE.exists() else None
+# each picture: (its numbers, what draws it)
+PICTURES: dict[Path, tuple[Callable[[], Any], Callable[[], str]]] = {
+    PICTURE: (growth, picture),
+    HEAT_MAPS: (page_sweeps.numbers, page_sweeps.draw),
+}
+
+
+def pictured(path: Path) -> Any:
+    """The numbers that a picture was drawn from."""
+    said = re.search(r"<!-- (\{.*\}) -->\s*\Z", path.read_text()) if path.exists() else None
     return json.loads(said[1]) if said else None
 
 
@@ -126,7 +140,7 @@ def stale() -> list[str]:
     kept = PAGE.read_text() if PAGE.exists() else ""
     found = [PAGE] if kept != page() else []
     found += [README] if README.read_text() != readme(README.read_text()) else []
-    found += [PICTURE] if pictured() != growth() else []
+    found += [path for path, (numbers, _) in PICTURES.items() if pictured(path) != numbers()]
     return [str(path.relative_to(ROOT)) for path in found]
 
 
@@ -140,8 +154,9 @@ def main() -> int:
     PAGE.parent.mkdir(parents=True, exist_ok=True)
     PAGE.write_text(page())
     README.write_text(readme(README.read_text()))
-    if pictured() != growth():
-        PICTURE.write_text(picture())
+    for path, (numbers, draw) in PICTURES.items():
+        if pictured(path) != numbers():
+            path.write_text(f"{draw().rstrip()}\n<!-- {json.dumps(numbers())} -->\n")
     return 0
 
 
