@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+import packed_reader
 import pytest
 from conftest import write_llama
 from packing import files, signed, write_pruned
@@ -125,6 +127,17 @@ def test_tensors_are_aligned_and_readable_by_the_package(tmp_path):
     file = open_checkpoint(tmp_path / "p").packed["model.safetensors"]
     parts = [part for stored in file.stored.values() for part in stored.parts.values()]
     assert all(part.start % part.dtype.itemsize == 0 for part in parts)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_reader_written_from_the_page_reads_it(tmp_path, case):
+    source = write_pruned(tmp_path / "m", **CASES[case])
+    icp_jax.pack(source, tmp_path / "p")
+    for path in source.glob("*.safetensors"):
+        packed = tmp_path / "p" / path.name.replace(".safetensors", NAME[5:])
+        assert packed_reader.read(packed) == path.read_bytes()
+    lines = Path(packed_reader.__file__).read_text().splitlines()
+    assert len(lines) <= 60 and not any("icp_jax import" in x or "converters" in x for x in lines)
 
 
 # ---------------------------------------------------------------- bad input
