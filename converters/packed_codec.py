@@ -163,10 +163,16 @@ class _Tables(NamedTuple):
     complete: np.ndarray  # bits of at most n places -> the same and the lowest others, n in all
 
 
+def masks_of(pattern: Pattern) -> np.ndarray:
+    """The places of each code, as the bits of a byte, uint8 `[places]`."""
+    n, m = pattern
+    return np.array([bits for bits in range(1 << m) if bits.bit_count() == n], np.uint8)
+
+
 @cache
 def _tables(pattern: Pattern) -> _Tables:
     n, m = pattern
-    masks = np.array([bits for bits in range(1 << m) if bits.bit_count() == n], np.uint8)
+    masks = masks_of(pattern)
     ranks, complete = np.zeros(1 << m, np.uint8), np.zeros(1 << m, np.uint8)
     ranks[masks] = np.arange(len(masks))
     for bits in range(1 << m):

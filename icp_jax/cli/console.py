@@ -241,6 +241,9 @@ def verified(facts: dict[str, Any]) -> None:
     out.print(table)
     lines = [f"sparsity {facts['sparsity']:.6f}: {facts['zeros']} of {facts['size']} weights"]
     lines.append(f"tensors that are not finite: {', '.join(facts['not_finite']) or 'none'}")
+    if sizes := facts["packed"]:
+        said = "packed: {1} MB in place of {0}, {2} times smaller; all checksums are right"
+        lines.append(said.format(*_megabytes(sizes["bytes"], sizes["packed_bytes"])))
     if "changed" in facts:
         lines.append(f"{len(facts['changed'])} tensors changed, {len(facts['unchanged'])} did not")
         for kind in ("reshaped", "missing", "added"):

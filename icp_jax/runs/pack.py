@@ -49,7 +49,7 @@ def pack(model: str | Path, out: str | Path) -> dict[str, Any]:
 def unpack(packed: str | Path, out: str | Path) -> dict[str, Any]:
     """Write the folder that `pack` was given, byte for byte, into a new folder.
 
-    Returns its size as JSON values. Raises InputError or ConversionError; `out` is complete or
+    Returns the sizes as JSON values. Raises InputError or ConversionError; `out` is complete or
     absent.
     """
     folder = resolve(str(packed))
@@ -62,9 +62,19 @@ def unpack(packed: str | Path, out: str | Path) -> dict[str, Any]:
             for shard, file in reader.packed.items():
                 unpack_file(file, shard, aside.path)
                 reader.forget()
-            size = sum((aside.path / shard).stat().st_size for shard in reader.files)
+            sizes = packed_sizes(reader) or {}
             aside.publish()
-            return {"out": str(out), "bytes": size}
+            return {"out": str(out), **sizes}
+
+
+def packed_sizes(reader: Reader) -> dict[str, Any] | None:
+    """The bytes of the weight files of a packed folder and of those it was made from, as JSON
+    values; None for any other reader."""
+    if not isinstance(reader, PackedReader):
+        return None
+    layout = reader.layout
+    plain = sum(map(len, layout.headers.values())) + sum(e.nbytes for e in layout.entries.values())
+    return _sizes(plain, sum(path.stat().st_size for path in reader.files.values()))
 
 
 def _opened(folder: Path) -> SafetensorsReader:
