@@ -2,8 +2,9 @@
 
 Safetensors shards are memory-mapped, see `converters.safetensors_files`. `.bin` and `.pth` files
 are read by torch, see `converters.torch_files`, and `.gguf` files are dequantized, see
-`converters.gguf_files`. Writers hold one tensor in memory at a time, except for `.pth` files, which
-need all.
+`converters.gguf_files`. Packed files, in which zeros take one bit, are unpacked as they are read,
+see `converters.packed_files`. Writers hold one tensor in memory at a time, except for `.pth`
+files, which need all.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from converters.names import (
     shards,
     shown,
 )
+from converters.packed_files import SUFFIX as PACKED
+from converters.packed_files import PackedReader, packed_name
 from converters.rules import ConversionError, first_line
 from converters.safetensors_files import SafetensorsReader, Writer
 
@@ -64,7 +67,8 @@ def open_checkpoint(folder: str | Path) -> Reader:
     """Open the weights of a Hugging Face folder, a `.gguf` file or a `.pth` file, alone or in one.
 
     The order of preference is that of transformers: safetensors before `.bin`, a single file
-    before an index. Raises ConversionError.
+    before an index. Where a safetensors file is absent, its packed file is read, as if it were
+    that. Raises ConversionError.
     """
     from converters.torch_files import TorchReader
 
@@ -79,10 +83,14 @@ def open_checkpoint(folder: str | Path) -> Reader:
     ):
         if (folder / single).is_file():
             return reader({single: folder / single}, None)
+        packed = folder / packed_name(single)
+        if suffixes == SAFETENSORS and packed.is_file():
+            return PackedReader({single: packed}, None)
         index = folder / f"{single}.index.json"
         if index.is_file():
             files, text = _shards_of(index, suffixes)
-            return reader(files, text)
+            lies_packed = any(path.name.endswith(PACKED) for path in files.values())
+            return (PackedReader if lies_packed else reader)(files, text)
     lone = lone_torch_file(folder)
     if lone is not None:
         return TorchReader({lone.name: lone}, None)
@@ -104,6 +112,9 @@ def _shards_of(index: Path, suffixes: tuple[str, ...]) -> tuple[dict[str, Path],
     files = shards(index.parent, sorted(set(named)), suffixes, index)
     if not files:
         raise ConversionError(f"{index} names no shards: fetch it again")
+    if suffixes == SAFETENSORS and not any(path.is_file() for path in files.values()):
+        packed = {k: path.with_name(packed_name(path.name)) for k, path in files.items()}
+        files = packed if any(path.is_file() for path in packed.values()) else files
     for name, path in files.items():
         if not path.is_file():
             raise ConversionError(f"missing shard {shown(name)} named by {index}: fetch it")

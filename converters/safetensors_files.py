@@ -110,6 +110,14 @@ class Writer:
         file.seek(e.start)
         file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
 
+    def rehead(self, layout: Layout) -> None:
+        """Replace the headers by those of a layout that is alike but for its metadata."""
+        for shard, header in layout.headers.items():
+            if len(header) != len(self.layout.headers[shard]):
+                raise ValueError(f"{shard}: the new header has another length")
+            self._files[shard].seek(0)
+            self._files[shard].write(header)
+
     def close(self) -> None:
         """Flush to disk and close. Raises OSError if the disk is full."""
         try:

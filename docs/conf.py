@@ -68,6 +68,8 @@ COMMANDS = (
     "segment",
     "convert",
     "verify",
+    "pack",
+    "unpack",
     "report",
     "demo",
 )

@@ -36,6 +36,8 @@ _HOME = {
     "CalibrationConfig": "icp_jax.config",
     "QuantConfig": "icp_jax.config",
     "verify": "icp_jax.runs.verify",
+    "pack": "icp_jax.runs.pack",
+    "unpack": "icp_jax.runs.pack",
     "RunConfig": "icp_jax.config",
     "InputError": "icp_jax.errors",
     "icp": "icp_jax.core.icp",

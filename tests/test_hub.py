@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from conftest import write_opt
 
+import icp_jax
+
 CALLS = Path(__file__).with_name("hub_calls.py")
 BROKEN = {
     "401": r"\(401\): check the name, or run `hf auth login`",
@@ -110,6 +112,14 @@ def test_only_what_is_used_is_downloaded_and_kept(served, tmp_path):
     shards = {p.name for p in served.glob("model-*.safetensors")}
     small = {"config.json", "tokenizer.json", "tokenizer_config.json"}
     assert {p.name for p in snapshot.iterdir()} == shards | small | {"model.safetensors.index.json"}
+
+
+def test_a_packed_model_is_downloaded_as_it_is(served, tmp_path):
+    icp_jax.pack(served, tmp_path / "packed")
+    (here,) = calls([["serve", ASKING["eval"]]], tmp_path, SERVED=str(tmp_path / "packed"))
+    assert here[0] == 0, here
+    names = {path.name for path in (tmp_path / "cache").rglob("*.safetensors")}
+    assert names == {path.name for path in (tmp_path / "packed").glob("model-*.safetensors")}
 
 
 def test_a_download_that_breaks_off(served, tmp_path):

@@ -11,7 +11,16 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from icp_jax.cli import options
-from icp_jax.cli.model_commands import Convert, Eval, Generate, Report, Segment, Verify
+from icp_jax.cli.model_commands import (
+    Convert,
+    Eval,
+    Generate,
+    Pack,
+    Report,
+    Segment,
+    Unpack,
+    Verify,
+)
 
 
 @options.described
@@ -149,6 +158,8 @@ COMMANDS: dict[str, type] = {
     "segment": Segment,
     "convert": Convert,
     "verify": Verify,
+    "pack": Pack,
+    "unpack": Unpack,
     "sweep": Sweep,
     "report": Report,
 }
@@ -162,6 +173,8 @@ AnyCommand: Any = (
     | Annotated[Segment, tyro.conf.subcommand("segment")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
+    | Annotated[Pack, tyro.conf.subcommand("pack")]
+    | Annotated[Unpack, tyro.conf.subcommand("unpack")]
     | Annotated[Sweep, tyro.conf.subcommand("sweep")]
     | Annotated[Report, tyro.conf.subcommand("report")]
 )

@@ -242,6 +242,9 @@ def verified(facts: dict[str, Any]) -> None:
     out.print(table)
     lines = [f"sparsity {facts['sparsity']:.6f}: {facts['zeros']} of {facts['size']} weights"]
     lines.append(f"tensors that are not finite: {', '.join(facts['not_finite']) or 'none'}")
+    if sizes := facts["packed"]:
+        said = "packed: {1} MB in place of {0}, {2} times smaller; all checksums are right"
+        lines.append(said.format(*_megabytes(sizes["bytes"], sizes["packed_bytes"])))
     if "changed" in facts:
         lines.append(f"{len(facts['changed'])} tensors changed, {len(facts['unchanged'])} did not")
         for kind in ("reshaped", "missing", "added"):
@@ -250,6 +253,32 @@ def verified(facts: dict[str, Any]) -> None:
         lines.append(f"other changed tensors: {', '.join(_by_name(others)) or 'none'}")
     for line in lines:
         out.print(line, highlight=False, soft_wrap=True)
+
+
+def packed(record: dict[str, Any]) -> None:
+    """Print the sizes of a packed folder: one row per form, and all weights."""
+    table = Table("form")
+    for name in ("tensors", "sparsity", "bits a weight", "MB", "packed MB", "ratio"):
+        table.add_column(name, justify="right")
+    forms = dict.fromkeys(layer["form"] for layer in record["layers"])
+    for form in forms:
+        of = [layer for layer in record["layers"] if layer["form"] == form]
+        zeros, size, plain, small = (
+            sum(layer[key] for layer in of) for key in ("zeros", "size", "bytes", "packed_bytes")
+        )
+        bits = f"{8 * small / size:.2f}"
+        table.add_row(form, str(len(of)), f"{zeros / size:.4f}", bits, *_megabytes(plain, small))
+    table.add_section()
+    table.add_row("all weights", "", "", "", *_megabytes(record["bytes"], record["packed_bytes"]))
+    out = Console()
+    out.print(table)
+    if not forms:
+        out.print("no matrix has enough zeros to be packed", highlight=False)
+    out.print(f"output       {record['out']}", highlight=False, soft_wrap=True)
+
+
+def _megabytes(plain: int, small: int) -> tuple[str, str, str]:
+    return f"{plain / 1e6:.2f}", f"{small / 1e6:.2f}", f"{plain / small:.2f}"
 
 
 def _by_name(names: list[str]) -> list[str]:

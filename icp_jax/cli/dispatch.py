@@ -11,6 +11,7 @@ from icp_jax.cli import machine, standard
 from icp_jax.errors import InputError
 
 Say = Callable[[str], None]
+HOST_ONLY = ("verify", "report", "pack", "unpack")  # commands that need no device
 
 
 def run(command: Any, say: Say) -> None:
@@ -19,7 +20,7 @@ def run(command: Any, say: Say) -> None:
 
     machine.variables()
     name = next(name for name, kind in COMMANDS.items() if isinstance(command, kind))
-    if name not in ("prune", "verify", "report"):  # prune joins hosts first; two need no device
+    if name != "prune" and name not in HOST_ONLY:  # prune joins hosts first
         machine.platforms()
     if name == "prune":
         _prune(command, say)
@@ -167,6 +168,21 @@ def _verify(command: Any) -> None:
     check_facts(facts)
 
 
+def _pack(command: Any) -> None:
+    from icp_jax.cli import console
+    from icp_jax.runs.pack import pack
+
+    record = pack(command.folder, command.out)
+    _print(command.json, record, lambda: console.packed(record))
+
+
+def _unpack(command: Any) -> None:
+    from icp_jax.runs.pack import unpack
+
+    record = unpack(command.folder, command.out)
+    _print(command.json, record, lambda: print(f"{record['out']}: {record['bytes']} bytes"))
+
+
 def _sweep(command: Any) -> None:
     from icp_jax.cli import sweeping
     from icp_jax.sweeps.run import sweep
@@ -201,6 +217,8 @@ RUN: dict[str, Callable[[Any], None]] = {
     "segment": _segment,
     "convert": _convert,
     "verify": _verify,
+    "pack": _pack,
+    "unpack": _unpack,
     "sweep": _sweep,
     "report": _report,
 }

@@ -141,6 +141,35 @@ class Verify:
 
 @options.described
 @dataclass(frozen=True)
+class Pack:
+    """Write a pruned folder with its zeros packed, so that they take one bit or less each.
+
+    Every command reads the result as it reads the folder. unpack restores it, byte for byte.
+    """
+
+    folder: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DIR")]]
+    """Hugging Face folder of safetensors, or hub id."""
+    out: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="OUT")]]
+    """Output folder. It must not exist."""
+    json: bool = False
+    """Print the sizes, of every layer too, as one JSON object instead of a table."""
+
+
+@options.described
+@dataclass(frozen=True)
+class Unpack:
+    """Write the folder that pack was given again, byte for byte."""
+
+    folder: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DIR")]]
+    """Folder that pack wrote."""
+    out: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="OUT")]]
+    """Output folder. It must not exist."""
+    json: bool = False
+    """Print the result as one JSON object instead of text."""
+
+
+@options.described
+@dataclass(frozen=True)
 class Report:
     """Make the report of a run, a demo or a sweep anew, or compare several runs in one page."""
 

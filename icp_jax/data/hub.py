@@ -13,13 +13,16 @@ from typing import Any
 
 from converters.files import is_gguf, lone_torch_file
 from converters.names import GGUF
+from converters.packed_files import packed_name
 from icp_jax.data.hub_errors import SHOWN, not_given, pass_on
 from icp_jax.errors import InputError
 
 BESIDE = (".json", ".txt", ".model", ".jinja")  # config, tokenizer and similar files
-# Weight files in the order in which transformers looks for them; an index lists shards.
+# Weight files in the order in which transformers looks for them; an index lists shards. Packed
+# files stand in for safetensors.
 WEIGHTS = (
     "model.safetensors",
+    packed_name("model.safetensors"),
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
@@ -93,6 +96,9 @@ def _weights(repo: str, names: Sequence[str], revision: str | None) -> list[str]
         shards = set(json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"].values())
     except (ValueError, KeyError, AttributeError, TypeError):
         raise InputError(f"{single} of {repo} is not a checkpoint index") from None
+    packed = {packed_name(str(shard)) for shard in shards}
+    if packed <= set(names) and shards.isdisjoint(names):
+        shards = packed
     if missing := sorted(str(shard) for shard in shards if shard not in names):
         raise InputError(f"{repo} has no file {missing[0][:SHOWN]!r}, which its {single} lists")
     return [single, *sorted(shards)]

@@ -15,6 +15,7 @@ from icp_jax.models.spec import Family
 from icp_jax.streaming import storage, transfer
 from icp_jax.streaming.passes import embed_batch, forward, to_device
 from icp_jax.streaming.storage import Place, Stream
+from icp_jax.streaming.unpacking import to_move
 
 
 @runtime_checkable
@@ -79,7 +80,7 @@ def of_groups(
     del embed, start
     done = 0
     for t in range(family.n_blocks):
-        step = partial(forward, Apply(family.block_at(t), dtype), to_device(source.block(t)))
+        step = partial(forward, Apply(family.block_at(t), dtype), to_device(to_move(source, t)))
         source.forget()
         for (windows, size), x in zip(groups, hidden, strict=True):
             transfer.advance(step, [x], x, size, partial(_passed, tick, done))

@@ -20,6 +20,7 @@ from icp_jax.arrays import AnyArray
 from icp_jax.backend.products import full_precision
 from icp_jax.models.cache import CACHE, of_block
 from icp_jax.models.spec import Family
+from icp_jax.streaming.unpacking import cast_kernel, is_packed, to_move
 
 Params = dict[str, Any]
 Caches = list[dict[str, Array]]  # the keys and values of each block
@@ -36,9 +37,14 @@ def on_device(source: Any, dtype: str) -> Params:
     """All params of a model on the device: matrices in the compute dtype, the rest in float32."""
 
     def sent(leaf: Any) -> jax.Array:
+        if is_packed(leaf):
+            return cast_kernel(jax.device_put(leaf), dtype)
         return jnp.asarray(leaf).astype(dtype if np.ndim(leaf) > 1 else jnp.float32)
 
-    blocks = [jax.tree.map(sent, source.block(t)) for t in range(source.family.n_blocks)]
+    blocks = [
+        jax.tree.map(sent, to_move(source, t), is_leaf=is_packed)
+        for t in range(source.family.n_blocks)
+    ]
     others = {name: jax.tree.map(sent, getattr(source, name)()) for name in ("embed", "head")}
     return {**others, "blocks": blocks}
 

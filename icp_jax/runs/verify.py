@@ -17,6 +17,7 @@ from converters.rules import ConversionError
 from icp_jax.core.masks import parse_pattern
 from icp_jax.errors import InputError
 from icp_jax.models import FAMILIES, make_family
+from icp_jax.runs.pack import packed_sizes
 from icp_jax.runs.packed import Unpacked, is_pruned
 from icp_jax.runs.verify_export import densest_group, same_bytes
 from icp_jax.streaming.source import all_finite, alone, describe, read_config
@@ -33,7 +34,8 @@ def verify(folder: str | Path, source: str | Path | None = None) -> dict[str, An
     of every 2-D weight in a block). Patterns are checked for m = 4, 8 and that of the run's record.
     not_finite: tensors with NaN or infinity. missing, unexpected, misshapen: tensors that differ
     from what the config of a known family requires. With `source`: changed, unchanged, added,
-    reshaped (another shape or dtype), and more missing tensors.
+    reshaped (another shape or dtype), and more missing tensors. packed: the sizes of a folder that
+    `pack` wrote, whose checksums this proves; None for others.
     Raises InputError or ConversionError.
     """
     folder = Path(folder)
@@ -46,6 +48,7 @@ def verify(folder: str | Path, source: str | Path | None = None) -> dict[str, An
         prunable, broken = _promised(describe(folder, reader, quantized=True), weights)
         facts = _facts(folder, weights, prunable, other)
         missing = set() if other is None else set(other.names()) - set(weights.names())
+        facts["packed"] = packed_sizes(reader)
         return {**facts, **broken, "missing": sorted(missing.union(broken["missing"]))}
 
 

@@ -19,6 +19,7 @@ from icp_jax.errors import InputError
 from icp_jax.models.spec import Family
 from icp_jax.streaming.layout import lies_transposed
 from icp_jax.streaming.mesh import ONE, Devices
+from icp_jax.streaming.unpacking import is_packed, kernel_of
 
 forward = jax.jit(passes.forward, static_argnums=0)
 forward_beside = jax.jit(passes.forward_beside, static_argnums=0)
@@ -84,6 +85,7 @@ def _widened(leaves):
 
 @partial(jax.jit, static_argnums=1)
 def _float32(leaves, turned):
+    leaves = [kernel_of(leaf) if is_packed(leaf) else leaf for leaf in leaves]
     return [
         (leaf.T if back else leaf).astype(jnp.float32)
         for leaf, back in zip(leaves, turned, strict=True)
@@ -123,9 +125,9 @@ def to_device(params: Params, devices: Devices = ONE) -> Params:
     """Replicate a stored block on the devices as float32 master weights.
 
     A column-major kernel, as checkpoints have it, is sent as it is and transposed on the
-    accelerator.
+    accelerator; a packed one is sent packed, and unpacked there.
     """
-    leaves, tree = jax.tree.flatten(params)
+    leaves, tree = jax.tree.flatten(params, is_leaf=is_packed)
     turned = tuple(not backend.is_host() and lies_transposed(leaf) for leaf in leaves)
     sent = [leaf.T if back else leaf for leaf, back in zip(leaves, turned, strict=True)]
     return jax.tree.unflatten(tree, _float32(devices.whole(sent), turned))

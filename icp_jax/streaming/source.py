@@ -17,11 +17,14 @@ import numpy as np
 
 from converters import table_for
 from converters.files import Reader, is_gguf, lone_torch_file, open_checkpoint
+from converters.packed_codec import PLAIN
+from converters.packed_files import PackedReader
 from converters.rules import Placed, check_shape, insert
 from converters.sam_names import config_of
 from icp_jax.errors import InputError
 from icp_jax.models import make_family
 from icp_jax.streaming.background import in_threads
+from icp_jax.streaming.unpacking import Packed
 
 Params = dict[str, Any]
 
@@ -116,14 +119,23 @@ class FolderSource:
             check_shape(rule, self.reader.shape(rule.name))
             self._parts[part_of(rule)].append(rule)
 
-    def _read(self, part: tuple[str, ...]) -> Params:
+    def _read(self, part: tuple[str, ...], packed: bool = False) -> Params:
+        """packed: leave kernels packed that are packed in the file."""
         tree: Params = {}
         for rule in self._parts[part]:
-            tensor = self.reader.read(rule.name)
+            leaf = self._packed(rule) if packed and rule.transpose else None
+            tensor = self.reader.read(rule.name) if leaf is None else leaf.nonzeros
             if not (self._finite or all_finite(tensor)):
                 raise not_finite(rule.name)
-            insert(tree, rule.path[len(part) :], rule.to_tree(tensor))
+            insert(tree, rule.path[len(part) :], rule.to_tree(tensor) if leaf is None else leaf)
         return tree
+
+    def _packed(self, rule: Placed) -> Packed | None:
+        """A packed matrix; None if it is not packed."""
+        if not isinstance(self.reader, PackedReader):
+            return None
+        form = self.reader.stored(rule.name).form
+        return None if form == PLAIN else Packed.of(self.reader.parts(rule.name), rule.shape, form)
 
     def check_finite(self) -> None:
         """Check all weights now, so that later reads skip the check.
@@ -150,7 +162,14 @@ class FolderSource:
 
     def block(self, t: int) -> Params:
         """Read block t, and prefetch the next one."""
-        params = self._read(("blocks", str(t)))
+        return self._block(t, packed=False)
+
+    def packed_block(self, t: int) -> Params:
+        """Block t, with the kernels that the file has packed as `Packed` leaves."""
+        return self._block(t, packed=True)
+
+    def _block(self, t: int, packed: bool) -> Params:
+        params = self._read(("blocks", str(t)), packed)
         self.reader.fetch(rule.name for rule in self._parts.get(("blocks", str(t + 1)), ()))
         return params
 

@@ -1,0 +1,234 @@
+"""Packed safetensors files: read by the names, shapes and dtypes of the files they were made from.
+
+The zeros of a sparse tensor are left out, see `converters.packed_codec`. The bytes of every tensor,
+and the description of them, have a SHA-256 that is checked before use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converters import mapped
+from converters.layout import Entry, Layout, file_header, read_header
+from converters.packed_codec import (
+    NONZEROS,
+    PLAIN,
+    Parts,
+    decode,
+    parse_form,
+    part_sizes,
+)
+from converters.rules import ConversionError
+
+SUFFIX = ".packed.safetensors"  # of a packed file, in place of .safetensors
+VERSION = 1
+DESCRIPTION, CHECKSUM = "icp_jax.packed", "icp_jax.packed.sha256"  # keys of the metadata
+HEADER = "packed:header"  # the tensor with the header of the file that was packed
+AGAIN = "fetch it again, or pack the model again"
+
+
+def packed_name(name: str) -> str:
+    """The name of the packed file for a `.safetensors` file."""
+    return name.removesuffix(".safetensors") + SUFFIX
+
+
+def part_name(name: str, part: str) -> str:
+    """The name of a part of a tensor in a packed file; a plain tensor keeps its name."""
+    return name if part == PLAIN else f"{name}:{part}"
+
+
+def digest(data: bytes | np.ndarray) -> str:
+    """The SHA-256 of bytes or of a contiguous array."""
+    if isinstance(data, bytes):
+        return hashlib.sha256(data).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(data).reshape(-1).view(np.uint8).data).hexdigest()
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How a packed file holds a tensor."""
+
+    form: str  # plain, bitmask, or a pattern such as 2:4
+    parts: dict[str, Entry]
+    digests: dict[str, str]
+
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts.values())
+
+
+class PackedFile:
+    """One packed file, checked as far as its header tells. Raises ConversionError.
+
+    header, entries: of the file that was packed. stored: its tensors here.
+    """
+
+    def __init__(self, path: Path, shard: str):
+        self.path = path
+        raw, held = file_header(path, shard)
+        told = _description(path, raw)
+        with path.open("rb") as file:
+            self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._checked: set[str] = set()
+        try:
+            self.header = self._header(held, told["header"])
+            self.entries = read_header(shard, self.header)
+            if list(told["tensors"]) != list(self.entries):
+                raise ValueError("the list of tensors")
+            self.stored = {
+                name: _stored(name, entry, told["tensors"][name], held)
+                for name, entry in self.entries.items()
+            }
+            used = {part_name(n, p) for n, s in self.stored.items() for p in s.parts}
+            if used | {HEADER} != held.keys():
+                raise ValueError("the tensors in the file")
+        except ConversionError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ConversionError(
+                f"{path} contradicts its description ({error}): {AGAIN}"
+            ) from None
+
+    def _header(self, held: dict[str, Entry], told: str) -> bytes:
+        entry = held[HEADER]
+        if entry.dtype != np.uint8:
+            raise ValueError(HEADER)
+        return bytes(self._part(HEADER, entry, told))
+
+    def _part(self, name: str, entry: Entry, told: str) -> np.ndarray:
+        """A part `[elements]` as a view of the file. Raises ConversionError if it is damaged."""
+        flat = np.frombuffer(self.map, np.uint8, entry.nbytes, entry.start)
+        if name not in self._checked:
+            if digest(flat) != told:
+                raise ConversionError(
+                    f"{self.path} is damaged: tensor {name!r} has another checksum; {AGAIN}"
+                )
+            self._checked.add(name)
+        return flat.view(entry.dtype)
+
+    def parts(self, name: str) -> Parts:
+        """The parts of a tensor, each `[elements]`. Raises ConversionError if one is damaged."""
+        stored = self.stored[name]
+        return {
+            part: self._part(part_name(name, part), entry, stored.digests[part])
+            for part, entry in stored.parts.items()
+        }
+
+    def read(self, name: str) -> np.ndarray:
+        """A tensor, exactly as it was packed."""
+        entry, stored, parts = self.entries[name], self.stored[name], self.parts(name)
+        if stored.form == PLAIN:
+            return parts[PLAIN].reshape(entry.shape)
+        word = np.dtype(f"<u{entry.dtype.itemsize}")
+        try:
+            words = decode(parts, stored.form, entry.nbytes // word.itemsize, word)
+        except ConversionError as error:
+            raise ConversionError(f"{self.path}: tensor {name!r}: {error}; {AGAIN}") from None
+        return words.view(entry.dtype).reshape(entry.shape)
+
+
+def _description(path: Path, raw: bytes) -> dict[str, Any]:
+    """The description in a file's header. Raises ConversionError."""
+    metadata = json.loads(raw[8:]).get("__metadata__")
+    text = metadata.get(DESCRIPTION) if isinstance(metadata, dict) else None
+    if not isinstance(text, str):
+        raise ConversionError(f"{path} was not written by icp-jax pack: rename it, or {AGAIN}")
+    if digest(text.encode("utf-8", "surrogatepass")) != metadata.get(CHECKSUM):
+        raise ConversionError(f"{path} is damaged: its header has another checksum; {AGAIN}")
+    try:
+        told = json.loads(text)
+        version = told["version"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise ConversionError(f"{path} has a description that is not JSON: {AGAIN}") from None
+    if version != VERSION:
+        raise ConversionError(
+            f"{path} has version {version!r} of the format, and this icp-jax reads version "
+            f"{VERSION}: update icp-jax"
+        )
+    return told
+
+
+def _stored(name: str, entry: Entry, told: dict[str, Any], held: dict[str, Entry]) -> Stored:
+    """A tensor's parts, their sizes checked. Raises ValueError or KeyError where they disagree."""
+    form, digests = told["form"], dict(told["sha256"])
+    pattern = parse_form(form)
+    parts = {part: held[part_name(name, part)] for part in digests}
+    size = entry.nbytes // entry.dtype.itemsize
+    if form == PLAIN:
+        right = {PLAIN: (entry.dtype, entry.shape)}
+    else:
+        if pattern is not None and entry.shape[-1] % pattern.m:
+            raise ValueError(name)
+        counts = part_sizes(form, size, held[part_name(name, NONZEROS)].shape[0])
+        right = {
+            part: (entry.dtype if part == NONZEROS else np.dtype(np.uint8), (count,))
+            for part, count in counts.items()
+        }
+    if right != {part: (e.dtype, e.shape) for part, e in parts.items()}:
+        raise ValueError(name)
+    return Stored(form, parts, digests)
+
+
+class PackedReader:
+    """Reads packed files as the checkpoint they were packed from, one tensor at a time.
+
+    files: the packed files, by the names of those they were packed from. index: the text of the
+    checkpoint's index. Raises ConversionError.
+    """
+
+    def __init__(self, files: dict[str, Path], index: str | None):
+        self.files = files
+        self.packed = {shard: PackedFile(path, shard) for shard, path in files.items()}
+        entries: dict[str, Entry] = {}
+        for shard, file in self.packed.items():
+            for name in entries.keys() & file.entries.keys():
+                where = f"{entries[name].shard} and {shard}"
+                raise ConversionError(f"duplicate tensor {name!r} in {where}")
+            entries |= file.entries
+        headers = {shard: file.header for shard, file in self.packed.items()}
+        self.layout = Layout(headers, entries, index)
+
+    def _file(self, name: str) -> PackedFile:
+        return self.packed[self.layout.entries[name].shard]
+
+    def stored(self, name: str) -> Stored:
+        """How a tensor is held."""
+        return self._file(name).stored[name]
+
+    def parts(self, name: str) -> Parts:
+        """The parts of a tensor, each `[elements]`. Raises ConversionError if one is damaged."""
+        return self._file(name).parts(name)
+
+    def names(self) -> list[str]:
+        return list(self.layout.entries)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.layout.entries[name].shape
+
+    def dtype(self, name: str) -> np.dtype:
+        return self.layout.entries[name].dtype
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor, unpacked. Raises ConversionError if it is damaged."""
+        return self._file(name).read(name)
+
+    def fetch(self, names: Iterable[str]) -> None:
+        """Prefetch these tensors in the background."""
+        for name in names:
+            for part in self.stored(name).parts.values():
+                mapped.fetch(self._file(name).map, part.start, part.nbytes)
+
+    def forget(self) -> None:
+        """Free the memory of the files' parts read so far."""
+        mapped.forget(file.map for file in self.packed.values())
+
+    def close(self) -> None:
+        """Drop the maps; each is unmapped when its last view is gone."""
+        self.packed.clear()

@@ -1,0 +1,139 @@
+"""Write a packed safetensors file, one tensor at a time, and the file it was made from again."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converters.layout import Entry, Layout, plan_layout
+from converters.packed_codec import (
+    NONZEROS,
+    PLAIN,
+    Parts,
+    decode,
+    encode,
+    part_sizes,
+    smallest,
+    words_of,
+)
+from converters.packed_files import (
+    CHECKSUM,
+    DESCRIPTION,
+    HEADER,
+    VERSION,
+    PackedFile,
+    digest,
+    packed_name,
+    part_name,
+)
+from converters.rules import ConversionError
+from converters.safetensors_files import SafetensorsReader, Writer
+
+UNKNOWN = "0" * 64  # in place of a digest that is not known yet
+Planned = dict[str, tuple[np.dtype, tuple[int, ...]]]
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How a tensor is packed. zeros: words of all zero bits, counted in matrices of floats."""
+
+    form: str
+    nonzeros: int
+    parts: Planned  # by the names of the parts
+
+    def nbytes(self) -> int:
+        """The bytes of all parts."""
+        return sum(dtype.itemsize * math.prod(shape) for dtype, shape in self.parts.values())
+
+
+def is_matrix(entry: Entry) -> bool:
+    """Whether a tensor may be packed: a matrix of floats, with elements."""
+    return len(entry.shape) == 2 and entry.dtype.kind in "fV" and entry.nbytes > 0
+
+
+def plan(entry: Entry, tensor: np.ndarray) -> Packing:
+    """The smallest form of a tensor, and its parts."""
+    if not is_matrix(entry):
+        return Packing(PLAIN, 0, {PLAIN: (entry.dtype, entry.shape)})
+    words = words_of(tensor)
+    form, nonzeros = smallest(words, entry.shape[-1])
+    if form == PLAIN:
+        return Packing(PLAIN, nonzeros, {PLAIN: (entry.dtype, entry.shape)})
+    sizes = part_sizes(form, len(words), nonzeros)
+    byte: np.dtype = np.dtype(np.uint8)
+    parts: Planned = {p: (entry.dtype if p == NONZEROS else byte, (n,)) for p, n in sizes.items()}
+    return Packing(form, nonzeros, parts)
+
+
+def pack_file(reader: SafetensorsReader, shard: str, folder: Path) -> dict[str, Packing]:
+    """Pack one shard of a checkpoint into `folder`; returns how each tensor was packed.
+
+    Every packed tensor is unpacked again and compared. Raises ConversionError.
+    """
+    entries = {n: e for n, e in reader.layout.entries.items() if e.shard == shard}
+    header = np.frombuffer(reader.layout.headers[shard], np.uint8)
+    packings = {}
+    for name, entry in entries.items():
+        packings[name] = plan(entry, reader.read(name))
+        reader.forget()
+    told: dict[str, Any] = {
+        "version": VERSION,
+        "header": digest(header),
+        "tensors": {
+            name: {"form": packing.form, "sha256": dict.fromkeys(packing.parts, UNKNOWN)}
+            for name, packing in packings.items()
+        },
+    }
+    planned: Planned = {HEADER: (header.dtype, header.shape)}
+    for name, packing in packings.items():
+        for part, what in packing.parts.items():
+            if part_name(name, part) in planned or HEADER in entries:
+                raise ConversionError(f"tensor {name!r} has a reserved name: rename it")
+            planned[part_name(name, part)] = what
+    layout = _layout(packed_name(shard), planned, told)
+    with Writer(folder, layout) as writer:
+        writer.write(HEADER, header)
+        for name, packing in packings.items():
+            for part, array in _encoded(reader, name, packing.form).items():
+                told["tensors"][name]["sha256"][part] = digest(array)
+                writer.write(part_name(name, part), array)
+            reader.forget()
+        writer.rehead(_layout(packed_name(shard), planned, told))
+    return packings
+
+
+def _encoded(reader: SafetensorsReader, name: str, form: str) -> Parts:
+    """The parts of a tensor, compared with the tensor that they give."""
+    tensor = reader.read(name)
+    if form == PLAIN:
+        return {PLAIN: tensor}
+    words = words_of(tensor)
+    parts = encode(words, form)
+    if not np.array_equal(decode(parts, form, len(words), words.dtype), words):
+        raise RuntimeError(f"tensor {name!r} does not survive packing as {form}")
+    return {k: v.view(tensor.dtype) if k == NONZEROS else v for k, v in parts.items()}
+
+
+def _layout(name: str, planned: Planned, told: Mapping[str, Any]) -> Layout:
+    """The layout of a packed file, with tensors of wide elements first, so that all are aligned."""
+    text = json.dumps(told, separators=(",", ":"))
+    ordered = dict(sorted(planned.items(), key=lambda item: -item[1][0].itemsize))
+    metadata = {DESCRIPTION: text, CHECKSUM: digest(text.encode())}
+    found = plan_layout(ordered, metadata, sys.maxsize)
+    (header,) = found.headers.values()
+    entries = {k: replace(entry, shard=name) for k, entry in found.entries.items()}
+    return Layout({name: header}, entries)
+
+
+def unpack_file(packed: PackedFile, shard: str, folder: Path) -> None:
+    """Write the file that was packed, byte for byte. Raises ConversionError if it is damaged."""
+    with Writer(folder, Layout({shard: packed.header}, packed.entries)) as writer:
+        for name in packed.entries:
+            writer.write(name, packed.read(name))
