@@ -11,7 +11,7 @@ from icp_jax.cli import machine, standard
 from icp_jax.errors import InputError
 
 Say = Callable[[str], None]
-HOST_ONLY = ("verify", "report", "pack", "unpack")  # commands that need no device
+HOST_ONLY = ("verify", "report", "pack", "unpack", "masks")  # commands that need no device
 
 
 def run(command: Any, say: Say) -> None:
@@ -180,7 +180,15 @@ def _unpack(command: Any) -> None:
     from icp_jax.runs.pack import unpack
 
     record = unpack(command.folder, command.out)
-    _print(command.json, record, lambda: print(f"{record['out']}: {record['bytes']} bytes"))
+    _print(command.json, record, lambda: print("{out}: {bytes} bytes".format(**record)))
+
+
+def _masks(command: Any) -> None:
+    from icp_jax.runs.masks import save_masks
+
+    record = save_masks(command.folder, command.out)
+    said = "{out}: {masks} masks, {zeros} zeros of {size} weights".format(**record)
+    _print(command.json, record, lambda: print(said))
 
 
 def _sweep(command: Any) -> None:
@@ -219,6 +227,7 @@ RUN: dict[str, Callable[[Any], None]] = {
     "verify": _verify,
     "pack": _pack,
     "unpack": _unpack,
+    "masks": _masks,
     "sweep": _sweep,
     "report": _report,
 }

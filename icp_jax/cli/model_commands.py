@@ -170,6 +170,22 @@ class Unpack:
 
 @options.described
 @dataclass(frozen=True)
+class Masks:
+    """Write the masks of a pruned folder's zeros, for training in torch or in JAX.
+
+    torch.safetensors has them by torch's names, flax.safetensors by Flax's, both as packed bits.
+    """
+
+    folder: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DIR")]]
+    """Hugging Face folder, or hub id, of a pruned model."""
+    out: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="OUT")]]
+    """Output folder. It must not exist."""
+    json: bool = False
+    """Print the result as one JSON object instead of text."""
+
+
+@options.described
+@dataclass(frozen=True)
 class Report:
     """Make the report of a run, a demo or a sweep anew, or compare several runs in one page."""
 
