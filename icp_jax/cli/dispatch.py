@@ -172,6 +172,11 @@ def _pack(command: Any) -> None:
     from icp_jax.cli import console
     from icp_jax.runs.pack import pack
 
+    if command.format == "macko":
+        from icp_jax.runs.macko import save_macko
+
+        record = save_macko(command.folder, command.out)
+        return _print(command.json, record, lambda: console.for_macko(record))
     record = pack(command.folder, command.out)
     _print(command.json, record, lambda: console.packed(record))
 

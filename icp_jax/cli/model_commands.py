@@ -151,6 +151,9 @@ class Pack:
     """Hugging Face folder of safetensors, or hub id."""
     out: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="OUT")]]
     """Output folder. It must not exist."""
+    format: Literal["packed", "macko"] = "packed"
+    """packed: safetensors, exact, for icp-jax. macko: macko.pt, in float16, for the CUDA kernels of
+    MACKO-SpMV (Llama and Mistral; needs torch)."""
     json: bool = False
     """Print the sizes, of every layer too, as one JSON object instead of a table."""
 
