@@ -66,7 +66,7 @@ def test_a_model(tmp_path, capsys, dtype):
     args = ["pack", str(source), str(tmp_path / "o"), "--format", "macko", "--json"]
     assert main(args) == 0
     record = json.loads(capsys.readouterr().out)
-    assert record["rounded"] == (dtype != np.float16) and 2 < record["packed"]["ratio"] < 3
+    assert record["rounded"] == (dtype != np.float16) and record["packed"]["ratio"] > 2
     state = torch.load(tmp_path / "o" / "macko.pt", weights_only=True)
     params = icp_jax.load(source)
     reader = open_checkpoint(source)
