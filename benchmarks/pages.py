@@ -21,12 +21,14 @@ from unittest import mock
 import page_accuracy
 import page_costs
 import page_smollm2
+import page_zeros
 from page_text import BUSY, filled, read, share
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGE = ROOT / "docs" / "_generated" / "results.md"
 PICTURE = PAGE.parent / "error-growth.svg"
+ZEROS = PAGE.parent / "zeros.md"
 SECTIONS = (
     page_accuracy.bundled,
     page_accuracy.bundled_patterns,
@@ -41,11 +43,12 @@ SECTIONS = (
     page_costs.memory,
     page_costs.gpu,
     page_costs.sweeps,
+    page_zeros.zeros,
     page_costs.models,
 )
-HEAD = """\
-<!-- Written by benchmarks/pages.py from benchmarks/results/. Do not edit. -->
-# Results
+WRITTEN = "<!-- Written by benchmarks/pages.py from benchmarks/results/. Do not edit. -->\n"
+HEAD = f"""\
+{WRITTEN}# Results
 
 Every figure comes from a file in `benchmarks/results/`, which also names the command, the machine,
 the commit and the versions. `python benchmarks/pages.py` writes this page.
@@ -56,6 +59,11 @@ the commit and the versions. `python benchmarks/pages.py` writes this page.
 def page() -> str:
     """The text of docs/_generated/results.md."""
     return HEAD + "\n".join(filled(section()) for section in SECTIONS)
+
+
+def zeros() -> str:
+    """The text of docs/_generated/zeros.md."""
+    return WRITTEN + filled(page_zeros.guide())
 
 
 def demo_output() -> str:
@@ -125,6 +133,7 @@ def stale() -> list[str]:
     """Files that differ from what the result files say."""
     kept = PAGE.read_text() if PAGE.exists() else ""
     found = [PAGE] if kept != page() else []
+    found += [ZEROS] if not ZEROS.exists() or ZEROS.read_text() != zeros() else []
     found += [README] if README.read_text() != readme(README.read_text()) else []
     found += [PICTURE] if pictured() != growth() else []
     return [str(path.relative_to(ROOT)) for path in found]
@@ -139,6 +148,7 @@ def main() -> int:
         return bool(differing)
     PAGE.parent.mkdir(parents=True, exist_ok=True)
     PAGE.write_text(page())
+    ZEROS.write_text(zeros())
     README.write_text(readme(README.read_text()))
     if pictured() != growth():
         PICTURE.write_text(picture())

@@ -161,7 +161,7 @@ def test_pages_say_what_the_result_files_say():
 
 
 def test_a_figure_that_was_edited_is_noticed(tmp_path, monkeypatch):
-    for name in ("PAGE", "README", "PICTURE"):
+    for name in ("PAGE", "README", "PICTURE", "ZEROS"):
         copy = tmp_path / getattr(pages, name).name
         copy.write_text(getattr(pages, name).read_text())
         monkeypatch.setattr(pages, name, copy)
@@ -173,7 +173,9 @@ def test_a_figure_that_was_edited_is_noticed(tmp_path, monkeypatch):
     pages.PAGE.write_text(pages.PAGE.read_text().replace("AMD EPYC", "another"))
     drawn = pages.PICTURE.read_text().replace(str(shown[0]["errors"][0]), "0.5")
     pages.PICTURE.write_text(drawn)
-    assert sorted(pages.stale()) == ["README.md", "error-growth.svg", "results.md"]
+    pages.ZEROS.write_text(pages.ZEROS.read_text().replace("| 16.00 |", "| 15.00 |"))
+    wrong = ["README.md", "error-growth.svg", "results.md", "zeros.md"]
+    assert sorted(pages.stale()) == wrong
 
 
 def test_every_result_file_is_shown():
