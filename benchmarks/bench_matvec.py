@@ -27,7 +27,7 @@ import numpy as np
 
 from converters.packed_codec import BITMASK, NONZEROS, encode, words_of
 from icp_jax.backend import heap
-from icp_jax.streaming.unpacking import Packed, kernel_of
+from icp_jax.streaming.unpacking import Packed, matrix_of
 
 SHAPES = {  # outputs, inputs
     "SmolLM2-135M, q_proj": (576, 576),
@@ -46,8 +46,7 @@ def dense(weight, x):
 
 @jax.jit
 def bitmask(packed, x):
-    kernel = kernel_of(packed)
-    return jnp.matmul(x.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32)
+    return dense(matrix_of(packed).astype(jnp.float32), x)
 
 
 @jax.jit

@@ -61,13 +61,13 @@ def products() -> str:
     for row in found["rows"]:
         ms = row["ms"]
         fastest = min(ms[side] for side in SIDES[:2])
-        others = [f"{ms[side]:.3g} ({fastest / ms[side]:.2g}x)" for side in SIDES[2:]]
-        dense = [f"{ms[side]:.3g}" for side in SIDES[:2]]
+        others = [f"{ms[side]:.2f} ({fastest / ms[side]:.2f}x)" for side in SIDES[2:]]
+        dense = [f"{ms[side]:.2f}" for side in SIDES[:2]]
         rows.append([row["name"], share(row["sparsity"]), *dense, *others])
     busy = " Other work ran beside it." if found["load_before"] > BUSY else ""
     return f"""\
-Milliseconds of one matrix times one vector on a CPU, as decoding at batch 1 has it; in brackets, the
-speed beside the faster dense product. *bitmask* unpacks the matrix in the jitted program. *rows*
+Milliseconds of one matrix times one vector on a CPU, as decoding at batch 1 has it; in brackets,
+the speed beside the faster dense product. *bitmask* unpacks the matrix in the jitted program. *rows*
 holds each row's non-zeros in bfloat16 with 16-bit columns, which takes 32 bits a non-zero.{busy}
 
 {table(["matrix", "zeros", *SIDES], rows)}
