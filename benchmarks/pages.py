@@ -25,6 +25,7 @@ import page_costs
 import page_settings
 import page_smollm2
 import page_sweeps
+import page_zeros
 from page_text import BUSY, filled, read, share
 
 ROOT = Path(__file__).parent.parent
@@ -32,6 +33,7 @@ README = ROOT / "README.md"
 PAGE = ROOT / "docs" / "_generated" / "results.md"
 PICTURE = PAGE.parent / "error-growth.svg"
 HEAT_MAPS = PAGE.parent / page_sweeps.PICTURE
+ZEROS = PAGE.parent / "zeros.md"
 SECTIONS = (
     page_accuracy.bundled,
     page_accuracy.bundled_patterns,
@@ -48,11 +50,12 @@ SECTIONS = (
     page_costs.gpu,
     page_sweeps.figure4,
     page_costs.sweeps,
+    page_zeros.zeros,
     page_costs.models,
 )
-HEAD = """\
-<!-- Written by benchmarks/pages.py from benchmarks/results/. Do not edit. -->
-# Results
+WRITTEN = "<!-- Written by benchmarks/pages.py from benchmarks/results/. Do not edit. -->\n"
+HEAD = f"""\
+{WRITTEN}# Results
 
 Every figure comes from a file in `benchmarks/results/`, which also names the command, the machine,
 the commit and the versions. `python benchmarks/pages.py` writes this page.
@@ -63,6 +66,11 @@ the commit and the versions. `python benchmarks/pages.py` writes this page.
 def page() -> str:
     """The text of docs/_generated/results.md."""
     return HEAD + "\n".join(filled(section()) for section in SECTIONS)
+
+
+def zeros() -> str:
+    """The text of docs/_generated/zeros.md."""
+    return WRITTEN + filled(page_zeros.guide())
 
 
 def demo_output() -> str:
@@ -122,11 +130,9 @@ def picture() -> str:
         return path.read_text()
 
 
-# each picture: (its numbers, what draws it)
-PICTURES: dict[Path, tuple[Callable[[], Any], Callable[[], str]]] = {
-    PICTURE: (growth, picture),
-    HEAT_MAPS: (page_sweeps.numbers, page_sweeps.draw),
-}
+def pictures() -> dict[Path, tuple[Callable[[], Any], Callable[[], str]]]:
+    """(its numbers, what draws it) of each picture."""
+    return {PICTURE: (growth, picture), HEAT_MAPS: (page_sweeps.numbers, page_sweeps.draw)}
 
 
 def pictured(path: Path) -> Any:
@@ -139,8 +145,9 @@ def stale() -> list[str]:
     """Files that differ from what the result files say."""
     kept = PAGE.read_text() if PAGE.exists() else ""
     found = [PAGE] if kept != page() else []
+    found += [ZEROS] if not ZEROS.exists() or ZEROS.read_text() != zeros() else []
     found += [README] if README.read_text() != readme(README.read_text()) else []
-    found += [path for path, (numbers, _) in PICTURES.items() if pictured(path) != numbers()]
+    found += [path for path, (numbers, _) in pictures().items() if pictured(path) != numbers()]
     return [str(path.relative_to(ROOT)) for path in found]
 
 
@@ -153,8 +160,9 @@ def main() -> int:
         return bool(differing)
     PAGE.parent.mkdir(parents=True, exist_ok=True)
     PAGE.write_text(page())
+    ZEROS.write_text(zeros())
     README.write_text(readme(README.read_text()))
-    for path, (numbers, draw) in PICTURES.items():
+    for path, (numbers, draw) in pictures().items():
         if pictured(path) != numbers():
             path.write_text(f"{draw().rstrip()}\n<!-- {json.dumps(numbers())} -->\n")
     return 0

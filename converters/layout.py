@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import struct
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ DTYPES: dict[str, np.dtype] = {
     "BOOL": np.dtype(np.bool_),
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+Planned = dict[str, tuple[np.dtype, tuple[int, ...]]]  # tensor name -> dtype, shape
 SHARD_BYTES = 5 * 10**9  # shard size for a `.bin` source, as in Hugging Face's exports
 
 
@@ -113,7 +115,7 @@ def _entry(shard: str, name: str, raw: dict[str, Any], header_bytes: int) -> Ent
 
 
 def plan_layout(
-    tensors: dict[str, tuple[np.dtype, tuple[int, ...]]],
+    tensors: Planned,
     metadata: dict[str, str],
     shard_bytes: int = SHARD_BYTES,
 ) -> Layout:
@@ -154,6 +156,13 @@ def plan_layout(
     total = sum(e.nbytes for e in entries.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     return Layout(headers, entries, json.dumps(index, indent=2) + "\n")
+
+
+def one_file(name: str, tensors: Planned, metadata: dict[str, str]) -> Layout:
+    """The layout of all tensors in one file of this name."""
+    found = plan_layout(tensors, metadata, sys.maxsize)
+    (header,) = found.headers.values()
+    return Layout({name: header}, {k: replace(e, shard=name) for k, e in found.entries.items()})
 
 
 def check_tensor(entry: Entry, name: str, tensor: np.ndarray) -> None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from converters.layout import Entry, Layout, plan_layout
+from converters.layout import Entry, Layout, Planned, one_file
 from converters.packed_codec import (
     NONZEROS,
     PLAIN,
@@ -37,7 +36,6 @@ from converters.rules import ConversionError
 from converters.safetensors_files import SafetensorsReader, Writer
 
 UNKNOWN = "0" * 64  # in place of a digest that is not known yet
-Planned = dict[str, tuple[np.dtype, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
@@ -126,10 +124,7 @@ def _layout(name: str, planned: Planned, told: Mapping[str, Any]) -> Layout:
     text = json.dumps(told, separators=(",", ":"))
     ordered = dict(sorted(planned.items(), key=lambda item: -item[1][0].itemsize))
     metadata = {DESCRIPTION: text, CHECKSUM: digest(text.encode())}
-    found = plan_layout(ordered, metadata, sys.maxsize)
-    (header,) = found.headers.values()
-    entries = {k: replace(entry, shard=name) for k, entry in found.entries.items()}
-    return Layout({name: header}, entries)
+    return one_file(name, ordered, metadata)
 
 
 def unpack_file(packed: PackedFile, shard: str, folder: Path) -> None:

@@ -172,6 +172,8 @@ def insert(tree: dict[str, Any], path: Path, leaf: Any) -> None:
     """Insert a leaf into a nested dict. Raises ConversionError if the path is occupied."""
     for key in path[:-1]:
         tree = tree.setdefault(key, {})
+        if not isinstance(tree, dict):
+            raise ConversionError(f"a tensor lies on the tree path {'/'.join(path)!r}")
     if path[-1] in tree:
         raise ConversionError(f"two tensors for the tree path {'/'.join(path)!r}")
     tree[path[-1]] = leaf

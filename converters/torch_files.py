@@ -122,7 +122,7 @@ class TorchWriter:
         import torch
 
         (shard,) = self.layout.headers
-        state = {name: _to_torch(torch, self._tensors[name]) for name in self.layout.entries}
+        state = {name: to_torch(self._tensors[name]) for name in self.layout.entries}
         try:
             with create(self.folder, shard) as file:
                 torch.save(state, file)
@@ -134,7 +134,10 @@ class TorchWriter:
         self._tensors.clear()
 
 
-def _to_torch(torch: Any, tensor: np.ndarray) -> Any:
+def to_torch(tensor: np.ndarray) -> Any:
+    """A torch tensor that shares the array's memory."""
+    import torch
+
     if tensor.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(tensor.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(tensor)

@@ -70,6 +70,7 @@ COMMANDS = (
     "verify",
     "pack",
     "unpack",
+    "masks",
     "report",
     "demo",
 )

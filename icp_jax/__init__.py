@@ -38,6 +38,8 @@ _HOME = {
     "verify": "icp_jax.runs.verify",
     "pack": "icp_jax.runs.pack",
     "unpack": "icp_jax.runs.pack",
+    "save_masks": "icp_jax.runs.masks",
+    "load_masks": "icp_jax.runs.masks",
     "RunConfig": "icp_jax.config",
     "InputError": "icp_jax.errors",
     "icp": "icp_jax.core.icp",

@@ -7,9 +7,10 @@ import numpy as np
 from conftest import write_opt
 
 from converters.files import open_checkpoint
+from converters.packed_files import CHECKSUM, DESCRIPTION, digest
 from converters.safetensors_files import Writer
 
-MIB = 1 << 20
+NAME = "model.packed.safetensors"
 
 
 def zeroed(rng, shape, sparsity, pattern=None):
@@ -47,14 +48,16 @@ def files(folder: Path) -> dict[str, bytes | None]:
     }
 
 
-def signed(raw: bytes, told: dict, digest) -> bytes:
-    """A packed file's bytes with another description, its checksum right, of equal length."""
-    length = int.from_bytes(raw[:8], "little")
-    header = json.loads(raw[8 : 8 + length])
-    text = json.dumps(told, separators=(",", ":"))
-    header["__metadata__"] = {
-        "icp_jax.packed": text,
-        "icp_jax.packed.sha256": digest(text.encode()),
-    }
+def redescribed(folder: Path, change) -> None:
+    """The packed file of a folder with a changed description, its checksum right.
+
+    change: changes the description in place, or returns another.
+    """
+    raw = (folder / NAME).read_bytes()
+    start = 8 + int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8:start])
+    told = json.loads(header["__metadata__"][DESCRIPTION])
+    text = json.dumps(change(told) or told, separators=(",", ":"))
+    header["__metadata__"] = {DESCRIPTION: text, CHECKSUM: digest(text.encode())}
     new = json.dumps(header, separators=(",", ":")).encode()
-    return len(new).to_bytes(8, "little") + new + raw[8 + length :]
+    (folder / NAME).write_bytes(len(new).to_bytes(8, "little") + new + raw[start:])

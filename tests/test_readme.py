@@ -6,10 +6,12 @@ import re
 import documents
 import jax
 import numpy as np
+import page_sweeps
 import page_text
 import pages
 import pytest
 
+import icp_jax
 from icp_jax.demo import METHODS
 
 README = documents.ROOT / "README.md"
@@ -61,16 +63,46 @@ def distilled(names, folder, printed):
     assert np.array_equal(*(np.asarray(kernel) == 0 for kernel in kernels))
 
 
+def held_in_torch(linears):
+    """The pruned model's zeros are zeros, and its other weights have moved."""
+    from safetensors.numpy import load_file
+
+    before = load_file("opt-125m-60/model.safetensors")
+    assert len(linears) == 36
+    for name, linear in linears.items():
+        old, new = before[name].astype(np.float32), linear.weight.detach().numpy()
+        assert np.mean(old == 0) > 0.3 and np.all(new[old == 0] == 0)
+        assert np.mean(new[old != 0] != old[old != 0]) > 0.5
+
+
+def trained_in_torch(names, folder, printed):
+    held_in_torch(names["linears"])
+    saved = icp_jax.verify("opt-125m-60-tuned")
+    assert saved["sparsity"] == icp_jax.verify("opt-125m-60")["sparsity"]
+
+
+def adapted_in_torch(names, folder, printed):
+    held_in_torch(names["merged"])
+
+
+def masks_are_taken(names, folder, printed):
+    kept = names["state"].keep["blocks"]["0"]["fc1"]["kernel"]
+    np.testing.assert_array_equal(kept, names["model"].params["blocks"]["0"]["fc1"]["kernel"] != 0)
+
+
 # what an example does -> what must hold after it
 CHECKS = {
     'icp_jax.save(pruned, "opt-pydoc-50")': saved,
     "metrics = run(": in_one_trace,
     "sweep = ": swept,
-    "AutoModelForCausalLM.from_pretrained(": reloaded,
+    'from_pretrained("opt-125m-70")': reloaded,
     "pruners.sparsegpt(": solved,
     "= compensate(": tuned,
-    ".keep_zeros(": kept,
     "icp_jax.distill(": distilled,
+    "icp_jax.keep_zeros(optax.adamw(1e-4))": kept,
+    "icp_jax.load_masks(": masks_are_taken,
+    "class KeepZeros(": trained_in_torch,
+    "class LoRA(": adapted_in_torch,
     "evaluate_tasks(": answered,
 }
 
@@ -95,7 +127,10 @@ def test_code_blocks_run(page, folder, capsys):
     with jax.numpy_dtype_promotion("standard"):  # the user's own code is not strict
         for example in documents.examples(page):
             text = example.parsed
-            if "transformers" in text and importlib.util.find_spec("torch") is None:
+            if (
+                re.search(r"transformers|torch\.", text)
+                and importlib.util.find_spec("torch") is None
+            ):
                 continue
             if "tasks" in text and importlib.util.find_spec("lm_eval") is None:
                 continue
@@ -134,7 +169,7 @@ def test_pages_say_what_the_result_files_say():
 
 
 def test_a_figure_that_was_edited_is_noticed(tmp_path, monkeypatch):
-    for name in ("PAGE", "README", "PICTURE"):
+    for name in ("PAGE", "README", "PICTURE", "HEAT_MAPS", "ZEROS"):
         copy = tmp_path / getattr(pages, name).name
         copy.write_text(getattr(pages, name).read_text())
         monkeypatch.setattr(pages, name, copy)
@@ -146,7 +181,11 @@ def test_a_figure_that_was_edited_is_noticed(tmp_path, monkeypatch):
     pages.PAGE.write_text(pages.PAGE.read_text().replace("AMD EPYC", "another"))
     drawn = pages.PICTURE.read_text().replace(str(shown[0]["errors"][0]), "0.5")
     pages.PICTURE.write_text(drawn)
-    assert sorted(pages.stale()) == ["README.md", "error-growth.svg", "results.md"]
+    best = f"{min(p[2] for p in page_sweeps.numbers()['opt-pydoc'])}"
+    pages.HEAT_MAPS.write_text(pages.HEAT_MAPS.read_text().replace(best, "1.5"))
+    pages.ZEROS.write_text(pages.ZEROS.read_text().replace("| 16.00 |", "| 15.00 |"))
+    wrong = ["README.md", "alpha-beta.svg", "error-growth.svg", "results.md", "zeros.md"]
+    assert sorted(pages.stale()) == wrong
 
 
 def test_every_result_file_is_shown():

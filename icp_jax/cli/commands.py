@@ -15,6 +15,7 @@ from icp_jax.cli.model_commands import (
     Convert,
     Eval,
     Generate,
+    Masks,
     Pack,
     Report,
     Segment,
@@ -160,6 +161,7 @@ COMMANDS: dict[str, type] = {
     "verify": Verify,
     "pack": Pack,
     "unpack": Unpack,
+    "masks": Masks,
     "sweep": Sweep,
     "report": Report,
 }
@@ -175,6 +177,7 @@ AnyCommand: Any = (
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Pack, tyro.conf.subcommand("pack")]
     | Annotated[Unpack, tyro.conf.subcommand("unpack")]
+    | Annotated[Masks, tyro.conf.subcommand("masks")]
     | Annotated[Sweep, tyro.conf.subcommand("sweep")]
     | Annotated[Report, tyro.conf.subcommand("report")]
 )

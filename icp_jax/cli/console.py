@@ -277,6 +277,14 @@ def packed(record: dict[str, Any]) -> None:
     out.print(f"output       {record['out']}", highlight=False, soft_wrap=True)
 
 
+def for_macko(record: dict[str, Any]) -> None:
+    """Print the sizes of an export for MACKO."""
+    plain, small, ratio = _megabytes(record["packed"]["bytes"], record["packed"]["packed_bytes"])
+    print(f"{record['out']}/{record['file']}: linears of {plain} MB in {small} MB, ratio {ratio}")
+    if record["rounded"]:
+        print("weights were rounded to float16")
+
+
 def _megabytes(plain: int, small: int) -> tuple[str, str, str]:
     return f"{plain / 1e6:.2f}", f"{small / 1e6:.2f}", f"{plain / small:.2f}"
 

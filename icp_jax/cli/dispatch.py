@@ -11,7 +11,7 @@ from icp_jax.cli import machine, standard
 from icp_jax.errors import InputError
 
 Say = Callable[[str], None]
-HOST_ONLY = ("verify", "report", "pack", "unpack")  # commands that need no device
+HOST_ONLY = ("verify", "report", "pack", "unpack", "masks")  # commands that need no device
 
 
 def run(command: Any, say: Say) -> None:
@@ -172,6 +172,11 @@ def _pack(command: Any) -> None:
     from icp_jax.cli import console
     from icp_jax.runs.pack import pack
 
+    if command.format == "macko":
+        from icp_jax.runs.macko import save_macko
+
+        record = save_macko(command.folder, command.out)
+        return _print(command.json, record, lambda: console.for_macko(record))
     record = pack(command.folder, command.out)
     _print(command.json, record, lambda: console.packed(record))
 
@@ -180,7 +185,15 @@ def _unpack(command: Any) -> None:
     from icp_jax.runs.pack import unpack
 
     record = unpack(command.folder, command.out)
-    _print(command.json, record, lambda: print(f"{record['out']}: {record['bytes']} bytes"))
+    _print(command.json, record, lambda: print("{out}: {bytes} bytes".format(**record)))
+
+
+def _masks(command: Any) -> None:
+    from icp_jax.runs.masks import save_masks
+
+    record = save_masks(command.folder, command.out)
+    said = "{out}: {masks} masks, {zeros} zeros of {size} weights".format(**record)
+    _print(command.json, record, lambda: print(said))
 
 
 def _sweep(command: Any) -> None:
@@ -219,6 +232,7 @@ RUN: dict[str, Callable[[Any], None]] = {
     "verify": _verify,
     "pack": _pack,
     "unpack": _unpack,
+    "masks": _masks,
     "sweep": _sweep,
     "report": _report,
 }

@@ -151,6 +151,9 @@ class Pack:
     """Hugging Face folder of safetensors, or hub id."""
     out: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="OUT")]]
     """Output folder. It must not exist."""
+    format: Literal["packed", "macko"] = "packed"
+    """packed: safetensors, exact, for icp-jax. macko: macko.pt, in float16, for the CUDA kernels of
+    MACKO-SpMV (Llama and Mistral; needs torch)."""
     json: bool = False
     """Print the sizes, of every layer too, as one JSON object instead of a table."""
 
@@ -162,6 +165,22 @@ class Unpack:
 
     folder: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DIR")]]
     """Folder that pack wrote."""
+    out: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="OUT")]]
+    """Output folder. It must not exist."""
+    json: bool = False
+    """Print the result as one JSON object instead of text."""
+
+
+@options.described
+@dataclass(frozen=True)
+class Masks:
+    """Write the masks of a pruned folder's zeros, for training in torch or in JAX.
+
+    torch.safetensors has them by torch's names, flax.safetensors by Flax's, both as packed bits.
+    """
+
+    folder: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DIR")]]
+    """Hugging Face folder, or hub id, of a pruned model."""
     out: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="OUT")]]
     """Output folder. It must not exist."""
     json: bool = False
