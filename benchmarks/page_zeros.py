@@ -68,7 +68,8 @@ def products() -> str:
     return f"""\
 Milliseconds of one matrix times one vector on a CPU, as decoding at batch 1 has it; in brackets,
 the speed beside the faster dense product. *bitmask* unpacks the matrix in the jitted program.
-*rows* holds each row's non-zeros in bfloat16 with 16-bit columns, which takes 32 bits a non-zero.{busy}
+*rows* holds each row's non-zeros in bfloat16 with 16-bit columns, so it takes 32 bits a
+non-zero.{busy}
 
 {table(["matrix", "zeros", *SIDES], rows)}
 
