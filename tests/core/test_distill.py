@@ -58,6 +58,7 @@ def test_the_divergence_is_that_of_evaluate(dense, pruned, windows):
     assert metrics.heldout[0] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_rates_can_be_mapped(dense, pruned, windows):
     order = sample_order(0, 1, 8)
     rates = np.stack([cosine(lr, 8)[None] for lr in (1e-4, 3e-3)])

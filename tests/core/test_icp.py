@@ -182,6 +182,7 @@ def test_vmap_over_points(opt, windows, sweep):
     np.testing.assert_allclose(errors, [m.error for _, m in one], rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_jvp_over_damping_is_the_slope(opt, windows):
     """Masks are piecewise constant: between two near points they are the same here."""
     made = recipe(windows, method="sparsegpt", pattern=(2, 4))
@@ -204,6 +205,7 @@ def test_jvp_over_damping_is_the_slope(opt, windows):
     assert rise and float(slope[fc2]) == pytest.approx(rise / float(step), rel=0.05)
 
 
+@pytest.mark.slow
 def test_held_out_samples_are_measured_and_change_nothing(opt, windows):
     made = recipe(windows)
     point = hyper(opt.family, shapes(opt), recipe=made, lr=1e-3)
@@ -238,6 +240,7 @@ def test_metrics_have_one_structure(opt, windows):
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_a_raised_damping_is_counted(opt, windows):
     """One sample of few tokens leaves H singular: float32 needs more damping than 1e-12."""
     made = Recipe(method="sparsegpt")

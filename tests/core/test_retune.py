@@ -52,6 +52,7 @@ def test_the_first_block_keeps_its_zeros_and_comes_nearer(plain, tuned):
         assert other.error < one.error
 
 
+@pytest.mark.slow
 def test_a_pattern_is_kept(opt, windows):
     pruned, _ = icp_jax.prune(opt, windows, method="icp+", pattern="2:4")
     for kernel in kernels(pruned, "1").values():
@@ -86,6 +87,7 @@ def test_a_record_of_the_report_reads_back(tuned):
     assert read_block(old).retune is None
 
 
+@pytest.mark.slow
 def test_it_is_traced_and_mapped(opt, windows):
     """A sweep of the re-tune's rate in one program; a rate of zero changes nothing."""
     from icp_jax.core.hyper import Recipe, block_orders, hyper, stack

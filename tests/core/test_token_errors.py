@@ -61,6 +61,7 @@ def plain(model, pruned, tokens, t):
     return np.square(sparse - dense).sum(-1) / np.square(dense).sum(-1)
 
 
+@pytest.mark.slow
 def test_both_drivers_report_the_quantiles_of_the_tokens(opt_folder):
     model = icp_jax.load(opt_folder, np.float32)
     tokens = np.random.default_rng(1).integers(3, 97, (7, 24)).astype(np.int32)
