@@ -29,6 +29,10 @@ from icp_jax.demo import BUNDLED
 from icp_jax.runs.macko import compressed
 
 LEVEL = 6  # gzip's own default
+BITS = (
+    8,
+    4,
+)  # of integers in place of the non-zeros, rounded here: the sizes are those of exact ones
 POINTS: dict[str, dict[str, Any]] = {
     **{f"{s:.0%}": {"sparsity": s} for s in (0.5, 0.6, 0.7, 0.8, 0.9)},
     "2:4": {"pattern": "2:4"},
@@ -54,6 +58,10 @@ def point(name: str, settings: dict[str, Any], model: Any, tokens: np.ndarray) -
         icp_jax.save(pruned, plain)
         packing, record = timed(lambda: icp_jax.pack(plain, packed))
         unpacking, _ = timed(lambda: icp_jax.unpack(packed, again))
+        fewer = {
+            bits: icp_jax.pack(plain, Path(place) / f"int{bits}", bits=bits)["packed"]
+            for bits in BITS
+        }
         names = [path.name for path in plain.iterdir()]
         assert filecmp.cmpfiles(plain, again, names, shallow=False)[0] == names
         heldout = BUNDLED / "heldout.txt"
@@ -76,6 +84,7 @@ def point(name: str, settings: dict[str, Any], model: Any, tokens: np.ndarray) -
         "bits": record["packed"]["bits_per_weight"],
         "gzip_bits": 8 * squeeze / size,
         "macko_bits": 8 * macko / size,
+        "int_bits": {f"{bits}": of["bits_per_weight"] for bits, of in fewer.items()},
         "mask_saved": saved / record["packed"]["packed_bytes"],
         "file": {key: record[key] for key in ("bytes", "packed_bytes", "ratio")},
         "linears": {key: record["packed"][key] for key in ("bytes", "packed_bytes", "ratio")},

@@ -16,6 +16,10 @@ def sizes() -> str:
         "safetensors, `.bin`, GGUF in 16 bits | everything": [16.0 for _ in rows],
         "safetensors, gzip | what unpacks it first": [row["gzip_bits"] for row in rows],
         "`icp-jax pack` | icp-jax; NumPy, in 60 lines": [row["bits"] for row in rows],
+        **{
+            f"`icp-jax pack --bits {n}` | icp-jax; NumPy": [row["int_bits"][n] for row in rows]
+            for n in ("8", "4")
+        },
         "`icp-jax pack --format macko` | MACKO-SpMV's CUDA kernels": [
             row["macko_bits"] for row in rows
         ],
@@ -68,8 +72,7 @@ def products() -> str:
     return f"""\
 Milliseconds of one matrix times one vector on a CPU, as decoding at batch 1 has it; in brackets,
 the speed beside the faster dense product. *bitmask* unpacks the matrix in the jitted program.
-*rows* holds each row's non-zeros in bfloat16 with 16-bit columns, so it takes 32 bits a
-non-zero.{busy}
+*rows* holds each row's non-zeros in bfloat16 with 16-bit columns, 32 bits for each non-zero.{busy}
 
 {table(["matrix", "zeros", *SIDES], rows)}
 

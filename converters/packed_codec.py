@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
@@ -20,6 +21,8 @@ Parts = dict[str, np.ndarray]
 
 PLAIN, BITMASK = "plain", "bitmask"  # forms; any other is a pattern, such as 2:4
 MASK, CODES, NONZEROS = "bitmask", "codes", "nonzeros"  # parts of a packed tensor
+LEVELS, SCALE, ZERO = "levels", "scale", "zero"  # parts of one with integers for non-zeros
+FLOATS = (NONZEROS, SCALE)  # parts in the tensor's dtype; the others are bytes
 GROUPS = (2, 4, 8)  # m of the patterns
 CHUNK = 3 << 18  # elements at a time: whole bytes of the bitmask, groups and words of codes
 WORD = 1 << 32  # codes are packed into words of 32 bits
@@ -42,15 +45,35 @@ class Pattern(NamedTuple):
         return next(k for k in range(32, 0, -1) if self.places**k <= WORD)
 
 
+class Levels(NamedTuple):
+    """Non-zeros as integers of 4 or 8 bits, with a scale for every `group` weights of a row."""
+
+    bits: int
+    group: int
+
+    @property
+    def highest(self) -> int:
+        return 2**self.bits - 1
+
+    @property
+    def form(self) -> str:
+        return f"int{self.bits}:{self.group}"
+
+
 def words_of(tensor: np.ndarray) -> np.ndarray:
     """The bits of a contiguous tensor as unsigned integers `[size]`, without a copy."""
     return tensor.reshape(-1).view(f"<u{tensor.dtype.itemsize}")
 
 
-def parse_form(form: str) -> Pattern | None:
-    """The pattern of a form; None for a plain tensor and a bitmask. Raises ConversionError."""
+def parse_form(form: str) -> Pattern | Levels | None:
+    """The pattern or the integers of a form; None for a plain tensor and a bitmask.
+
+    Raises ConversionError.
+    """
     if form in (PLAIN, BITMASK):
         return None
+    if found := re.fullmatch(r"int([48]):([1-9][0-9]{0,8})", form):
+        return Levels(int(found[1]), int(found[2]))
     found = re.fullmatch(r"([1-7]):([248])", form)
     if found is None or int(found[1]) >= int(found[2]):
         raise ConversionError(f"unknown form {form!r} of a packed tensor: update icp-jax")
@@ -58,12 +81,16 @@ def parse_form(form: str) -> Pattern | None:
 
 
 def part_sizes(form: str, size: int, nonzeros: int) -> dict[str, int]:
-    """Elements of each part of a tensor of `size` weights: bytes, or stored weights."""
-    pattern = parse_form(form)
-    if pattern is None:
+    """Elements of each part of a tensor of `size` weights: bytes, stored weights, or scales."""
+    kind = parse_form(form)
+    if kind is None:
         return {MASK: -(-size // 8), NONZEROS: nonzeros}
-    groups = size // pattern.m
-    return {CODES: 4 * -(-groups // pattern.per_word), NONZEROS: pattern.n * groups}
+    if isinstance(kind, Levels):
+        groups = size // kind.group
+        filled = -(-nonzeros * kind.bits // 8)
+        return {MASK: -(-size // 8), LEVELS: filled, SCALE: groups, ZERO: groups}
+    groups = size // kind.m
+    return {CODES: 4 * -(-groups // kind.per_word), NONZEROS: kind.n * groups}
 
 
 def packed_bytes(form: str, size: int, nonzeros: int, itemsize: int) -> int:
@@ -71,7 +98,7 @@ def packed_bytes(form: str, size: int, nonzeros: int, itemsize: int) -> int:
     if form == PLAIN:
         return size * itemsize
     parts = part_sizes(form, size, nonzeros)
-    return parts.pop(NONZEROS) * itemsize + sum(parts.values())
+    return sum(n * (itemsize if part in FLOATS else 1) for part, n in parts.items())
 
 
 def smallest(words: np.ndarray, columns: int) -> tuple[str, int]:
@@ -96,9 +123,9 @@ def _densest(words: np.ndarray, m: int) -> int:
 
 
 def encode(words: np.ndarray, form: str) -> Parts:
-    """The parts of a tensor's words in a form that is not plain."""
+    """The parts of a tensor's words as a bitmask or by a pattern."""
     pattern = parse_form(form)
-    if pattern is not None:
+    if isinstance(pattern, Pattern):
         return _encode_pattern(words, pattern)
     mask, kept = [], []
     for start in range(0, len(words), CHUNK):
@@ -121,40 +148,61 @@ def _encode_pattern(words: np.ndarray, pattern: Pattern) -> Parts:
 
 
 def decode(parts: Parts, form: str, size: int, dtype: np.dtype) -> np.ndarray:
-    """The words `[size]` of a tensor. dtype: unsigned, of the words.
+    """A tensor `[size]` of this dtype from its parts.
 
     Raises ConversionError for parts that disagree; allocates nothing before the sizes are checked.
     """
-    pattern = parse_form(form)
-    kept = words_of(parts[NONZEROS])
-    lengths = {name: len(part) for name, part in parts.items()}
-    if lengths != part_sizes(form, size, len(kept)) or (pattern and size % pattern.m):
-        raise ConversionError("its parts have the wrong lengths")
-    if pattern is None:
-        _check_mask(parts[MASK], size, len(kept))
+    kind = parse_form(form)
+    if isinstance(kind, Pattern):
+        nonzeros = len(parts.get(NONZEROS, ()))
+        whole = size % kind.m == 0
     else:
-        masks, digits = _tables(pattern).masks, _from_words(parts[CODES], pattern, size)
-    out = np.zeros(size, dtype)
-    at = 0
-    for start in range(0, size, CHUNK):
-        part = out[start : start + CHUNK]
-        if pattern is None:
-            raw = parts[MASK][start // 8 : -(-(start + len(part)) // 8)]
-            bits = np.unpackbits(raw, count=len(part), bitorder="little").view(bool)
-        else:
-            groups = digits[start // pattern.m : (start + len(part)) // pattern.m]
-            bits = _bits_of(masks[groups], pattern.m)
-        count = int(np.count_nonzero(bits))
-        part[bits] = kept[at : at + count]
-        at += count
-    return out
-
-
-def _check_mask(mask: np.ndarray, size: int, kept: int) -> None:
-    if int(np.bitwise_count(mask).sum(dtype=np.int64)) != kept:
-        raise ConversionError("its bitmask and its non-zeros disagree")
-    if size % 8 and mask[-1] >> (size % 8):
+        mask = parts.get(MASK, np.zeros(0, np.uint8))
+        nonzeros = int(np.bitwise_count(mask).sum(dtype=np.int64))
+        whole = kind is None or size % kind.group == 0
+    lengths = {name: len(part) for name, part in parts.items()}
+    if lengths != part_sizes(form, size, nonzeros) or not whole:
+        raise ConversionError("its parts have the wrong lengths")
+    if MASK in parts and size % 8 and parts[MASK][-1] >> (size % 8):
         raise ConversionError("its bitmask is longer than the tensor")
+    if isinstance(kind, Levels):
+        return _decode_levels(parts, kind, size, dtype)
+    out, at = np.zeros(size, f"<u{dtype.itemsize}"), 0
+    for start, bits in _places(parts, kind, size):
+        count = int(np.count_nonzero(bits))
+        out[start : start + len(bits)][bits] = words_of(parts[NONZEROS][at : at + count])
+        at += count
+    return out.view(dtype)
+
+
+def _places(parts: Parts, pattern: Pattern | None, size: int) -> Iterator[tuple[int, np.ndarray]]:
+    """(start, which of the elements from there on are stored), a chunk at a time."""
+    if pattern is not None:
+        masks, digits = masks_of(pattern), _from_words(parts[CODES], pattern, size)
+    for start in range(0, size, CHUNK):
+        stop = min(start + CHUNK, size)
+        if pattern is None:
+            raw = parts[MASK][start // 8 : -(-stop // 8)]
+            yield start, np.unpackbits(raw, count=stop - start, bitorder="little").view(bool)
+        else:
+            groups = digits[start // pattern.m : stop // pattern.m]
+            yield start, _bits_of(masks[groups], pattern.m)
+
+
+def _decode_levels(parts: Parts, kind: Levels, size: int, dtype: np.dtype) -> np.ndarray:
+    out, at = np.zeros(size, dtype), 0
+    scales = parts[SCALE].astype(np.float32)
+    levels = parts[LEVELS]
+    if kind.bits == 4:
+        levels = np.stack([levels & 15, levels >> 4], axis=1).reshape(-1)
+    for start, bits in _places(parts, None, size):
+        places = start + np.flatnonzero(bits)
+        groups = places // kind.group
+        steps = levels[at : at + len(places)].astype(np.float32) - parts[ZERO][groups]
+        with np.errstate(over="ignore", invalid="ignore"):  # refused by whoever wants finite ones
+            out[places] = (steps * scales[groups]).astype(dtype)
+        at += len(places)
+    return out
 
 
 class _Tables(NamedTuple):

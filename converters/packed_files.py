@@ -19,9 +19,13 @@ import numpy as np
 from converters import mapped
 from converters.layout import Entry, Layout, file_header, read_header
 from converters.packed_codec import (
+    FLOATS,
+    LEVELS,
     NONZEROS,
     PLAIN,
+    Levels,
     Parts,
+    Pattern,
     decode,
     parse_form,
     part_sizes,
@@ -126,12 +130,11 @@ class PackedFile:
         entry, stored, parts = self.entries[name], self.stored[name], self.parts(name)
         if stored.form == PLAIN:
             return parts[PLAIN].reshape(entry.shape)
-        word = np.dtype(f"<u{entry.dtype.itemsize}")
         try:
-            words = decode(parts, stored.form, entry.nbytes // word.itemsize, word)
+            size = entry.nbytes // entry.dtype.itemsize
+            return decode(parts, stored.form, size, entry.dtype).reshape(entry.shape)
         except ConversionError as error:
             raise ConversionError(f"{self.path}: tensor {name!r}: {error}; {AGAIN}") from None
-        return words.view(entry.dtype).reshape(entry.shape)
 
 
 def _description(path: Path, raw: bytes) -> dict[str, Any]:
@@ -158,22 +161,29 @@ def _description(path: Path, raw: bytes) -> dict[str, Any]:
 def _stored(name: str, entry: Entry, told: dict[str, Any], held: dict[str, Entry]) -> Stored:
     """A tensor's parts, their sizes checked. Raises ValueError or KeyError where they disagree."""
     form, digests = told["form"], dict(told["sha256"])
-    pattern = parse_form(form)
+    kind = parse_form(form)
     parts = {part: held[part_name(name, part)] for part in digests}
     size = entry.nbytes // entry.dtype.itemsize
     if form == PLAIN:
         right = {PLAIN: (entry.dtype, entry.shape)}
     else:
-        if pattern is not None and entry.shape[-1] % pattern.m:
+        if kind is not None and entry.shape[-1] % (kind[1] or 1):
             raise ValueError(name)
-        counts = part_sizes(form, size, held[part_name(name, NONZEROS)].shape[0])
+        counts = part_sizes(form, size, _nonzeros(kind, parts))
         right = {
-            part: (entry.dtype if part == NONZEROS else np.dtype(np.uint8), (count,))
+            part: (entry.dtype if part in FLOATS else np.dtype(np.uint8), (count,))
             for part, count in counts.items()
         }
     if right != {part: (e.dtype, e.shape) for part, e in parts.items()}:
         raise ValueError(name)
     return Stored(form, parts, digests)
+
+
+def _nonzeros(kind: Pattern | Levels | None, parts: dict[str, Entry]) -> int:
+    """The number of non-zeros, as far as the parts' shapes tell it: to a byte for levels."""
+    if isinstance(kind, Levels):
+        return parts[LEVELS].nbytes * 8 // kind.bits
+    return parts[NONZEROS].shape[0]
 
 
 class PackedReader:

@@ -13,11 +13,15 @@ import numpy as np
 
 from converters.layout import Entry, Layout, Planned, one_file
 from converters.packed_codec import (
+    FLOATS,
     NONZEROS,
     PLAIN,
+    Levels,
     Parts,
     decode,
     encode,
+    packed_bytes,
+    parse_form,
     part_sizes,
     smallest,
     words_of,
@@ -32,6 +36,7 @@ from converters.packed_files import (
     packed_name,
     part_name,
 )
+from converters.packed_levels import encode_levels, fitting
 from converters.rules import ConversionError
 from converters.safetensors_files import SafetensorsReader, Writer
 
@@ -40,11 +45,12 @@ UNKNOWN = "0" * 64  # in place of a digest that is not known yet
 
 @dataclass(frozen=True)
 class Packing:
-    """How a tensor is packed. zeros: words of all zero bits, counted in matrices of floats."""
+    """How a tensor is packed. nonzeros: words that are not zero, counted in matrices of floats."""
 
     form: str
     nonzeros: int
     parts: Planned  # by the names of the parts
+    exact: bool = True  # false: unpacking gives rounded weights
 
     def nbytes(self) -> int:
         """The bytes of all parts."""
@@ -56,30 +62,40 @@ def is_matrix(entry: Entry) -> bool:
     return len(entry.shape) == 2 and entry.dtype.kind in "fV" and entry.nbytes > 0
 
 
-def plan(entry: Entry, tensor: np.ndarray) -> Packing:
-    """The smallest form of a tensor, and its parts."""
+def plan(entry: Entry, tensor: np.ndarray, bits: int | None = None) -> Packing:
+    """The smallest form of a tensor, and its parts. bits: of its non-zeros; None: its own."""
     if not is_matrix(entry):
         return Packing(PLAIN, 0, {PLAIN: (entry.dtype, entry.shape)})
     words = words_of(tensor)
     form, nonzeros = smallest(words, entry.shape[-1])
     if form == PLAIN:
         return Packing(PLAIN, nonzeros, {PLAIN: (entry.dtype, entry.shape)})
+    exact = True
+    if bits is not None and np.isfinite(tensor).all():
+        levels, fits = fitting(tensor, bits)
+        kept = int(np.count_nonzero(tensor))  # without -0.0
+        counts = (len(words), kept, words.itemsize)
+        if packed_bytes(levels.form, *counts) < packed_bytes(form, len(words), nonzeros, counts[2]):
+            form, nonzeros, exact = levels.form, kept, fits
     sizes = part_sizes(form, len(words), nonzeros)
     byte: np.dtype = np.dtype(np.uint8)
-    parts: Planned = {p: (entry.dtype if p == NONZEROS else byte, (n,)) for p, n in sizes.items()}
-    return Packing(form, nonzeros, parts)
+    parts: Planned = {p: (entry.dtype if p in FLOATS else byte, (n,)) for p, n in sizes.items()}
+    return Packing(form, nonzeros, parts, exact)
 
 
-def pack_file(reader: SafetensorsReader, shard: str, folder: Path) -> dict[str, Packing]:
+def pack_file(
+    reader: SafetensorsReader, shard: str, folder: Path, bits: int | None = None
+) -> dict[str, Packing]:
     """Pack one shard of a checkpoint into `folder`; returns how each tensor was packed.
 
-    Every packed tensor is unpacked again and compared. Raises ConversionError.
+    bits: of the packed matrices' non-zeros, 4 or 8; None: their own. Every packed tensor is
+    unpacked again and compared, unless it is rounded. Raises ConversionError.
     """
     entries = {n: e for n, e in reader.layout.entries.items() if e.shard == shard}
     header = np.frombuffer(reader.layout.headers[shard], np.uint8)
     packings = {}
     for name, entry in entries.items():
-        packings[name] = plan(entry, reader.read(name))
+        packings[name] = plan(entry, reader.read(name), bits)
         reader.forget()
     told: dict[str, Any] = {
         "version": VERSION,
@@ -99,7 +115,7 @@ def pack_file(reader: SafetensorsReader, shard: str, folder: Path) -> dict[str, 
     with Writer(folder, layout) as writer:
         writer.write(HEADER, header)
         for name, packing in packings.items():
-            for part, array in _encoded(reader, name, packing.form).items():
+            for part, array in _encoded(reader, name, packing).items():
                 told["tensors"][name]["sha256"][part] = digest(array)
                 writer.write(part_name(name, part), array)
             reader.forget()
@@ -107,16 +123,23 @@ def pack_file(reader: SafetensorsReader, shard: str, folder: Path) -> dict[str, 
     return packings
 
 
-def _encoded(reader: SafetensorsReader, name: str, form: str) -> Parts:
+def _encoded(reader: SafetensorsReader, name: str, packing: Packing) -> Parts:
     """The parts of a tensor, compared with the tensor that they give."""
-    tensor = reader.read(name)
+    tensor, form = reader.read(name), packing.form
     if form == PLAIN:
         return {PLAIN: tensor}
-    words = words_of(tensor)
-    parts = encode(words, form)
-    if not np.array_equal(decode(parts, form, len(words), words.dtype), words):
+    words, kind = words_of(tensor), parse_form(form)
+    if isinstance(kind, Levels):
+        parts = encode_levels(tensor, kind, packing.exact)
+    else:
+        parts = encode(words, form)
+        parts[NONZEROS] = parts[NONZEROS].view(tensor.dtype)
+    again = decode(parts, form, len(words), tensor.dtype)
+    if packing.exact and not np.array_equal(words_of(again), words):
         raise RuntimeError(f"tensor {name!r} does not survive packing as {form}")
-    return {k: v.view(tensor.dtype) if k == NONZEROS else v for k, v in parts.items()}
+    if not packing.exact and not np.isfinite(again.astype(np.float32)).all():
+        raise ConversionError(f"tensor {name!r} has values that cannot be rounded to integers")
+    return parts
 
 
 def _layout(name: str, planned: Planned, told: Mapping[str, Any]) -> Layout:

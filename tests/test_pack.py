@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import jax
 import ml_dtypes
 import numpy as np
 import packed_reader
 import pytest
+from conftest import write_opt
 from packing import NAME, files, write_pruned
 
 import icp_jax
@@ -131,3 +133,62 @@ def test_a_reader_written_from_the_page_reads_it(tmp_path, case):
         assert packed_reader.read(packed) == path.read_bytes()
     lines = Path(packed_reader.__file__).read_text().splitlines()
     assert len(lines) <= 60 and not any("icp_jax import" in x or "converters" in x for x in lines)
+
+
+# ---------------------------------------------------------------- integers
+
+
+@pytest.mark.parametrize("bits,group", [(4, 32), pytest.param(8, 64, marks=pytest.mark.slow)])
+def test_a_quantized_export_is_packed_exactly(tmp_path, bits, group, tokens):
+    wide = {"num_hidden_layers": 1, "hidden_size": 64, "word_embed_proj_dim": 64}
+    model = icp_jax.load(write_opt(tmp_path / "d", **wide))
+    quant = icp_jax.QuantConfig(bits=bits, group=group)
+    config = icp_jax.PruneConfig(method="magnitude", sparsity=0.7)
+    pruned, _ = icp_jax.prune(model, tokens, config, quant=quant)
+    source = icp_jax.save(pruned, tmp_path / "m")
+    record = icp_jax.pack(source, tmp_path / "p", bits=bits)
+    assert not record["rounded"] and len(record["layers"]) == 6
+    assert all(layer["form"].startswith(f"int{bits}:") for layer in record["layers"])
+    for layer in record["layers"]:
+        scales = 24 / int(layer["form"].split(":")[1])
+        bits_of = 1 + bits * (1 - layer["sparsity"]) + scales
+        assert layer["bits_per_weight"] == pytest.approx(bits_of, rel=0.02)
+    icp_jax.unpack(tmp_path / "p", tmp_path / "u")
+    assert files(tmp_path / "u") == files(source)
+    for path in (tmp_path / "p").glob("*.safetensors"):
+        assert packed_reader.read(path) == (source / "model.safetensors").read_bytes()
+
+
+def test_other_weights_are_rounded_and_it_is_said(tmp_path, capsys):
+    source = write_pruned(tmp_path / "m", sparsity=0.7)
+    assert main(["pack", str(source), str(tmp_path / "p"), "--bits", "8"]) == 0
+    assert "weights were rounded" in capsys.readouterr().out
+    plain, rounded = (icp_jax.verify(m) for m in (source, tmp_path / "p"))
+    assert rounded["sparsity"] >= plain["sparsity"] and not rounded["not_finite"]
+    assert main(["unpack", str(tmp_path / "p"), str(tmp_path / "u")]) == 0
+    for name in ("config.json", "tokenizer.json"):
+        assert (tmp_path / "u" / name).read_bytes() == (source / name).read_bytes()
+    old, new = (icp_jax.load(m).params for m in (source, tmp_path / "u"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=0.005), old, new)
+    again = icp_jax.pack(tmp_path / "u", tmp_path / "q", bits=8)
+    assert again["packed_bytes"] <= (tmp_path / "p" / NAME).stat().st_size + 4096
+    capsys.readouterr()
+    for args in (["--bits", "3"], ["--bits", "4", "--format", "macko"]):
+        assert main(["pack", str(source), str(tmp_path / "x"), *args]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+    with pytest.raises(icp_jax.InputError, match="bits must be 4 or 8"):
+        icp_jax.pack(source, tmp_path / "x", bits=3)
+
+
+def test_what_is_not_finite_stays_as_it_is(tmp_path):
+    source = write_pruned(tmp_path / "m")
+    name = "model.decoder.layers.1.fc1.weight"
+
+    def change(tensors):
+        tensors[name][0, :2] = np.nan, np.inf
+
+    rewritten(source, change)
+    record = icp_jax.pack(source, tmp_path / "p", bits=4)
+    forms = {layer["name"]: layer["form"] for layer in record["layers"]}
+    assert forms.pop(name) == "bitmask" and set(forms.values()) == {"int4:32", "int4:128"}
+    assert icp_jax.verify(tmp_path / "p")["not_finite"] == [name]

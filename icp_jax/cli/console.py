@@ -274,6 +274,8 @@ def packed(record: dict[str, Any]) -> None:
     out.print(table)
     if not forms:
         out.print("no matrix has enough zeros to be packed", highlight=False)
+    if record["rounded"]:
+        out.print("weights were rounded: unpack gives the rounded ones", highlight=False)
     out.print(f"output       {record['out']}", highlight=False, soft_wrap=True)
 
 

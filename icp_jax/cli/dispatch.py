@@ -173,11 +173,13 @@ def _pack(command: Any) -> None:
     from icp_jax.runs.pack import pack
 
     if command.format == "macko":
+        if command.bits is not None:
+            raise InputError("--bits is not for --format macko: leave it out")
         from icp_jax.runs.macko import save_macko
 
         record = save_macko(command.folder, command.out)
         return _print(command.json, record, lambda: console.for_macko(record))
-    record = pack(command.folder, command.out)
+    record = pack(command.folder, command.out, command.bits)
     _print(command.json, record, lambda: console.packed(record))
 
 

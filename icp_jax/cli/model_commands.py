@@ -151,6 +151,10 @@ class Pack:
     """Hugging Face folder of safetensors, or hub id."""
     out: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="OUT")]]
     """Output folder. It must not exist."""
+    bits: Literal[4, 8] | None = None
+    """Bits of the non-zeros, as integers with a scale for each group of inputs. Exact for weights
+    that prune --bits has put on such a grid; others are rounded. Default: not rounded, as they are
+    stored."""
     format: Literal["packed", "macko"] = "packed"
     """packed: safetensors, exact, for icp-jax. macko: macko.pt, in float16, for the CUDA kernels of
     MACKO-SpMV (Llama and Mistral; needs torch)."""

@@ -172,7 +172,7 @@ def _metavar(hint: Any) -> str | None:
     if NoneType not in get_args(hint):
         return None
     if get_origin(kinds[0]) is Literal:
-        return "{" + ",".join(get_args(kinds[0])) + "}"
+        return "{" + ",".join(map(str, get_args(kinds[0]))) + "}"
     return "{True,False}" if kinds == [bool] else kinds[0].__name__.upper()
 
 

@@ -21,15 +21,20 @@ from icp_jax.runs.convert import LAYOUT, SIDE
 from icp_jax.runs.export import Aside
 
 
-def pack(model: str | Path, out: str | Path) -> dict[str, Any]:
+def pack(model: str | Path, out: str | Path, bits: int | None = None) -> dict[str, Any]:
     """Pack the pruned weights of a Hugging Face folder of safetensors into a new folder.
 
     Each matrix is written as a bitmask and its non-zeros, or by the n:m pattern of its groups, or
     as it is: whichever is smallest. All other files are copied. Every command reads the result.
-    Returns the sizes as JSON values: bytes, packed_bytes and ratio of the weight files; the same
-    and bits_per_weight of the packed matrices, under `packed`; and for each of them, under
-    `layers`. Raises InputError or ConversionError.
+    bits: 4 or 8, of integers in place of the non-zeros, with a scale for each group of inputs:
+    exact if the weights lie on such grids, as after a run with `quant.bits`; otherwise they are
+    rounded, and `unpack` gives the rounded ones. Returns the sizes as JSON values: bytes,
+    packed_bytes and ratio of the weight files; the same and bits_per_weight of the packed
+    matrices, under `packed`; and for each of them, under `layers`, with its form; `rounded`:
+    whether any was rounded. Raises InputError or ConversionError.
     """
+    if bits not in (None, 4, 8):
+        raise InputError(f"bits must be 4 or 8, got {bits!r}")
     folder = resolve(str(model))
     with closing(_opened(folder)) as reader:
         taken = [name for name in map(packed_name, reader.files) if (folder / name).exists()]
@@ -40,7 +45,7 @@ def pack(model: str | Path, out: str | Path) -> dict[str, Any]:
         with Aside(out) as aside:
             _copy(folder, others, aside.path)
             for shard in reader.files:
-                packings |= pack_file(reader, shard, aside.path)
+                packings |= pack_file(reader, shard, aside.path, bits)
             record = _record(reader, packings, aside.path)
             aside.publish()
             return {"out": str(out), **record}
@@ -126,7 +131,8 @@ def _record(reader: SafetensorsReader, packings: dict[str, Packing], out: Path) 
         sum((out / packed_name(shard)).stat().st_size for shard in reader.files),
     )
     sums = [sum(layer[key] for layer in layers) for key in ("bytes", "packed_bytes", "size")]
-    return {**_sizes(*files), "packed": _sizes(*sums), "layers": layers}
+    rounded = not all(packing.exact for packing in packings.values())
+    return {**_sizes(*files), "packed": _sizes(*sums), "rounded": rounded, "layers": layers}
 
 
 def _layer(name: str, entry: Entry, packing: Packing) -> dict[str, Any]:
@@ -135,6 +141,7 @@ def _layer(name: str, entry: Entry, packing: Packing) -> dict[str, Any]:
     return {
         "name": name,
         "form": packing.form,
+        "rounded": not packing.exact,
         "dtype": str(entry.dtype),
         "zeros": zeros,
         "sparsity": zeros / size,

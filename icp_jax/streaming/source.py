@@ -17,7 +17,7 @@ import numpy as np
 
 from converters import table_for
 from converters.files import Reader, is_gguf, lone_torch_file, open_checkpoint
-from converters.packed_codec import PLAIN
+from converters.packed_codec import PLAIN, Levels, parse_form
 from converters.packed_files import PackedReader
 from converters.rules import Placed, check_shape, insert
 from converters.sam_names import config_of
@@ -135,7 +135,9 @@ class FolderSource:
         if not isinstance(self.reader, PackedReader):
             return None
         form = self.reader.stored(rule.name).form
-        return None if form == PLAIN else Packed.of(self.reader.parts(rule.name), rule.shape, form)
+        if form == PLAIN or isinstance(parse_form(form), Levels):
+            return None
+        return Packed.of(self.reader.parts(rule.name), rule.shape, form)
 
     def check_finite(self) -> None:
         """Check all weights now, so that later reads skip the check.

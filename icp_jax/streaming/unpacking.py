@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Shaped, UInt8
 
-from converters.packed_codec import CODES, MASK, NONZEROS, Parts, masks_of, parse_form
+from converters.packed_codec import CODES, MASK, NONZEROS, Parts, Pattern, masks_of, parse_form
 from icp_jax import backend
 
 STEPS = 256  # lengths of the non-zeros, so that few programs unpack all matrices of one shape
@@ -76,11 +76,10 @@ def matrix_of(packed: Packed) -> Shaped[Array, "o i"]:
     """A packed matrix, in the dtype of its non-zeros. For `jit`."""
     size = packed.shape[0] * packed.shape[1]
     pattern = parse_form(packed.form)
-    if pattern is None:
-        octets, n = packed.places, None
+    if isinstance(pattern, Pattern):
+        stored, at = _places(_groups(packed.places, size, pattern), pattern.m, pattern.n)
     else:
-        octets, n = _groups(packed.places, size, pattern), pattern.n
-    stored, at = _places(octets, 8 if pattern is None else pattern.m, n)
+        stored, at = _places(packed.places, 8, None)
     kept = jnp.take(packed.nonzeros, at.reshape(-1)[:size], mode="clip")
     weights = jnp.where(stored.reshape(-1)[:size], kept, jnp.zeros((), kept.dtype))
     return weights.reshape(packed.shape)
@@ -92,7 +91,7 @@ def cast_kernel(packed: Packed, dtype: str) -> Shaped[Array, "i o"]:
     return kernel_of(packed).astype(dtype)
 
 
-def _groups(words: Array, size: int, pattern: Any) -> UInt8[Array, "g"]:
+def _groups(words: Array, size: int, pattern: Pattern) -> UInt8[Array, "g"]:
     """The places of each group of a pattern as the bits of a byte."""
     digits = []
     base = jnp.uint32(pattern.places)

@@ -15,15 +15,36 @@ from converters.packed_write import pack_file
 from converters.rules import ConversionError
 from converters.safetensors_files import SafetensorsReader
 
-FEW, MANY = 400, 100_000
+FEW, MANY = 250, 100_000
 PLAIN = "model.safetensors"
-VALUES = [0, 1, -1, 2**63, 1e400, "", "plain", "bitmask", "2:4", "7:8", None, [], {}, "x" * 999]
+FORMS = {
+    None: ["bitmask", "2:4", "bitmask", "plain"],
+    4: ["int4:16", "int4:16", "int4:9", "plain"],
+}  # by the bits of the non-zeros
+VALUES = [
+    0,
+    1,
+    -1,
+    2**63,
+    1e400,
+    "",
+    "plain",
+    "bitmask",
+    "2:4",
+    "7:8",
+    "int4:16",
+    "int8:1",
+    None,
+    [],
+    {},
+    "x" * 999,
+]
 
 
 class Place:
     """A packed file of four tensors, and what they are."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, bits):
         rng = np.random.default_rng(0)
         self.folder, self.path = folder, folder / NAME
         tensors = {
@@ -33,10 +54,13 @@ class Place:
             "d": rng.normal(size=(5, 3)).astype(np.float16),
         }
         save_file(tensors, folder / PLAIN, {"format": "pt"})
-        self.want = {name: tensor.tobytes() for name, tensor in tensors.items()}
         with closing(SafetensorsReader({PLAIN: folder / PLAIN}, None)) as reader:
-            forms = {name: p.form for name, p in pack_file(reader, PLAIN, folder).items()}
-        assert forms == {"a": "bitmask", "b": "2:4", "c": "bitmask", "d": "plain"}
+            packings = pack_file(reader, PLAIN, folder, bits)
+        assert [packings[name].form for name in "abcd"] == FORMS[bits]
+        with closing(PackedReader({PLAIN: self.path}, None)) as reader:
+            self.want = {name: reader.read(name).tobytes() for name in tensors}
+        for name, packing in packings.items():
+            assert not packing.exact or self.want[name] == tensors[name].tobytes()
         self.good = self.path.read_bytes()
 
     def refused(self) -> bool:
@@ -51,9 +75,9 @@ class Place:
         return False
 
 
-@pytest.fixture
-def place(tmp_path):
-    return Place(tmp_path)
+@pytest.fixture(params=FORMS, ids=["as stored", "4 bits"])
+def place(request, tmp_path):
+    return Place(tmp_path, request.param)
 
 
 def mutated(rng, good):

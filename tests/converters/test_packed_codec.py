@@ -17,7 +17,7 @@ def there_and_back(tensor, form):
     parts = codec.encode(words, form)
     sizes = codec.part_sizes(form, len(words), int(np.count_nonzero(words)))
     assert {name: len(part) for name, part in parts.items()} == sizes
-    assert codec.decode(parts, form, len(words), words.dtype).tobytes() == tensor.tobytes()
+    assert codec.decode(parts, form, len(words), tensor.dtype).tobytes() == tensor.tobytes()
     return parts
 
 
