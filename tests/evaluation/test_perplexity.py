@@ -117,7 +117,10 @@ def test_parts_of_the_vocabulary_in_the_stored_dtype(monkeypatch):
         with monkeypatch.context() as patch:
             in_small_parts(patch)
             parts = icp_jax.evaluate(model, tokens)
-        assert parts[:6] == pytest.approx(whole[:6], rel=1e-6)
+        # a spread of windows that are alike: the rounding of their losses counts several times
+        assert parts.standard_error == pytest.approx(whole.standard_error, rel=1e-5)
+        one, other = (found._replace(standard_error=0.0)[:6] for found in (parts, whole))
+        assert one == pytest.approx(other, rel=1e-6)
 
 
 def test_one_window_has_no_standard_error(tmp_path, capsys):
