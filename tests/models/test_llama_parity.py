@@ -159,6 +159,7 @@ def test_defaults_are_those_of_transformers(kind):
 
 @torch_too
 @pytest.mark.skipif(not STORIES.is_dir(), reason=f"no {STORIES}")
+@pytest.mark.slow
 def test_a_trained_model():
     import torch_oracle as oracle
     from transformers import AutoModelForCausalLM
@@ -192,6 +193,7 @@ def test_stories260k_has_the_perplexity_that_torch_finds():
 
 @torch_too
 @pytest.mark.parametrize("pattern", [None, "2:4"])
+@pytest.mark.slow
 def test_wanda_walks_a_model_as_its_authors_do(pattern, tmp_path):
     """In torch: hooks for the norms of the inputs, rows compared within themselves, and the next
     layer sees what the pruned ones give."""
