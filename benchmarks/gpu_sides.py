@@ -92,7 +92,8 @@ def first(job) -> dict[str, Any]:
     from icp_jax.model import TreeSink
     from icp_jax.runs.job import job as planned
     from icp_jax.runs.records import block_record
-    from icp_jax.streaming.loop import Hooks, prune_blocks
+    from icp_jax.streaming.job import Hooks
+    from icp_jax.streaming.loop import prune_blocks
     from icp_jax.streaming.source import FolderSource
 
     source, found = FolderSource(model7b.checkpoint(job)), []

@@ -53,7 +53,8 @@ def run_jax(job):
     from icp_jax.core.passes import Apply
     from icp_jax.runs.job import job as planned
     from icp_jax.streaming import passes, transfer
-    from icp_jax.streaming.loop import Hooks, prune_blocks
+    from icp_jax.streaming.job import Hooks
+    from icp_jax.streaming.loop import prune_blocks
     from icp_jax.streaming.source import FolderSource
 
     baseline = memory("VmRSS")

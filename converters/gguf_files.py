@@ -17,7 +17,7 @@ from converters import mapped
 from converters.gguf_config import DTYPE, config_of
 from converters.gguf_metadata import Gguf, Stored, read_gguf
 from converters.gguf_names import role, torch_name
-from converters.layout import plan_layout
+from converters.layout import Described, plan_layout
 from converters.rules import ConversionError
 
 SHARE = 1 << 22  # elements dequantized at a time
@@ -31,7 +31,7 @@ class Place:
     heads: int
 
 
-class GgufReader:
+class GgufReader(Described):
     """Reads the tensors of a `.gguf` file, or of all parts of a split one, in one dtype.
 
     The export is safetensors. Raises ConversionError.
@@ -56,12 +56,6 @@ class GgufReader:
 
     def names(self) -> list[str]:
         return list(self._places)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.layout.entries[name].shape
-
-    def dtype(self, name: str) -> np.dtype:
-        return self._dtype
 
     def read(self, name: str) -> np.ndarray:
         """The tensor, dequantized. Raises ConversionError if its values exceed the dtype."""

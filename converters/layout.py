@@ -54,6 +54,29 @@ class Layout:
     torch: bool = False  # the only file is a `.pth`, with an empty header
 
 
+class Described:
+    """The names, shapes and dtypes of a reader's layout."""
+
+    layout: Layout
+
+    def names(self) -> list[str]:
+        return list(self.layout.entries)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.layout.entries[name].shape
+
+    def dtype(self, name: str) -> np.dtype:
+        return self.layout.entries[name].dtype
+
+
+def add_shard(entries: dict[str, Entry], more: dict[str, Entry], shard: str) -> None:
+    """Add the tensors of a shard to those of others. Raises ConversionError for a second one."""
+    for name in entries.keys() & more.keys():
+        where = f"{entries[name].shard} and {shard}"
+        raise ConversionError(f"duplicate tensor {name!r} in {where}")
+    entries |= more
+
+
 def file_header(path: Path, shard: str) -> tuple[bytes, dict[str, Entry]]:
     """A shard's header bytes and tensors, checked against the file's length."""
     size = path.stat().st_size

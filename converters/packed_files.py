@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from converters import mapped
-from converters.layout import Entry, Layout, file_header, read_header
+from converters.layout import Described, Entry, Layout, add_shard, file_header, read_header
 from converters.packed_codec import (
     FLOATS,
     LEVELS,
@@ -186,7 +186,7 @@ def _nonzeros(kind: Pattern | Levels | None, parts: dict[str, Entry]) -> int:
     return parts[NONZEROS].shape[0]
 
 
-class PackedReader:
+class PackedReader(Described):
     """Reads packed files as the checkpoint they were packed from, one tensor at a time.
 
     files: the packed files, by the names of those they were packed from. index: the text of the
@@ -198,10 +198,7 @@ class PackedReader:
         self.packed = {shard: PackedFile(path, shard) for shard, path in files.items()}
         entries: dict[str, Entry] = {}
         for shard, file in self.packed.items():
-            for name in entries.keys() & file.entries.keys():
-                where = f"{entries[name].shard} and {shard}"
-                raise ConversionError(f"duplicate tensor {name!r} in {where}")
-            entries |= file.entries
+            add_shard(entries, file.entries, shard)
         headers = {shard: file.header for shard, file in self.packed.items()}
         self.layout = Layout(headers, entries, index)
 
@@ -215,15 +212,6 @@ class PackedReader:
     def parts(self, name: str) -> Parts:
         """The parts of a tensor, each `[elements]`. Raises ConversionError if one is damaged."""
         return self._file(name).parts(name)
-
-    def names(self) -> list[str]:
-        return list(self.layout.entries)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.layout.entries[name].shape
-
-    def dtype(self, name: str) -> np.dtype:
-        return self.layout.entries[name].dtype
 
     def read(self, name: str) -> np.ndarray:
         """The tensor, unpacked. Raises ConversionError if it is damaged."""

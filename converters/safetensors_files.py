@@ -16,12 +16,11 @@ import numpy as np
 
 from converters import mapped
 from converters.index import right_index
-from converters.layout import Entry, Layout, check_tensor, file_header
+from converters.layout import Described, Entry, Layout, add_shard, check_tensor, file_header
 from converters.names import INDEX, SAFETENSORS, create, shards
-from converters.rules import ConversionError
 
 
-class SafetensorsReader:
+class SafetensorsReader(Described):
     """Memory-mapped safetensors shards."""
 
     def __init__(self, files: dict[str, Path], index: str | None):
@@ -31,23 +30,11 @@ class SafetensorsReader:
         self._maps: dict[str, mmap.mmap] = {}
         for shard, path in files.items():
             headers[shard], tensors = file_header(path, shard)
-            for name in entries.keys() & tensors.keys():
-                where = f"{entries[name].shard} and {shard}"
-                raise ConversionError(f"duplicate tensor {name!r} in {where}")
-            entries |= tensors
+            add_shard(entries, tensors, shard)
         for shard, path in files.items():
             with path.open("rb") as file:
                 self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.layout = Layout(headers, entries, index)
-
-    def names(self) -> list[str]:
-        return list(self.layout.entries)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.layout.entries[name].shape
-
-    def dtype(self, name: str) -> np.dtype:
-        return self.layout.entries[name].dtype
 
     def read(self, name: str) -> np.ndarray:
         """The tensor as a read-only view of the mapped file; bytes are read on use."""

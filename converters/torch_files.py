@@ -12,13 +12,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from converters.layout import Entry, Layout, check_tensor, plan_layout
+from converters.layout import Described, Entry, Layout, check_tensor, plan_layout
 from converters.names import TORCH, create, shards
 from converters.rules import ConversionError, first_line
 from converters.torch_load import dtype_of, load, state_dict
 
 
-class TorchReader:
+class TorchReader(Described):
     """Reads `.bin` shards or one `.pth` file, weights only, memory-mapped if the format allows.
 
     Shards are exported as safetensors; a `.pth` file is exported as `.pth`.
@@ -51,12 +51,6 @@ class TorchReader:
 
     def names(self) -> list[str]:
         return list(self._tensors)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.layout.entries[name].shape
-
-    def dtype(self, name: str) -> np.dtype:
-        return self.layout.entries[name].dtype
 
     def read(self, name: str) -> np.ndarray:
         import torch

@@ -34,10 +34,12 @@ from icp_jax.errors import InputError
 from icp_jax.evaluation.perplexity import Perplexity, perplexity
 from icp_jax.evaluation.windows import check_tokens, check_vocabulary, evaluation_tokens
 from icp_jax.model import Model, TreeSink
+from icp_jax.phases import Progress
 from icp_jax.runs.export import save
 from icp_jax.runs.job import job
 from icp_jax.streaming import mesh
-from icp_jax.streaming.loop import Hooks, Progress, prune_blocks
+from icp_jax.streaming.job import Hooks
+from icp_jax.streaming.loop import prune_blocks
 from icp_jax.streaming.passes import compute_dtype
 from icp_jax.streaming.source import FolderSource
 

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import settings
 from runs import ARGUMENTS, BLOCKS
 
+import icp_jax
 from converters import table_for
 from converters.layout import plan_layout
 from converters.safetensors_files import Writer
@@ -139,3 +140,18 @@ def place(undisturbed, tmp_path, monkeypatch):
         (tmp_path / name).symlink_to(undisturbed / name)
     (tmp_path / "work").mkdir()
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def opt(opt_folder):
+    return icp_jax.load(opt_folder)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return icp_jax.load(write_llama(tmp_path_factory.mktemp("llama") / "m"))
+
+
+@pytest.fixture(scope="module")
+def windows():
+    return np.random.default_rng(1).integers(3, 97, (7, 24)).astype(np.int32)

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 import icp_jax
 from converters.safetensors_files import SafetensorsReader
-from icp_jax.cli import console, main
+from icp_jax.cli import console_files, main
 from icp_jax.runs.convert import convert
 from icp_jax.runs.verify_export import same_bytes
 from icp_jax.streaming.source import all_finite
@@ -64,7 +64,7 @@ def test_what_changed_is_said_once_for_all_blocks(tmp_path, opt_folder, tokens, 
     (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("other changed")]
     names = line.partition(": ")[2].split(", ")
     assert "model.decoder.layers.1-2.fc1.bias" in names and len(names) == 10
-    assert console._ranges([1, 2, 3, 7, 9, 10]) == "1-3,7,9-10"
+    assert console_files._ranges([1, 2, 3, 7, 9, 10]) == "1-3,7,9-10"
 
 
 def test_not_finite_is_said_and_fails(tmp_path, capsys):

@@ -11,7 +11,8 @@ import icp_jax
 from icp_jax.core.hyper import Recipe, hyper
 from icp_jax.model import TreeSink
 from icp_jax.streaming import storage
-from icp_jax.streaming.loop import Hooks, Job, prune_blocks
+from icp_jax.streaming.job import Hooks, Job
+from icp_jax.streaming.loop import prune_blocks
 from icp_jax.streaming.targets import Targets
 
 Disk = namedtuple("Disk", "f_bavail f_frsize")

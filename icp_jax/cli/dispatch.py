@@ -158,18 +158,18 @@ def _convert(command: Any) -> None:
 
 
 def _verify(command: Any) -> None:
-    from icp_jax.cli import console
+    from icp_jax.cli import console_files
     from icp_jax.data.hub import resolve
     from icp_jax.runs.verify import check_facts, verify
 
     folder = resolve(command.folder)
     facts = verify(folder, resolve(command.source) if command.source else None)
-    _print(command.json, facts, lambda: console.verified(facts))
+    _print(command.json, facts, lambda: console_files.verified(facts))
     check_facts(facts)
 
 
 def _pack(command: Any) -> None:
-    from icp_jax.cli import console
+    from icp_jax.cli import console_files
     from icp_jax.runs.pack import pack
 
     if command.format == "macko":
@@ -178,9 +178,9 @@ def _pack(command: Any) -> None:
         from icp_jax.runs.macko import save_macko
 
         record = save_macko(command.folder, command.out)
-        return _print(command.json, record, lambda: console.for_macko(record))
+        return _print(command.json, record, lambda: console_files.for_macko(record))
     record = pack(command.folder, command.out, command.bits)
-    _print(command.json, record, lambda: console.packed(record))
+    _print(command.json, record, lambda: console_files.packed(record))
 
 
 def _unpack(command: Any) -> None:

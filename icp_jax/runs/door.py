@@ -24,7 +24,7 @@ from icp_jax.planning.plan import check_room, settle
 from icp_jax.planning.workload import resolved
 from icp_jax.runs.fingerprint import Weights, common, fingerprint
 from icp_jax.runs.job import job, placed
-from icp_jax.streaming.loop import Job
+from icp_jax.streaming.job import Job
 from icp_jax.streaming.mesh import Devices
 from icp_jax.streaming.source import FolderSource
 

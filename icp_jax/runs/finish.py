@@ -18,7 +18,7 @@ from icp_jax.runs.records import block_record, peak_mib, versions
 from icp_jax.runs.resume import Work
 from icp_jax.runs.verify_export import Counted
 from icp_jax.streaming import storage
-from icp_jax.streaming.loop import Job
+from icp_jax.streaming.job import Job
 from icp_jax.streaming.source import FolderSource
 
 

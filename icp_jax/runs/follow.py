@@ -12,7 +12,8 @@ from icp_jax.data.hub import resolve
 from icp_jax.runs.door import ready
 from icp_jax.runs.records import read_block
 from icp_jax.streaming import mesh
-from icp_jax.streaming.loop import Finished, Hooks, prune_blocks
+from icp_jax.streaming.job import Finished, Hooks
+from icp_jax.streaming.loop import prune_blocks
 from icp_jax.streaming.source import FolderSource
 
 

@@ -12,7 +12,7 @@ from icp_jax.core.hyper import Recipe, as_table, point, schedule
 from icp_jax.core.pruners import METHODS
 from icp_jax.phases import Epochs
 from icp_jax.planning.budgets import target
-from icp_jax.streaming.loop import Job, Source
+from icp_jax.streaming.job import Job, Source
 from icp_jax.streaming.passes import compute_dtype
 
 

@@ -25,7 +25,7 @@ from icp_jax.runs.export import check_free, sync
 from icp_jax.runs.fingerprint import differences
 from icp_jax.runs.records import canonical
 from icp_jax.runs.work_folder import FINGERPRINT, PUBLISHED, WorkFolder
-from icp_jax.streaming.loop import Finished
+from icp_jax.streaming.job import Finished
 
 Say = Callable[[str], None]
 log = logging.getLogger("icp_jax")

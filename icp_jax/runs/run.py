@@ -27,7 +27,8 @@ from icp_jax.runs.resume import Say, Work, log
 from icp_jax.runs.telling import Telling
 from icp_jax.runs.verify_export import verify_export
 from icp_jax.streaming import mesh
-from icp_jax.streaming.loop import Hooks, prune_blocks
+from icp_jax.streaming.job import Hooks
+from icp_jax.streaming.loop import prune_blocks
 from icp_jax.streaming.source import FolderSource
 
 

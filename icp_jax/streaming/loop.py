@@ -10,8 +10,7 @@ import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,75 +20,19 @@ from icp_jax.backend import heap
 from icp_jax.core import outcomes, quantize, retune
 from icp_jax.core.choice import LEFT
 from icp_jax.core.fate import CompensationMetrics
-from icp_jax.core.hyper import Hyper, Recipe, sample_order
+from icp_jax.core.hyper import sample_order
 from icp_jax.core.outcomes import BlockReport
-from icp_jax.core.passes import Apply, Params, Shapes, Statistics, no_statistics
-from icp_jax.core.pruners import METHODS
+from icp_jax.core.passes import Apply, Params, Statistics, no_statistics
 from icp_jax.errors import InputError
-from icp_jax.models.spec import Family
-from icp_jax.phases import Epochs, Phase, Progress
+from icp_jax.phases import Phase
 from icp_jax.streaming import passes, storage, transfer
 from icp_jax.streaming.background import Background
 from icp_jax.streaming.clock import Clock
+from icp_jax.streaming.job import Hooks, Job, Sink, Source
 from icp_jax.streaming.mesh import ONE, Devices
 from icp_jax.streaming.prune import prune_block
 from icp_jax.streaming.storage import Stream
-from icp_jax.streaming.targets import Targets
 from icp_jax.streaming.tune import Tuning, compensate
-
-
-class Source(Protocol):
-    """A source of blocks. Leaves are NumPy arrays in their stored dtype."""
-
-    @property
-    def family(self) -> Family: ...
-    def shapes(self, t: int) -> Shapes: ...
-    def embed(self) -> Params: ...
-    def block(self, t: int) -> Params: ...
-    def forget(self) -> None: ...  # frees the memory of earlier blocks, which stay readable
-
-
-class Sink(Protocol):
-    """A sink for pruned blocks. Leaves have the source's dtype. grids: by linear."""
-
-    def write(self, t: int, params: Params, grids: Mapping[str, quantize.Grid]) -> None: ...
-
-
-@dataclass(frozen=True)
-class Job:
-    """The settings of a run, fixed before the first block."""
-
-    hyper: Hyper  # one point, as NumPy arrays
-    recipe: Recipe  # its `batch` is unused, see batch_tokens
-    seed: int = 0  # of the sample order in compensation
-    place: str = "auto"  # of the streams: device, host or disk; auto: the first with room
-    batch_tokens: int | None = None  # positions per batch and device; None: the backend's default
-
-    @property
-    def epochs(self) -> Epochs:
-        """How often a block is tuned."""
-        method = METHODS[self.recipe.method]
-        compensate = len(self.hyper.rates) * method.compensates
-        return Epochs(compensate, len(self.hyper.retune) * method.retunes)
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A block pruned by an earlier run. Its params are read when the streams reach it."""
-
-    report: BlockReport
-    read: Callable[[], Params]
-
-
-@dataclass(frozen=True)
-class Hooks:
-    """Callbacks of a driver, and the blocks that it has already."""
-
-    progress: Progress = lambda block, phase, done, total, loss: None
-    seal: Callable[[BlockReport], None] = lambda report: None  # called after the sink's write
-    finished: Sequence[Finished] = ()  # the first blocks, if an earlier run pruned them
-    scratch: Path | None = None  # the folder for streams on disk
-    targets: Targets | None = None  # shared with runs that have the same dense stream
 
 
 def prune_blocks(

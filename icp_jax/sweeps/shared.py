@@ -20,7 +20,7 @@ from icp_jax.planning.workload import resolved
 from icp_jax.runs.fingerprint import FREE, Weights, fingerprint
 from icp_jax.runs.job import job, placed
 from icp_jax.runs.records import canonical, sha256
-from icp_jax.streaming.loop import Job
+from icp_jax.streaming.job import Job
 from icp_jax.streaming.source import FolderSource
 from icp_jax.sweeps.settings import Point, Sweep
 

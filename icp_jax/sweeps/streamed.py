@@ -25,7 +25,8 @@ from icp_jax.core.passes import Params
 from icp_jax.errors import InputError, Kept
 from icp_jax.models.spec import Family
 from icp_jax.streaming import mesh, storage
-from icp_jax.streaming.loop import Hooks, prune_blocks
+from icp_jax.streaming.job import Hooks
+from icp_jax.streaming.loop import prune_blocks
 from icp_jax.streaming.source import FolderSource
 from icp_jax.streaming.targets import Targets
 from icp_jax.sweeps.outcome import Blocks, Outcome, Stopped

@@ -20,11 +20,6 @@ from icp_jax.streaming import transfer
 NAMES = [["q", "fc2"]] * 12
 
 
-@pytest.fixture(scope="module")
-def opt(opt_folder):
-    return icp_jax.load(opt_folder)
-
-
 def shapes(model):
     return [model.shapes(t) for t in range(model.family.n_blocks)]
 

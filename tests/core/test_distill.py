@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 import pytest
-from conftest import write_llama
 
 import icp_jax
 from icp_jax.core.distill import cosine, distill
@@ -12,8 +11,8 @@ from icp_jax.errors import InputError
 
 
 @pytest.fixture(scope="module")
-def dense(tmp_path_factory):
-    return icp_jax.load(write_llama(tmp_path_factory.mktemp("llama") / "m"))
+def dense(llama):
+    return llama
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import write_llama, write_opt
+from conftest import write_opt
 
 import icp_jax
 from icp_jax import CompensateConfig, QuantConfig, pruners, stats
@@ -22,23 +22,8 @@ jitted = jax.jit(icp, static_argnames=("family", "recipe"))
 
 
 @pytest.fixture(scope="module")
-def opt(opt_folder):
-    return icp_jax.load(opt_folder)
-
-
-@pytest.fixture(scope="module")
 def bundled_model(bundled):
     return icp_jax.load(bundled)
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    return icp_jax.load(write_llama(tmp_path_factory.mktemp("llama") / "m"))
-
-
-@pytest.fixture(scope="module")
-def windows():
-    return np.random.default_rng(1).integers(3, 97, (7, 24)).astype(np.int32)
 
 
 @pytest.fixture(scope="module")

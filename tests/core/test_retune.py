@@ -16,16 +16,6 @@ OFF = RetuneConfig(epochs=0)
 
 
 @pytest.fixture(scope="module")
-def opt(opt_folder):
-    return icp_jax.load(opt_folder)
-
-
-@pytest.fixture(scope="module")
-def windows():
-    return np.random.default_rng(1).integers(3, 97, (7, 24)).astype(np.int32)
-
-
-@pytest.fixture(scope="module")
 def plain(opt, windows):
     """The same run without the re-tune."""
     return icp_jax.prune(opt, windows, retune=OFF, **PLUS)
