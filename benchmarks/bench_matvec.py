@@ -25,7 +25,8 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from converters.packed_codec import BITMASK, NONZEROS, encode, words_of
+from converters.packed_codec import encode, words_of
+from converters.packed_forms import BITMASK, NONZEROS
 from icp_jax.backend import heap
 from icp_jax.streaming.unpacking import Packed, matrix_of
 

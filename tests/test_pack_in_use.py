@@ -12,6 +12,7 @@ from packing import NAME, files, write_pruned, zeroed
 
 import icp_jax
 from converters import packed_codec as codec
+from converters import packed_forms as forms
 from icp_jax.cli import main
 from icp_jax.generation.generate import generate
 from icp_jax.streaming import unpacking
@@ -78,7 +79,7 @@ def test_the_device_unpacks_the_same_bits(pattern, dtype):
     form = codec.smallest(codec.words_of(tensor), 40)[0]
     form = f"{pattern[0]}:{pattern[1]}" if pattern else form
     parts = codec.encode(codec.words_of(tensor), form)
-    parts[codec.NONZEROS] = parts[codec.NONZEROS].view(dtype)
+    parts[forms.NONZEROS] = parts[forms.NONZEROS].view(dtype)
     packed = Packed.of(parts, tensor.shape, form)
     found = np.asarray(cast_kernel(jax.device_put(packed), str(tensor.dtype)))
     assert found.tobytes() == np.ascontiguousarray(tensor.T).tobytes()

@@ -8,7 +8,7 @@ from packing import NAME, redescribed, write_pruned
 
 import icp_jax
 from converters.files import open_checkpoint
-from converters.packed_files import PackedReader
+from converters.packed_reader import PackedReader
 from converters.rules import ConversionError
 from icp_jax import InputError
 from icp_jax.cli import main

@@ -11,8 +11,9 @@ from typing import Any
 from converters.files import Reader, open_checkpoint
 from converters.layout import Entry
 from converters.names import create
-from converters.packed_codec import PLAIN
-from converters.packed_files import PackedReader, packed_name
+from converters.packed_files import packed_name
+from converters.packed_forms import PLAIN
+from converters.packed_reader import PackedReader
 from converters.packed_write import Packing, pack_file, unpack_file
 from converters.safetensors_files import SafetensorsReader
 from icp_jax.data.hub import resolve

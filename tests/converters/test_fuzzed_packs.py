@@ -10,7 +10,7 @@ import pytest
 from packing import NAME, redescribed, zeroed
 from safetensors.numpy import save_file
 
-from converters.packed_files import PackedReader
+from converters.packed_reader import PackedReader
 from converters.packed_write import pack_file
 from converters.rules import ConversionError
 from converters.safetensors_files import SafetensorsReader
