@@ -58,6 +58,9 @@ def test_packed_and_plain_give_the_same_figures(tmp_path, bundled, capsys):
     prune = ["--method", "wanda", "--sparsity", "0.9", "--data", text, "--samples", 4]
     for m, to in ((source, "a"), (out, "b")):
         said(capsys, "prune", m, tmp_path / to, *prune, "--json", "--quiet")
+    told = json.loads((tmp_path / "a" / "icp_run.json").read_text())["linears"]
+    packed = icp_jax.pack(tmp_path / "a", tmp_path / "c")["packed"]
+    assert told == {key: packed[key] for key in ("bytes", "packed_bytes")}
     for path in (tmp_path / "a").glob("*.safetensors"):
         assert (tmp_path / "b" / path.name).read_bytes() == path.read_bytes()
 
