@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from packing import NAME, redescribed, write_pruned
+from packing import NAME, files, redescribed, write_pruned
 
 import icp_jax
 from converters.files import open_checkpoint
@@ -106,6 +106,18 @@ def test_what_cannot_be_packed(tmp_path, packed, copy, capsys):
     shutil.copy(packed / "m" / "model.safetensors", copy)
     assert main(["pack", str(copy), str(tmp_path / "o")]) == 2
     assert "reserved name" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
+def test_links_are_followed_and_broken_ones_refused(packed, tmp_path):
+    (tmp_path / "m").mkdir()
+    for path in (packed / "m").iterdir():
+        (tmp_path / "m" / path.name).symlink_to(path)
+    icp_jax.pack(tmp_path / "m", tmp_path / "p")
+    assert files(tmp_path / "p") == files(packed / "p")
+    (tmp_path / "m" / "gone.txt").symlink_to(tmp_path / "gone.txt")
+    with pytest.raises(InputError, match=r"gone.txt cannot be copied"):
+        icp_jax.pack(tmp_path / "m", tmp_path / "o")
     assert not (tmp_path / "o").exists()
 
 
