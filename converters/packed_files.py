@@ -165,7 +165,7 @@ def _stored(name: str, entry: Entry, told: dict[str, Any], held: dict[str, Entry
     if form == PLAIN:
         right = {PLAIN: (entry.dtype, entry.shape)}
     else:
-        if kind is not None and entry.shape[-1] % (kind[1] or 1):
+        if len(entry.shape) != 2 or (kind is not None and entry.shape[1] % kind[1]):
             raise ValueError(name)
         counts = part_sizes(form, size, _nonzeros(kind, parts))
         right = {

@@ -106,3 +106,12 @@ def test_blocks_move_packed(tmp_path, tokens, monkeypatch):
         assert icp_jax.evaluate(model, tokens) == plain
         found = generate(model, tokens[:2, :8], key, max_new_tokens=2)
         np.testing.assert_array_equal(found, written)
+
+
+@pytest.mark.parametrize("form", ["bitmask", "2:4", "4:8"])
+def test_unpacking_lowers_for_cuda(form):
+    tensor = zeroed(np.random.default_rng(0), (24, 40), 0, (1, 8)).astype(np.float16)
+    parts = codec.encode(codec.words_of(tensor), form)
+    packed = Packed.of(parts, tensor.shape, form)
+    lowered = cast_kernel.trace(packed, "float32").lower(lowering_platforms=("cuda",))
+    assert "24x40" in lowered.as_text()

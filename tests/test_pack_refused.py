@@ -56,13 +56,14 @@ def test_a_file_that_pack_did_not_write_is_refused(packed, copy):
     refused(copy, "was not written by icp-jax pack")
 
 
-FC1 = "model.decoder.layers.1.fc1.weight"
+FC1, BIAS = (f"model.decoder.layers.1.fc1.{kind}" for kind in ("weight", "bias"))
 DESCRIPTIONS = {
     "version": (lambda told: told.update(version=2), "version 2 of the format"),
     "no version": (lambda told: told.pop("version") and None, "not JSON"),
     "a list": (lambda told: [told], "not JSON"),
     "form": (lambda told: told["tensors"][FC1].update(form="3:5"), "unknown form"),
     "pattern": (lambda told: told["tensors"][FC1].update(form="2:4"), "contradicts"),
+    "of a vector": (lambda told: told["tensors"][BIAS].update(form="2:4"), "contradicts"),
     "plain": (lambda told: told["tensors"][FC1].update(form="plain"), "contradicts"),
     "missing": (lambda told: told["tensors"].pop(FC1) and None, "contradicts"),
     "no digests": (lambda told: told["tensors"][FC1].update(sha256={}), "contradicts"),
