@@ -23,7 +23,7 @@ import numpy as np
 
 import icp_jax
 from converters.files import open_checkpoint
-from converters.packed_codec import MASK
+from converters.packed_forms import MASK
 from icp_jax import PruneConfig
 from icp_jax.demo import BUNDLED
 from icp_jax.runs.macko import compressed

@@ -30,7 +30,8 @@ from converters.names import (
     shown,
 )
 from converters.packed_files import SUFFIX as PACKED
-from converters.packed_files import PackedReader, packed_name
+from converters.packed_files import packed_name
+from converters.packed_reader import PackedReader
 from converters.rules import ConversionError, first_line
 from converters.safetensors_files import SafetensorsReader, Writer
 

@@ -9,16 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from converters import mapped
-from converters.layout import Described, Entry, Layout, add_shard, file_header, read_header
-from converters.packed_codec import (
+from converters.layout import Entry, file_header, read_header
+from converters.packed_codec import decode
+from converters.packed_forms import (
     FLOATS,
     LEVELS,
     NONZEROS,
@@ -26,7 +25,6 @@ from converters.packed_codec import (
     Levels,
     Parts,
     Pattern,
-    decode,
     parse_form,
     part_sizes,
 )
@@ -167,7 +165,7 @@ def _stored(name: str, entry: Entry, told: dict[str, Any], held: dict[str, Entry
     if form == PLAIN:
         right = {PLAIN: (entry.dtype, entry.shape)}
     else:
-        if kind is not None and entry.shape[-1] % (kind[1] or 1):
+        if len(entry.shape) != 2 or (kind is not None and entry.shape[1] % kind[1]):
             raise ValueError(name)
         counts = part_sizes(form, size, _nonzeros(kind, parts))
         right = {
@@ -184,49 +182,3 @@ def _nonzeros(kind: Pattern | Levels | None, parts: dict[str, Entry]) -> int:
     if isinstance(kind, Levels):
         return parts[LEVELS].nbytes * 8 // kind.bits
     return parts[NONZEROS].shape[0]
-
-
-class PackedReader(Described):
-    """Reads packed files as the checkpoint they were packed from, one tensor at a time.
-
-    files: the packed files, by the names of those they were packed from. index: the text of the
-    checkpoint's index. Raises ConversionError.
-    """
-
-    def __init__(self, files: dict[str, Path], index: str | None):
-        self.files = files
-        self.packed = {shard: PackedFile(path, shard) for shard, path in files.items()}
-        entries: dict[str, Entry] = {}
-        for shard, file in self.packed.items():
-            add_shard(entries, file.entries, shard)
-        headers = {shard: file.header for shard, file in self.packed.items()}
-        self.layout = Layout(headers, entries, index)
-
-    def _file(self, name: str) -> PackedFile:
-        return self.packed[self.layout.entries[name].shard]
-
-    def stored(self, name: str) -> Stored:
-        """How a tensor is held."""
-        return self._file(name).stored[name]
-
-    def parts(self, name: str) -> Parts:
-        """The parts of a tensor, each `[elements]`. Raises ConversionError if one is damaged."""
-        return self._file(name).parts(name)
-
-    def read(self, name: str) -> np.ndarray:
-        """The tensor, unpacked. Raises ConversionError if it is damaged."""
-        return self._file(name).read(name)
-
-    def fetch(self, names: Iterable[str]) -> None:
-        """Prefetch these tensors in the background."""
-        for name in names:
-            for part in self.stored(name).parts.values():
-                mapped.fetch(self._file(name).map, part.start, part.nbytes)
-
-    def forget(self) -> None:
-        """Free the memory of the files' parts read so far."""
-        mapped.forget(file.map for file in self.packed.values())
-
-    def close(self) -> None:
-        """Drop the maps; each is unmapped when its last view is gone."""
-        self.packed.clear()

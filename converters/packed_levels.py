@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Bool, Float64, Shaped, UInt8
 
-from converters.packed_codec import LEVELS, MASK, SCALE, ZERO, Levels, Parts
+from converters.packed_forms import LEVELS, MASK, SCALE, ZERO, Levels, Parts
 
 GROUPS = (128, 64, 32)  # tried after one group a row, the coarsest first
 ELEMENTS = 1 << 18  # at a time

@@ -12,20 +12,7 @@ from typing import Any
 import numpy as np
 
 from converters.layout import Entry, Layout, Planned, one_file
-from converters.packed_codec import (
-    FLOATS,
-    NONZEROS,
-    PLAIN,
-    Levels,
-    Parts,
-    decode,
-    encode,
-    packed_bytes,
-    parse_form,
-    part_sizes,
-    smallest,
-    words_of,
-)
+from converters.packed_codec import decode, encode, smallest, words_of
 from converters.packed_files import (
     CHECKSUM,
     DESCRIPTION,
@@ -35,6 +22,16 @@ from converters.packed_files import (
     digest,
     packed_name,
     part_name,
+)
+from converters.packed_forms import (
+    FLOATS,
+    NONZEROS,
+    PLAIN,
+    Levels,
+    Parts,
+    packed_bytes,
+    parse_form,
+    part_sizes,
 )
 from converters.packed_levels import encode_levels, fitting
 from converters.rules import ConversionError

@@ -1,5 +1,6 @@
 """What only a GPU can show: `make test-gpu`, on a machine that has one; the CPU is the measure."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -13,14 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import write_opt
+from packing import write_pruned
 from safetensors.numpy import load_file
 
+import icp_jax
 from icp_jax import CalibrationConfig, CompensateConfig, PruneConfig, QuantConfig, RunConfig
 from icp_jax.config import MemoryConfig
 from icp_jax.core.quantize import make_grid
 from icp_jax.models import attention
 from icp_jax.runs.run import prune_folder
-from icp_jax.streaming import passes
+from icp_jax.streaming import passes, unpacking
+from icp_jax.streaming.source import FolderSource
 
 pytestmark = pytest.mark.gpu
 
@@ -45,6 +49,16 @@ def test_the_loop_goes_on_with_what_the_file_will_hold(dtype):
     np.testing.assert_array_equal(found, want)
     scale = np.asarray(make_grid(leaf, 4, dtype=dtype).scale)
     np.testing.assert_array_equal(scale, scale.astype(jnp.dtype(dtype)).astype(np.float32))
+
+
+@pytest.mark.parametrize("pattern", [None, (2, 4)])
+def test_packed_blocks_are_unpacked_on_the_device(tmp_path, tokens, pattern):
+    source = write_pruned(tmp_path / "m", pattern=pattern)
+    icp_jax.pack(source, tmp_path / "p")
+    with contextlib.closing(FolderSource(tmp_path / "p")) as model:
+        moved = jax.tree.leaves(unpacking.to_move(model, 1), is_leaf=unpacking.is_packed)
+        assert sum(map(unpacking.is_packed, moved)) == 6
+        assert icp_jax.evaluate(model, tokens) == icp_jax.evaluate(source, tokens)
 
 
 @pytest.mark.parametrize("head_dim", [64, 128, 100])

@@ -12,6 +12,7 @@ from packing import NAME, files, write_pruned, zeroed
 
 import icp_jax
 from converters import packed_codec as codec
+from converters import packed_forms as forms
 from icp_jax.cli import main
 from icp_jax.generation.generate import generate
 from icp_jax.streaming import unpacking
@@ -57,6 +58,9 @@ def test_packed_and_plain_give_the_same_figures(tmp_path, bundled, capsys):
     prune = ["--method", "wanda", "--sparsity", "0.9", "--data", text, "--samples", 4]
     for m, to in ((source, "a"), (out, "b")):
         said(capsys, "prune", m, tmp_path / to, *prune, "--json", "--quiet")
+    told = json.loads((tmp_path / "a" / "icp_run.json").read_text())["linears"]
+    packed = icp_jax.pack(tmp_path / "a", tmp_path / "c")["packed"]
+    assert told == {key: packed[key] for key in ("bytes", "packed_bytes")}
     for path in (tmp_path / "a").glob("*.safetensors"):
         assert (tmp_path / "b" / path.name).read_bytes() == path.read_bytes()
 
@@ -78,7 +82,7 @@ def test_the_device_unpacks_the_same_bits(pattern, dtype):
     form = codec.smallest(codec.words_of(tensor), 40)[0]
     form = f"{pattern[0]}:{pattern[1]}" if pattern else form
     parts = codec.encode(codec.words_of(tensor), form)
-    parts[codec.NONZEROS] = parts[codec.NONZEROS].view(dtype)
+    parts[forms.NONZEROS] = parts[forms.NONZEROS].view(dtype)
     packed = Packed.of(parts, tensor.shape, form)
     found = np.asarray(cast_kernel(jax.device_put(packed), str(tensor.dtype)))
     assert found.tobytes() == np.ascontiguousarray(tensor.T).tobytes()
@@ -102,3 +106,12 @@ def test_blocks_move_packed(tmp_path, tokens, monkeypatch):
         assert icp_jax.evaluate(model, tokens) == plain
         found = generate(model, tokens[:2, :8], key, max_new_tokens=2)
         np.testing.assert_array_equal(found, written)
+
+
+@pytest.mark.parametrize("form", ["bitmask", "2:4", "4:8"])
+def test_unpacking_lowers_for_cuda(form):
+    tensor = zeroed(np.random.default_rng(0), (24, 40), 0, (1, 8)).astype(np.float16)
+    parts = codec.encode(codec.words_of(tensor), form)
+    packed = Packed.of(parts, tensor.shape, form)
+    lowered = cast_kernel.trace(packed, "float32").lower(lowering_platforms=("cuda",))
+    assert "24x40" in lowered.as_text()

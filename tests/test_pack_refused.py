@@ -4,11 +4,11 @@ import shutil
 
 import numpy as np
 import pytest
-from packing import NAME, redescribed, write_pruned
+from packing import NAME, files, redescribed, write_pruned
 
 import icp_jax
 from converters.files import open_checkpoint
-from converters.packed_files import PackedReader
+from converters.packed_reader import PackedReader
 from converters.rules import ConversionError
 from icp_jax import InputError
 from icp_jax.cli import main
@@ -56,13 +56,14 @@ def test_a_file_that_pack_did_not_write_is_refused(packed, copy):
     refused(copy, "was not written by icp-jax pack")
 
 
-FC1 = "model.decoder.layers.1.fc1.weight"
+FC1, BIAS = (f"model.decoder.layers.1.fc1.{kind}" for kind in ("weight", "bias"))
 DESCRIPTIONS = {
     "version": (lambda told: told.update(version=2), "version 2 of the format"),
     "no version": (lambda told: told.pop("version") and None, "not JSON"),
     "a list": (lambda told: [told], "not JSON"),
     "form": (lambda told: told["tensors"][FC1].update(form="3:5"), "unknown form"),
     "pattern": (lambda told: told["tensors"][FC1].update(form="2:4"), "contradicts"),
+    "of a vector": (lambda told: told["tensors"][BIAS].update(form="2:4"), "contradicts"),
     "plain": (lambda told: told["tensors"][FC1].update(form="plain"), "contradicts"),
     "missing": (lambda told: told["tensors"].pop(FC1) and None, "contradicts"),
     "no digests": (lambda told: told["tensors"][FC1].update(sha256={}), "contradicts"),
@@ -106,6 +107,18 @@ def test_what_cannot_be_packed(tmp_path, packed, copy, capsys):
     shutil.copy(packed / "m" / "model.safetensors", copy)
     assert main(["pack", str(copy), str(tmp_path / "o")]) == 2
     assert "reserved name" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
+def test_links_are_followed_and_broken_ones_refused(packed, tmp_path):
+    (tmp_path / "m").mkdir()
+    for path in (packed / "m").iterdir():
+        (tmp_path / "m" / path.name).symlink_to(path)
+    icp_jax.pack(tmp_path / "m", tmp_path / "p")
+    assert files(tmp_path / "p") == files(packed / "p")
+    (tmp_path / "m" / "gone.txt").symlink_to(tmp_path / "gone.txt")
+    with pytest.raises(InputError, match=r"gone.txt cannot be copied"):
+        icp_jax.pack(tmp_path / "m", tmp_path / "o")
     assert not (tmp_path / "o").exists()
 
 

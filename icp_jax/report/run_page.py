@@ -105,6 +105,9 @@ def tiles(record: Record) -> list[tuple[str, str]]:
     ]
     if record.get("peak_device_mib") is not None:
         found.append(("peak device memory", mebibytes(record["peak_device_mib"])))
+    if sizes := record.get("linears"):
+        packed, plain = (short(sizes[key] / 1e6) for key in ("packed_bytes", "bytes"))
+        found.append(("linears when packed", f"{packed} of {plain} MB"))
     found.append(("remedies", str(len(record.get("remedies", [])))))
     return found
 

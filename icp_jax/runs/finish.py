@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from converters.packed_codec import GROUPS
+from converters.packed_forms import BITMASK, PLAIN, packed_bytes
 from icp_jax.core.choice import LEFT
 from icp_jax.core.outcomes import BlockReport, remedies
 from icp_jax.phases import EXPORT, Progress
@@ -48,10 +50,30 @@ def export(work: Work, source: FolderSource, job: Job, packed: bool, progress: P
         raise
 
 
+def linear_sizes(
+    source: FolderSource, counted: Counted, pattern: tuple[int, int] | None
+) -> dict[str, int]:
+    """The bytes of the linears: in the source's dtypes, and as `icp-jax pack` would write them."""
+    n, m = pattern or (0, 0)
+    forms = [PLAIN, BITMASK, *([f"{n}:{m}"] if m in GROUPS else [])]
+    total = {"bytes": 0, "packed_bytes": 0}
+    for name, (zeros, size) in counted.layers.items():
+        item = source.dtype(name).itemsize
+        usable = forms if name not in counted.left else forms[:2]
+        total["bytes"] += size * item
+        total["packed_bytes"] += min(packed_bytes(f, size, size - zeros, item) for f in usable)
+    return total
+
+
 def record(
-    facts: dict[str, Any], blocks: Sequence[BlockReport], counted: Counted, seconds: float
+    facts: dict[str, Any],
+    blocks: Sequence[BlockReport],
+    counted: Counted,
+    sizes: dict[str, int],
+    seconds: float,
 ) -> dict[str, Any]:
-    """The content of the result file. facts: from `ready`. seconds: of the whole run."""
+    """The content of the result file. facts: from `ready`. sizes: of the linears. seconds: of the
+    whole run."""
     peak = storage.device_peak()
     return {
         "config": facts["config"],
@@ -65,6 +87,7 @@ def record(
         "left": sorted(counted.left),
         "zeros": counted.zeros,
         "size": counted.size,
+        "linears": sizes,
         "seconds": round(seconds, 3),
         "peak_host_mib": round(peak_mib()),
         "peak_device_mib": None if peak is None else round(peak / 2**20),

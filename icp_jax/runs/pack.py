@@ -11,8 +11,9 @@ from typing import Any
 from converters.files import Reader, open_checkpoint
 from converters.layout import Entry
 from converters.names import create
-from converters.packed_codec import PLAIN
-from converters.packed_files import PackedReader, packed_name
+from converters.packed_files import packed_name
+from converters.packed_forms import PLAIN
+from converters.packed_reader import PackedReader
 from converters.packed_write import Packing, pack_file, unpack_file
 from converters.safetensors_files import SafetensorsReader
 from icp_jax.data.hub import resolve
@@ -101,13 +102,19 @@ def _opened(folder: Path) -> SafetensorsReader:
 
 
 def _files(folder: Path, without: Iterable[str]) -> list[Path]:
-    """All files below a folder, relative to it, and empty folders; links are followed to files."""
+    """All files below a folder, relative to it, and empty folders; links are followed to files.
+
+    Raises InputError for a broken link, and for what is neither file nor folder.
+    """
     weights = {folder / name for name in without}
-    return sorted(
-        path.relative_to(folder)
-        for path in folder.rglob("*")
-        if path not in weights and (not path.is_dir() or not any(path.iterdir()))
-    )
+    found = []
+    for path in sorted(folder.rglob("*")):
+        if path in weights or (path.is_dir() and any(path.iterdir())):
+            continue
+        if not path.is_dir() and not path.is_file():
+            raise InputError(f"{path} cannot be copied, since it is no file: move it away")
+        found.append(path.relative_to(folder))
+    return found
 
 
 def _copy(folder: Path, names: list[Path], target: Path) -> None:

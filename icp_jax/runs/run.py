@@ -20,7 +20,7 @@ from icp_jax.runs.door import ready
 from icp_jax.runs.dry_run import DryRun as DryRun
 from icp_jax.runs.dry_run import dry_run as dry_run
 from icp_jax.runs.fingerprint import Weights
-from icp_jax.runs.finish import export, record
+from icp_jax.runs.finish import export, linear_sizes, record
 from icp_jax.runs.follow import follow as follow
 from icp_jax.runs.records import block_record
 from icp_jax.runs.resume import Say, Work, log
@@ -101,7 +101,7 @@ def prune_folder(
             weights.check()  # a changed source explains any other error
         seconds = time.perf_counter() - started
         seconds += sum(sum(block.report.seconds.values()) for block in finished)
-        told = record(run.facts, blocks, counted, seconds)
+        told = record(run.facts, blocks, counted, linear_sizes(source, counted, pattern), seconds)
         telling.write(told, source.folder, work.export, work.out)
         progress(last, PUBLISH.name, 0, 1, None)  # last chance to interrupt the run
         work.publish()

@@ -17,8 +17,8 @@ import numpy as np
 
 from converters import table_for
 from converters.files import Reader, is_gguf, lone_torch_file, open_checkpoint
-from converters.packed_codec import PLAIN, Levels, parse_form
-from converters.packed_files import PackedReader
+from converters.packed_forms import PLAIN, Levels, parse_form
+from converters.packed_reader import PackedReader
 from converters.rules import Placed, check_shape, insert
 from converters.sam_names import config_of
 from icp_jax.errors import InputError

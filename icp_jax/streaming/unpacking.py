@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Shaped, UInt8
 
-from converters.packed_codec import CODES, MASK, NONZEROS, Parts, Pattern, masks_of, parse_form
+from converters.packed_forms import CODES, MASK, NONZEROS, Parts, Pattern, parse_form
+from converters.packed_patterns import masks_of
 from icp_jax import backend
 
 STEPS = 256  # lengths of the non-zeros, so that few programs unpack all matrices of one shape

@@ -10,7 +10,7 @@ import pytest
 from packing import NAME, redescribed, zeroed
 from safetensors.numpy import save_file
 
-from converters.packed_files import PackedReader
+from converters.packed_reader import PackedReader
 from converters.packed_write import pack_file
 from converters.rules import ConversionError
 from converters.safetensors_files import SafetensorsReader
@@ -18,8 +18,8 @@ from converters.safetensors_files import SafetensorsReader
 FEW, MANY = 250, 100_000
 PLAIN = "model.safetensors"
 FORMS = {
-    None: ["bitmask", "2:4", "bitmask", "plain"],
-    4: ["int4:16", "int4:16", "int4:9", "plain"],
+    None: ["bitmask", "2:4", "bitmask", "plain", "plain"],
+    4: ["int4:16", "int4:16", "int4:9", "plain", "plain"],
 }  # by the bits of the non-zeros
 VALUES = [
     0,
@@ -42,7 +42,7 @@ VALUES = [
 
 
 class Place:
-    """A packed file of four tensors, and what they are."""
+    """A packed file of five tensors, and what they are."""
 
     def __init__(self, folder, bits):
         rng = np.random.default_rng(0)
@@ -52,11 +52,12 @@ class Place:
             "b": zeroed(rng, (12, 16), 0, (2, 4)).astype(ml_dtypes.bfloat16),
             "c": zeroed(rng, (7, 9), 0.7).astype(np.float32),
             "d": rng.normal(size=(5, 3)).astype(np.float16),
+            "e": np.array(2.5, np.float32),
         }
         save_file(tensors, folder / PLAIN, {"format": "pt"})
         with closing(SafetensorsReader({PLAIN: folder / PLAIN}, None)) as reader:
             packings = pack_file(reader, PLAIN, folder, bits)
-        assert [packings[name].form for name in "abcd"] == FORMS[bits]
+        assert [packings[name].form for name in "abcde"] == FORMS[bits]
         with closing(PackedReader({PLAIN: self.path}, None)) as reader:
             self.want = {name: reader.read(name).tobytes() for name in tensors}
         for name, packing in packings.items():

@@ -6,6 +6,7 @@ import pytest
 from packing import zeroed
 
 from converters import packed_codec as codec
+from converters import packed_forms as forms
 from converters.packed_levels import encode_levels, fitting
 
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32]
@@ -24,7 +25,7 @@ def on_grid(rng, shape, bits, group, dtype, symmetric=False):
 
 def back(matrix, form, exact):
     parts = encode_levels(matrix, form, exact)
-    sizes = codec.part_sizes(form.form, matrix.size, int(np.count_nonzero(matrix)))
+    sizes = forms.part_sizes(form.form, matrix.size, int(np.count_nonzero(matrix)))
     assert {name: len(part) for name, part in parts.items()} == sizes
     return codec.decode(parts, form.form, matrix.size, matrix.dtype).reshape(matrix.shape)
 

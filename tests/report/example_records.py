@@ -34,6 +34,7 @@ def run_record(blocks=3, config=CONFIG, **more):
         "sparsity": 0.45,
         "zeros": 135,
         "size": 300,
+        "linears": {"bytes": 6_000_000, "packed_bytes": 2_950_000},
         "seconds": 6.5,
         "peak_host_mib": 512,
         "peak_device_mib": None,

@@ -39,7 +39,7 @@ def test_the_page_of_a_run_has_all_its_parts():
         "opt-small pruned by ICP", "calibrated on 6 windows of 24 tokens", "45.0%",
         "Sparsity of each layer", "Growth of the error", "95th percentile", "Compensation",
         "Time by phase", "Memory beside the plan", "upon a time", "block 1: damped",
-        "icp-jax prune models/opt-small out", "icp-jax 0.1.0",
+        "icp-jax prune models/opt-small out", "icp-jax 0.1.0", "2.95 of 6 MB",
     ):  # fmt: skip
         assert said in page.text, said
     assert len(page.pictures) == 5
