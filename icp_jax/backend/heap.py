@@ -10,6 +10,7 @@ import ctypes
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # from malloc.h
 KEPT = 1 << 28  # bytes of the largest buffer to keep; larger ones fragment the heap
+WORTH = 1 << 24  # bytes to return at least: the next program page-faults on what it takes again
 
 
 def reuse() -> None:
@@ -25,7 +26,9 @@ def reuse() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 
-def give_back() -> None:
-    """Return freed heap to the system."""
+def give_back(freed: int = WORTH) -> None:
+    """Return freed heap to the system. freed: bytes that may be; too few are kept for reuse."""
+    if freed < WORTH:
+        return
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

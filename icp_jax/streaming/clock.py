@@ -11,10 +11,13 @@ from icp_jax.phases import Phase
 
 
 class Clock:
-    """Seconds by phase since the last take(). Returns freed heap to the system after a phase."""
+    """Seconds by phase since the last take(). Returns freed heap to the system after a phase.
 
-    def __init__(self):
-        self.seconds: dict[str, float] = {}
+    freed: bytes that a phase may free.
+    """
+
+    def __init__(self, freed: int = heap.WORTH):
+        self.freed, self.seconds = freed, dict[str, float]()
 
     @contextmanager
     def __call__(self, phase: Phase, give_back: bool = True) -> Iterator[None]:
@@ -23,7 +26,7 @@ class Clock:
             yield
         finally:
             if give_back:
-                heap.give_back()
+                heap.give_back(self.freed)
             taken = time.perf_counter() - started
             self.seconds[phase.name] = self.seconds.get(phase.name, 0) + taken
 

@@ -80,11 +80,15 @@ class Loop:
     job: Job
     hooks: Hooks
     devices: Devices
-    clock: Clock = field(default_factory=Clock)
+    clock: Clock = field(init=False)
     compiled: set[Phase] = field(default_factory=set)  # phases that have run once
 
     def __post_init__(self) -> None:
         family, recipe, embed = self.source.family, self.job.recipe, self.source.embed()
+        weights = max(
+            sum(i * o for i, o in self.source.shapes(t).values()) for t in range(family.n_blocks)
+        )
+        self.clock = Clock(freed=4 * 4 * weights)  # params, gradient and Adam's moments, in float32
         one = passes.hidden(family, embed, self.tokens[:1], recipe.stream_dtype)
         shape = (len(self.tokens), *one.shape[1:])
         self.positions = int(np.prod(shape[1:-1]))

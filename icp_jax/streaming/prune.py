@@ -42,8 +42,9 @@ def prune_block(
         kernels = {name: pruned[name]["kernel"] for name in names}
         for name in names:
             pruned[name] = {k: leaf for k, leaf in pruned[name].items() if k != "kernel"}
-        heap.give_back()  # memory freed by the last tap is too fragmented for the next
         sums = seen.sums.pop(tap)
+        # memory freed by the last tap is too fragmented for the next
+        heap.give_back(4 * sum(x.nbytes for x in jax.tree.leaves((sums, kernels))))
         done = prune_tap(kernels, sums, seen.energies, counts, hyper, recipe, dtypes, pace)
         for name, kernel in done.kernels.items():
             pruned[name]["kernel"] = kernel
