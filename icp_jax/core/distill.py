@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from icp_jax.arrays import AnyArray
@@ -119,7 +118,11 @@ def _through(
 ) -> Float[Array, "n t d"]:
     """The hidden states after the last block."""
     for apply, stack in zip(applies, stacks, strict=True):
-        x, _ = jax.lax.scan(lambda x, p, apply=apply: (forward(apply, p, x), None), x, stack)
+
+        def ahead(x, params, apply=apply):
+            return forward(apply, params, x), None
+
+        x, _ = jax.lax.scan(ahead, x, stack)
     return x
 
 
