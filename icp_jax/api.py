@@ -33,6 +33,7 @@ from icp_jax.errors import InputError
 from icp_jax.evaluation.perplexity import Perplexity, perplexity
 from icp_jax.evaluation.windows import check_tokens, check_vocabulary, evaluation_tokens
 from icp_jax.model import Model, TreeSink
+from icp_jax.runs import global_pass
 from icp_jax.runs.export import save
 from icp_jax.runs.job import job
 from icp_jax.streaming import mesh
@@ -156,10 +157,7 @@ def distill(
         raise InputError("the dense model has other shapes: give the model that was pruned")
     tokens = inputs.checked(model, tokens)
     if heldout is None:
-        if len(tokens) < 2:
-            raise InputError("one window leaves none to hold out: give more, or heldout")
-        count = max(1, len(tokens) // 10)
-        tokens, heldout = tokens[:-count], tokens[-count:]
+        tokens, heldout = global_pass.split(tokens)
     heldout = inputs.checked(model, heldout)
     if epochs < 1 or not 0 < lr < np.inf:
         raise InputError(f"epochs must be at least 1 and lr positive, got {epochs} and {lr}")

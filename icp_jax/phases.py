@@ -53,13 +53,14 @@ PRUNE = Phase("prune", first=0, exact=True)
 RETUNE = Phase("retune", first=0, tunes="retune")
 SPARSE = Phase("sparse", first=0)
 WRITE = Phase("write", first=0)
+GLOBAL = Phase("global")
 EXPORT = Phase("export")
 CHECK = Phase("check")
 PUBLISH = Phase("publish")
 
 # in the loop and the plan
 STREAMED = (EMBED, DENSE, COMPENSATE, STATISTICS, PRUNE, RETUNE, SPARSE, WRITE)
-ALL = (TOKENIZE, GENERATE, *STREAMED, EXPORT, CHECK, PUBLISH)
+ALL = (TOKENIZE, GENERATE, *STREAMED, GLOBAL, EXPORT, CHECK, PUBLISH)
 WIDEST = max(len(phase.name) for phase in ALL)
 
 

@@ -24,6 +24,8 @@ def run(command: Any, say: Say) -> None:
         machine.platforms()
     if name == "prune":
         _prune(command, say)
+    elif name == "distill":
+        _distill(command, say)
     else:
         RUN[name](command)
 
@@ -86,6 +88,26 @@ def _plan(command: Any) -> None:
 
     planned = plan(run_config(command))
     _print(command.output.json, planned.record(), lambda: console.planned(planned))
+
+
+def _distill(command: Any, say: Say) -> None:
+    from icp_jax.cli import console, progress
+    from icp_jax.config import CalibrationConfig, GlobalConfig, MemoryConfig, RunConfig
+    from icp_jax.runs.distill import distill_folder
+
+    c = command
+    config = RunConfig(
+        model=c.dense,
+        out=c.out,
+        calibration=CalibrationConfig(c.data, c.samples, c.seq_len, c.seed),
+        memory=MemoryConfig(c.streams),
+        dtype=c.dtype,
+        seed=c.seed,
+        global_pass=GlobalConfig(c.epochs, c.lr, c.batch),
+    )
+    with progress.shown(c.quiet)("") as (tick, _):
+        record = distill_folder(c.pruned, config, tick, say)
+    _print(c.json, record, lambda: console.distilled(record))
 
 
 def _eval(command: Any) -> None:
