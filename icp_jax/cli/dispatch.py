@@ -105,8 +105,11 @@ def _distill(command: Any, say: Say) -> None:
         seed=c.seed,
         global_pass=GlobalConfig(c.epochs, c.lr, c.batch),
     )
-    with progress.shown(c.quiet)("") as (tick, _):
-        record = distill_folder(c.pruned, config, tick, say)
+    try:
+        with progress.shown(c.quiet)("") as (tick, _):
+            record = distill_folder(c.pruned, config, tick, say)
+    except InputError as error:  # its options have other names than those of prune
+        raise InputError(str(error).replace("global_pass.", "--")) from None
     _print(c.json, record, lambda: console.distilled(record))
 
 

@@ -60,7 +60,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "retune.lr": "retune.lr",
         "retune.gamma": "retune.gamma",
     },
-    "global_pass": {
+    "distillation": {
         "global-epochs": "global_pass.epochs",
         "global-lr": "global_pass.lr",
         "global-batch": "global_pass.batch",
@@ -97,7 +97,7 @@ def _spelled_as_setting(setting: str) -> str:
     return f"--{setting.replace('_', '-')}"
 
 
-RECENT = (*GROUPS["layers"].values(), *GROUPS["global_pass"].values())
+RECENT = (*GROUPS["layers"].values(), *GROUPS["distillation"].values())
 # Spellings of the previous release, which still work.
 RENAMED = {
     old: new

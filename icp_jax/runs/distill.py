@@ -52,9 +52,10 @@ def distill_folder(
     device at a time. Returns the record. Raises InputError or ConversionError before anything is
     written.
     """
-    started, config = time.perf_counter(), filled(check(config))
+    started = time.perf_counter()
     if not config.global_pass.epochs:
-        raise InputError("epochs must be at least 1, got 0")
+        raise InputError("global_pass.epochs must be at least 1, got 0")
+    config = filled(check(config))
     with ExitStack() as stack:
         source, dense = (
             stack.enter_context(closing(FolderSource(resolve(name))))

@@ -34,7 +34,7 @@ class Windows(NamedTuple):
 def split(tokens: Int[np.ndarray, "n T"]) -> Windows:
     """Hold out the last tenth of the windows. Raises InputError if there is only one."""
     if len(tokens) < 2:
-        raise InputError("one window leaves none to hold out: give more, or heldout")
+        raise InputError("one window leaves none to hold out: give at least two")
     count = max(1, len(tokens) // HELD_OUT)
     return Windows(tokens[:-count], tokens[-count:])
 
