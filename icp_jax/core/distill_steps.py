@@ -31,6 +31,11 @@ class Steps(NamedTuple):
     rates: Float[Numbers, "*p E S"]  # Adam's learning rate in each step
 
 
+def held_out(windows: int) -> int:
+    """How many of the windows are held out: a tenth, but at least one."""
+    return max(1, windows // 10)
+
+
 def cosine(lr: float, steps: int, warmup: float = 0.1) -> np.ndarray:
     """A rate per step, `[steps]` float32: a linear rise over a share of them, a cosine to zero."""
     at, rise = np.arange(steps), max(1, round(warmup * steps))

@@ -30,7 +30,7 @@ from icp_jax.runs.records import peak_mib, versions
 from icp_jax.runs.resume import Say, log
 from icp_jax.runs.verify_export import Counted, verify_export
 from icp_jax.streaming import storage
-from icp_jax.streaming.distill import Hooks, Reached, distill
+from icp_jax.streaming.distill import Hooks, Reached, check_text, distill
 from icp_jax.streaming.distill_steps import Pass
 from icp_jax.streaming.passes import compute_dtype
 from icp_jax.streaming.source import FolderSource
@@ -87,7 +87,7 @@ def distill_folder(
 
 def check_models(pruned: FolderSource, dense: FolderSource) -> None:
     """Raise InputError for models that cannot be distilled."""
-    global_pass.check_text(pruned.family)
+    check_text(pruned.family)
     check_other_files(pruned.folder)
     shapes = [{rule.name: rule.shape for rule in source.placed} for source in (pruned, dense)]
     if shapes[0] != shapes[1] or pruned.family != dense.family:

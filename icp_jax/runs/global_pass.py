@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from icp_jax.core.distill_steps import Steps, steps
+from icp_jax.core.distill_steps import Steps, held_out, steps
 from icp_jax.core.passes import Params
 from icp_jax.errors import InputError
 from icp_jax.models.spec import Family
@@ -21,7 +21,6 @@ from icp_jax.streaming.hidden import WholeSource
 from icp_jax.streaming.source import FolderSource
 
 STATE = 12  # bytes of a param in host memory: float32, and Adam's two moments
-HELD_OUT = 10  # one window in so many
 
 
 class Windows(NamedTuple):
@@ -35,7 +34,7 @@ def split(tokens: Int[np.ndarray, "n T"]) -> Windows:
     """Hold out the last tenth of the windows. Raises InputError if there is only one."""
     if len(tokens) < 2:
         raise InputError("one window leaves none to hold out: give at least two")
-    count = max(1, len(tokens) // HELD_OUT)
+    count = held_out(len(tokens))
     return Windows(tokens[:-count], tokens[-count:])
 
 
@@ -43,14 +42,6 @@ def steps_of(given: GlobalConfig, seed: int, windows: int) -> Steps:
     """The steps of a pass whose settings are filled in."""
     assert given.lr is not None and given.batch is not None
     return steps(windows, epochs=given.epochs, lr=given.lr, batch=given.batch, seed=seed)
-
-
-def check_text(family: Family) -> None:
-    """Raise InputError for a model that predicts no tokens."""
-    if family.kind == "vision":
-        raise InputError(
-            "the global pass is for language models, and this one reads images: leave it out"
-        )
 
 
 def host_bytes(source: FolderSource) -> int:

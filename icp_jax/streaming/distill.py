@@ -19,6 +19,8 @@ from icp_jax.backend import heap
 from icp_jax.core.compensate import State
 from icp_jax.core.distill import DistillMetrics
 from icp_jax.core.passes import Params
+from icp_jax.errors import InputError
+from icp_jax.models.spec import Family
 from icp_jax.streaming.distill_steps import Distillation, Pass, Tick
 from icp_jax.streaming.hidden import WholeSource
 
@@ -78,6 +80,14 @@ def distill(
         if not np.isfinite(lost).all():
             break
     return found
+
+
+def check_text(family: Family) -> None:
+    """Raise InputError for a model that predicts no tokens."""
+    if family.kind == "vision":
+        raise InputError(
+            "the global pass is for language models, and this one reads images: leave it out"
+        )
 
 
 def _before(run: Distillation) -> DistillMetrics:
