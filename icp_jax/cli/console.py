@@ -210,6 +210,8 @@ def pruned(done: Any) -> None:
         table.add_row(str(block.block), f"{zeros / size:.4f}", f"{block.error:.4f}", *losses, spent)
     out = Console()
     out.print(table)
+    if done.global_pass:
+        out.print(_epochs(done.global_pass))
     device = "" if done.peak_device_mib is None else f", {done.peak_device_mib} MiB on the device"
     data = {"text": "wikitext2", "vision": "coco:DIR"}[done.kind]
     needed = [line for block in done.blocks for line in remedies(block)]
@@ -218,6 +220,7 @@ def pruned(done: Any) -> None:
         ("time", f"{done.seconds:.1f} s"),
         ("peak memory", f"{done.peak_host_mib} MiB{device}"),
         *(("remedy", line) for line in needed or ["none"]),
+        *([("kept", kept(done.global_pass))] if done.global_pass else []),
         ("output", str(done.out)),
         ("report", str(done.out / REPORT)),
         ("next", f"icp-jax eval {shlex.quote(str(done.out))} --data {data}"),

@@ -73,6 +73,8 @@ def _prune(command: Any, say: Say) -> None:
         record: dict[str, Any] = {"out": str(done.out), "sparsity": done.sparsity}
         if done.pruned_sparsity is not None:
             record["pruned_sparsity"] = done.pruned_sparsity
+        if done.global_pass is not None:
+            record["global_pass"] = done.global_pass
         record["seconds"] = round(done.seconds, 3)
         _print(output.json, record, lambda: console.pruned(done))
     except KeyboardInterrupt as error:

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Int
 
+from icp_jax.backend import heap
 from icp_jax.core.distill_steps import Steps, held_out, steps
 from icp_jax.core.passes import Params
 from icp_jax.errors import InputError
 from icp_jax.models.spec import Family
+from icp_jax.phases import GLOBAL, Progress
 from icp_jax.planning.plan import gib
 from icp_jax.runs.records import finite
-from icp_jax.settings import GlobalConfig
+from icp_jax.settings import GlobalConfig, RunConfig
 from icp_jax.streaming import storage
-from icp_jax.streaming.distill import Reached
+from icp_jax.streaming.distill import Hooks, Reached, check_text, distill
+from icp_jax.streaming.distill_steps import Pass
 from icp_jax.streaming.hidden import WholeSource
 from icp_jax.streaming.source import FolderSource
+
+if TYPE_CHECKING:
+    from icp_jax.runs.door import Ready
+    from icp_jax.runs.resume import Work
 
 STATE = 12  # bytes of a param in host memory: float32, and Adam's two moments
 
@@ -74,6 +82,48 @@ def block_of(found: Reached, pruned: WholeSource, t: int) -> Params:
     """Block t of the best epoch, with its zeros checked."""
     old = pruned.block(t)
     return old if found.best is None else held(pruned.family, old, found.best[t], t)
+
+
+def check(source: FolderSource, tokens: np.ndarray) -> None:
+    """Raise InputError if a run with these windows cannot have a global pass."""
+    check_text(source.family)
+    split(tokens)
+    if jax.process_count() > 1:
+        raise InputError(
+            "the global pass runs on one host: leave it out, and use icp-jax distill on the result"
+        )
+    check_room(source)
+
+
+class Finished:
+    """The model with the finished blocks of a work folder."""
+
+    def __init__(self, source: FolderSource, work: Work):
+        self.family, self.embed, self.head = source.family, source.embed, source.head
+        self.block, self.forget = work.blocks.params, source.forget
+
+
+def after_blocks(
+    work: Work, source: FolderSource, run: Ready, progress: Progress
+) -> Reached | None:
+    """The global pass of a run, after its last block; None if it has none.
+
+    Every epoch is kept in the work folder, and a resumed run goes on after the last one.
+    """
+    if not run.config.global_pass.epochs:
+        return None
+    heap.give_back()  # the streams of the blocks
+    pruned, windows = Finished(source, work), split(run.tokens)
+    made = steps_of(run.config.global_pass, run.config.seed or 0, len(windows.tuned))
+    given = Pass(made, run.job.recipe.dtype, run.job.place, work.path)
+    tick = partial(progress, source.family.n_blocks - 1, GLOBAL.name)
+    hooks = Hooks(tick, work.epochs.write, work.epochs.read(pruned, work.say))
+    return distill(pruned, source, *windows, given, hooks)
+
+
+def record_of(found: Reached, config: RunConfig, tokens: np.ndarray) -> dict[str, Any]:
+    """The record of the pass of a run, see `record`."""
+    return record(found, config.global_pass, split(tokens))
 
 
 def record(found: Reached, given: GlobalConfig, windows: Windows) -> dict[str, Any]:
