@@ -33,6 +33,7 @@ def contents(folder):
     return (folder / "model.safetensors").read_bytes(), record["global_pass"]
 
 
+@pytest.mark.slow
 def test_it_goes_on_after_the_last_epoch(place, monkeypatch, capsys):
     assert main([*TWO, "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
@@ -65,6 +66,7 @@ def test_it_goes_on_after_the_last_epoch(place, monkeypatch, capsys):
     assert [p.name for p in (place / "work").iterdir()] == ["out"]
 
 
+@pytest.mark.slow
 def test_a_damaged_epoch_starts_the_pass_again(place, monkeypatch, capsys):
     def stopped(self, found):
         real(self, found)
@@ -96,6 +98,6 @@ def test_what_it_does_not_go_with_is_one_line(place, capsys):
 
 
 def test_images_are_refused(tmp_path, capsys):
-    small_sam(tmp_path / "sam")
+    small_sam.write_sam(tmp_path / "sam")
     assert main(["plan", str(tmp_path / "sam"), "--global-epochs", "1"]) == 2
     assert "the global pass is for language models" in error(capsys)
