@@ -77,6 +77,7 @@ def of_groups(
         for (windows, size), x in zip(groups, hidden, strict=True):
             transfer.advance(step, [x], x, size, partial(_passed, tick, done))
             done += len(windows)
+        del step  # before the next block is sent
     return hidden
 
 
