@@ -14,7 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from icp_jax.core.compensate import State
 from icp_jax.core.distill import DistillMetrics
+from icp_jax.core.passes import Params
 from icp_jax.runs.checkpoints import checksum
 from icp_jax.runs.export import sync
 from icp_jax.runs.trees import read_tree, save_tree
@@ -22,6 +24,8 @@ from icp_jax.runs.work_folder import WorkFolder
 from icp_jax.streaming import tune
 from icp_jax.streaming.distill import Reached
 from icp_jax.streaming.hidden import WholeSource
+
+METRICS = "metrics"
 
 
 class EpochCheckpoints:
@@ -32,20 +36,21 @@ class EpochCheckpoints:
 
     def write(self, found: Reached) -> None:
         """Write an epoch, seal it, and remove the one before it."""
-        epoch, names = found.epochs, DistillMetrics._fields
-        tree: dict[str, Any] = {"metrics": dict(zip(names, found.metrics, strict=True))}
-        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(found.states)]
-        tree["states"] = {f"{k:06d}": leaf for k, leaf in enumerate(leaves)}
-        if found.best is not None:
-            tree["best"] = {str(t): block for t, block in enumerate(found.best)}
-        path = self.folder.epoch(epoch)
+        path = self.folder.epoch(found.epochs)
         if path.exists():  # unsealed, from a run that was cut off
             shutil.rmtree(path)
-        save_tree(path, tree)
+        path.mkdir()
+        save_tree(path / METRICS, found.metrics._asdict())
+        for t, state in enumerate(found.states):  # one by one, since Orbax copies what it writes
+            leaves = map(np.asarray, jax.tree.leaves(state))
+            tree: dict[str, Any] = {"state": {f"{k:04d}": leaf for k, leaf in enumerate(leaves)}}
+            if found.best is not None:
+                tree["best"] = found.best[t]
+            save_tree(path / f"{t:05d}", tree)
         sync(path)
         seal = {"sha256": checksum(self.folder.path, path, {})}
-        self.folder.write(self.folder.epoch_manifest(epoch), seal)
-        self.folder.sweep_epochs(epoch)
+        self.folder.write(self.folder.epoch_manifest(found.epochs), seal)
+        self.folder.sweep_epochs(found.epochs)
 
     def read(self, source: WholeSource, say: Callable[[str], None]) -> Reached | None:
         """The last epoch; None without one, or if its checksum does not match."""
@@ -57,17 +62,21 @@ class EpochCheckpoints:
             seal = json.loads(self.folder.epoch_manifest(epoch).read_text())
             if seal["sha256"] != checksum(self.folder.path, path, {}):
                 raise ValueError("another checksum")
-            tree = read_tree(path)
+            metrics = DistillMetrics(**read_tree(path / METRICS))
+            trees = [read_tree(path / f"{t:05d}") for t in range(source.family.n_blocks)]
         except (OSError, ValueError, KeyError, TypeError):
             say(f"the checkpoint of epoch {epoch} is damaged: the global pass starts again")
             return None
-        shapes = [
-            jax.eval_shape(tune.start, source.block(t)) for t in range(source.family.n_blocks)
-        ]
-        leaves = [leaf for _, leaf in sorted(tree["states"].items())]
-        states = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
-        best = tree.get("best")
-        if best is not None:
-            best = [best[str(t)] for t in range(source.family.n_blocks)]
+        states = [_state(source.block(t), tree["state"]) for t, tree in enumerate(trees)]
+        best = [tree["best"] for tree in trees] if metrics.best else None
         say(f"resuming after epoch {epoch} of the global pass")
-        return Reached(DistillMetrics(**tree["metrics"]), states, best)
+        return Reached(metrics, states, best)
+
+
+def _state(block: Params, leaves: dict[str, np.ndarray]) -> State:
+    """The state of a block from its leaves in order."""
+    shapes = jax.eval_shape(tune.start, block)
+    found: State = jax.tree.unflatten(
+        jax.tree.structure(shapes), [leaf for _, leaf in sorted(leaves.items())]
+    )
+    return found
