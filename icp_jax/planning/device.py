@@ -101,11 +101,14 @@ def global_pass(block: Block) -> Iterator[int]:
     x = shape((config.batch or 1, *block.setting.one.shape[1:]))
     forward = block.beside(distill_steps.forward, block.apply, block.params, x)
     yield block.held + 2 * size(x) + forward
+    one = shape((1, *block.setting.one.shape[1:]))  # of the dense model, and held out
+    step = block.beside(passes.forward, block.apply, block.params, one, block.count)
+    yield block.held + 3 * size(one) + step
     head = block.beside(distill_steps.loss_and_slope, work.family.head, work.head, work.head, x, x)
     yield size(work.head) + 2 * size(x) + head
     state = jax.eval_shape(tune.start, block.params)
-    step = (work.family, block.apply, state, shape(()), x, x)
-    yield size(state) + 2 * size(x) + block.beside(distill_steps.backward, *step)
+    given = work.family, block.apply, state, shape(()), x, x
+    yield size(state) + 2 * size(x) + block.beside(distill_steps.backward, *given)
 
 
 def _seen(block: Block) -> Statistics:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from icp_jax.backend import heap
 from icp_jax.core import distill_steps
 from icp_jax.core.compensate import State
 from icp_jax.core.distill_steps import Steps
@@ -146,6 +147,8 @@ class Distillation:
         self.done = self.total - (len(order) - epoch) * self.of_epoch
         for k, (samples, rate) in enumerate(zip(order[epoch], rates[epoch], strict=True)):
             found[k] = self.step(np.asarray(samples), np.float32(rate))
+            if k == 0:
+                heap.give_back()  # the compiler's memory
             self._told(self.done + self.of_step, float(np.mean(found[: k + 1])))
             if not np.isfinite(found[k]):
                 break
