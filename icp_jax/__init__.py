@@ -33,6 +33,7 @@ _HOME = {
     "PruneConfig": "icp_jax.config",
     "CompensateConfig": "icp_jax.config",
     "RetuneConfig": "icp_jax.config",
+    "GlobalConfig": "icp_jax.config",
     "CalibrationConfig": "icp_jax.config",
     "QuantConfig": "icp_jax.config",
     "verify": "icp_jax.runs.verify",

@@ -24,9 +24,8 @@ from icp_jax.config import (
     RunConfig,
     check,
 )
-from icp_jax.core.distill import DistillMetrics, cosine
+from icp_jax.core.distill import DistillMetrics, steps
 from icp_jax.core.distill import distill as core_distill
-from icp_jax.core.hyper import sample_order
 from icp_jax.core.outcomes import BlockReport
 from icp_jax.data import inputs
 from icp_jax.data.hub import resolve
@@ -35,6 +34,7 @@ from icp_jax.evaluation.perplexity import Perplexity, perplexity
 from icp_jax.evaluation.windows import check_tokens, check_vocabulary, evaluation_tokens
 from icp_jax.model import Model, TreeSink
 from icp_jax.phases import Progress
+from icp_jax.runs import global_pass
 from icp_jax.runs.export import save
 from icp_jax.runs.job import job
 from icp_jax.streaming import mesh
@@ -140,17 +140,18 @@ def distill(
     *,
     epochs: int = 1,
     lr: float = 5e-4,
+    batch: int = 1,
     seed: int = 0,
     heldout: np.ndarray | None = None,
 ) -> tuple[Model, DistillMetrics]:
     """Tune all blocks of a pruned model together to predict what the dense one does.
 
     The zeros of the linears stay, and so do embedding and head. Both models, Adam's state and the
-    activations of one sample are in memory. tokens: `[N, T]`, one sample a step. lr: the highest
-    rate; it rises over a tenth of the steps and falls as a cosine. seed: of the order of the
-    samples. heldout: samples `[M, T]` that decide which epoch's params are returned, or whether the
-    given ones are. Default: the last tenth of the tokens, which are then not trained on. Returns
-    (model, metrics). Raises InputError.
+    hidden states are in memory; `icp-jax distill` needs one block on the device. tokens: `[N, T]`.
+    lr: the highest rate; it rises over a tenth of the steps and falls as a cosine. batch: samples
+    of a step. seed: of their order. heldout: samples `[M, T]` that decide which epoch's params are
+    returned, or whether the given ones are. Default: the last tenth of the tokens, which are then
+    not trained on. Returns (model, metrics). Raises InputError.
     """
     if model.family.kind == "vision":
         raise InputError("distill is for language models, and this one reads images")
@@ -158,15 +159,13 @@ def distill(
         raise InputError("the dense model has other shapes: give the model that was pruned")
     tokens = inputs.checked(model, tokens)
     if heldout is None:
-        if len(tokens) < 2:
-            raise InputError("one window leaves none to hold out: give more, or heldout")
-        count = max(1, len(tokens) // 10)
-        tokens, heldout = tokens[:-count], tokens[-count:]
+        tokens, heldout = global_pass.split(tokens)
     heldout = inputs.checked(model, heldout)
     if epochs < 1 or not 0 < lr < np.inf:
         raise InputError(f"epochs must be at least 1 and lr positive, got {epochs} and {lr}")
-    rates = cosine(lr, epochs * len(tokens)).reshape(epochs, len(tokens))
-    order = sample_order(seed, epochs, len(tokens))
+    if batch < 1:
+        raise InputError(f"batch must be at least 1, got {batch}")
+    order, rates = steps(len(tokens), epochs=epochs, lr=lr, batch=batch, seed=seed)
     params, metrics = _distill(
         model.family, model.params, dense.params, tokens, heldout, rates=rates, order=order
     )

@@ -31,6 +31,7 @@ USED_BY = {
     "seed": COMPENSATING,
     "memory.remat": COMPENSATING,
 }
+GLOBAL = ("global_pass.lr", "global_pass.batch")  # used with global_pass.epochs
 # Values that only turn off a step; every method accepts them.
 OFF = (("compensate.epochs", 0), ("retune.epochs", 0), ("memory.remat", False))
 UNSTRUCTURED = tuple(
@@ -43,6 +44,8 @@ LEAST = {
     "prune.keep_last": 0,
     "compensate.epochs": 0,
     "retune.epochs": 0,
+    "global_pass.epochs": 0,
+    "global_pass.batch": 1,
     "calibration.samples": 1,
     "calibration.seq_len": 2,
     "calibration.seed": 0,
@@ -63,6 +66,7 @@ OTHERS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "compensate.gamma": (lambda v: v >= TINY, "a positive number"),
     "retune.lr": (lambda v: v >= TINY, "a positive number"),
     "retune.gamma": (lambda v: v >= TINY, "a positive number"),
+    "global_pass.lr": (lambda v: v >= TINY, "a positive number"),
     "quant.bits": (lambda v: 2 <= v <= 8, "from 2 to 8"),
     "quant.group": (lambda v: v in (32, 64, 128), "32, 64 or 128"),
 }
@@ -185,8 +189,12 @@ def idle(run: RunConfig) -> list[str]:
     found, settings = [], flat(run)
     for name, methods in USED_BY.items():
         value = settings[name]
+        if name == "seed" and run.global_pass.epochs:
+            continue
         if run.prune.method not in methods and value is not None and (name, value) not in OFF:
             found.append(name)
+    if not run.global_pass.epochs:
+        found += [name for name in GLOBAL if settings[name] is not None]
     if parse_pattern(run.prune.pattern) is not None:
         found += [name for name in UNSTRUCTURED if settings[name] not in (None, (), [])]
     return found
@@ -205,6 +213,11 @@ def sensible(run: RunConfig) -> None:
             "quant.bits does not go with icp+, whose re-tune would move the weights off their "
             "grid: choose icp, or retune.epochs 0"
         )
+    if run.quant.bits is not None and run.global_pass.epochs:
+        raise InputError(
+            "quant.bits does not go with global_pass.epochs: the global pass would move the "
+            "weights off their grid; leave one of them out"
+        )
     for text in run.prune.sparsity_of:
         parse_own(text)
     unused = idle(run)
@@ -214,6 +227,8 @@ def sensible(run: RunConfig) -> None:
             f"{unused[0]} applies to {_listed(methods)} only, not to {run.prune.method}: "
             "leave it out"
         )
+    if unused and unused[0] in GLOBAL:
+        raise InputError(f"{unused[0]} needs global_pass.epochs: set it, such as 1")
     if unused:
         names = f"{' and '.join(unused)} {'apply' if unused[1:] else 'applies'}"
         them = "them" if unused[1:] else "it"

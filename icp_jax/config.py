@@ -12,6 +12,7 @@ from icp_jax.settings import (
     CompensateConfig,
     Dtype,
     EvalConfig,
+    GlobalConfig,
     MemoryConfig,
     MethodName,
     PruneConfig,
@@ -25,6 +26,7 @@ __all__ = [
     "CompensateConfig",
     "Dtype",
     "EvalConfig",
+    "GlobalConfig",
     "MemoryConfig",
     "MethodName",
     "PruneConfig",
@@ -53,6 +55,8 @@ DEFAULTS = {
     "retune.gamma": 0.87,
     "seed": 0,
 }
+# Those of the global pass, if there is one.
+GLOBAL = {"global_pass.lr": 5e-4, "global_pass.batch": 1}
 
 
 def check(config: AnyConfig) -> AnyConfig:
@@ -71,7 +75,8 @@ def check(config: AnyConfig) -> AnyConfig:
 def filled(run: RunConfig) -> RunConfig:
     """Fill in unset settings from DEFAULTS. Sparsity stays unset if something else fixes it."""
     settings = checks.flat(run)
-    for name, default in DEFAULTS.items():
+    usual = DEFAULTS | GLOBAL if run.global_pass.epochs else DEFAULTS
+    for name, default in usual.items():
         fixed = name == "prune.sparsity" and (run.prune.structured or run.prune.sparsity_of)
         if settings[name] is None and not fixed:
             run = checks.put(run, name, default)

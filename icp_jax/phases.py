@@ -19,6 +19,7 @@ class Epochs(NamedTuple):
 
     compensate: int = 0
     retune: int = 0
+    global_pass: int = 0  # of all blocks together, after the last one
 
 
 class Phase(NamedTuple):
@@ -53,12 +54,13 @@ PRUNE = Phase("prune", first=0, exact=True)
 RETUNE = Phase("retune", first=0, tunes="retune")
 SPARSE = Phase("sparse", first=0)
 WRITE = Phase("write", first=0)
+GLOBAL = Phase("global", first=0, tunes="global_pass")
 EXPORT = Phase("export")
 CHECK = Phase("check")
 PUBLISH = Phase("publish")
 
 # in the loop and the plan
-STREAMED = (EMBED, DENSE, COMPENSATE, STATISTICS, PRUNE, RETUNE, SPARSE, WRITE)
+STREAMED = (EMBED, DENSE, COMPENSATE, STATISTICS, PRUNE, RETUNE, SPARSE, WRITE, GLOBAL)
 ALL = (TOKENIZE, GENERATE, *STREAMED, EXPORT, CHECK, PUBLISH)
 WIDEST = max(len(phase.name) for phase in ALL)
 

@@ -85,6 +85,21 @@ class RetuneConfig:
 
 
 @dataclass(frozen=True)
+class GlobalConfig:
+    """How all blocks are tuned together after the last one is pruned, with the zeros held."""
+
+    epochs: int = 0
+    """Passes over the calibration windows that tune all blocks together, until the pruned model
+    predicts what the dense one does (language models only). Their last tenth is held out, and
+    decides which epoch is kept. Default: 0."""
+    lr: float | None = None
+    """Highest learning rate of Adam in the global pass; it rises over a tenth of the steps, and
+    falls as a cosine. Default: 5e-4."""
+    batch: int | None = None
+    """Windows of a step of the global pass. Default: 1."""
+
+
+@dataclass(frozen=True)
 class CalibrationConfig:
     """Calibration data for the statistics and the compensation."""
 
@@ -171,10 +186,12 @@ class RunConfig:
     dtype: Dtype = "auto"
     """Compute dtype of the blocks. auto: bfloat16 on GPU and TPU, float32 on CPU."""
     seed: int | None = None
-    """Random seed for the order of the samples in tuning (icp and icp+). Default: 0."""
+    """Random seed for the order of the samples in tuning (icp, icp+ and the global pass).
+    Default: 0."""
     devices: int | None = None
     """Number of devices to share the samples and the solver's rows.
     Default: 1, or all devices with several hosts."""
+    global_pass: GlobalConfig = field(default_factory=GlobalConfig)
 
 
 @dataclass(frozen=True)

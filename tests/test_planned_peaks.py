@@ -32,10 +32,16 @@ SHAPES = {  # blocks of OPT, samples, tokens, further options
         128,
         ["--prune.beta", "0.1"],
     ),
+    "global pass": (
+        dict(hidden_size=256, ffn_dim=1024, num_hidden_layers=3),
+        16,
+        128,
+        ["--method", "sparsegpt", "--global-epochs", "1"],
+    ),
 }
 
 
-LONG = ("long streams", "large vocabulary")
+LONG = ("long streams", "large vocabulary", "global pass")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import tyro
 from icp_jax.cli import options
 from icp_jax.cli.model_commands import (
     Convert,
+    Distill,
     Eval,
     Generate,
     Masks,
@@ -154,6 +155,7 @@ COMMANDS: dict[str, type] = {
     "demo": Demo,
     "prune": Prune,
     "plan": Plan,
+    "distill": Distill,
     "eval": Eval,
     "generate": Generate,
     "segment": Segment,
@@ -170,6 +172,7 @@ AnyCommand: Any = (
     Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Prune, tyro.conf.subcommand("prune")]
     | Annotated[Plan, tyro.conf.subcommand("plan")]
+    | Annotated[Distill, tyro.conf.subcommand("distill")]
     | Annotated[Eval, tyro.conf.subcommand("eval")]
     | Annotated[Generate, tyro.conf.subcommand("generate")]
     | Annotated[Segment, tyro.conf.subcommand("segment")]

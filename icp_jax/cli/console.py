@@ -209,6 +209,8 @@ def pruned(done: Any) -> None:
         table.add_row(str(block.block), f"{zeros / size:.4f}", f"{block.error:.4f}", *losses, spent)
     out = Console()
     out.print(table)
+    if done.global_pass:
+        out.print(_epochs(done.global_pass))
     device = "" if done.peak_device_mib is None else f", {done.peak_device_mib} MiB on the device"
     data = {"text": "wikitext2", "vision": "coco:DIR"}[done.kind]
     needed = [line for block in done.blocks for line in remedies(block)]
@@ -217,8 +219,47 @@ def pruned(done: Any) -> None:
         ("time", f"{done.seconds:.1f} s"),
         ("peak memory", f"{done.peak_host_mib} MiB{device}"),
         *(("remedy", line) for line in needed or ["none"]),
+        *([("kept", kept(done.global_pass))] if done.global_pass else []),
         ("output", str(done.out)),
         ("report", str(done.out / REPORT)),
         ("next", f"icp-jax eval {shlex.quote(str(done.out))} --data {data}"),
     ):
         out.print(f"{name:<12} {said}", highlight=False, soft_wrap=True)
+
+
+def distilled(record: dict[str, Any]) -> None:
+    """Print a finished distillation: the KL of every epoch, the totals, and what to run next."""
+    out, dense, known = Console(), record["dense"], record["blocks"]
+    out.print(_epochs(record["global_pass"]))
+    lines = {"sparsity": f"{record['sparsity']:.6f}", "time": f"{record['seconds']:.1f} s"}
+    device = record["peak_device_mib"]
+    on_device = "" if device is None else f", {device} MiB on the device"
+    lines["peak memory"] = f"{record['peak_host_mib']} MiB{on_device}"
+    lines["kept"] = kept(record["global_pass"])
+    lines |= {"output": record["out"]} | ({"report": f"{record['out']}/{REPORT}"} if known else {})
+    words = ["icp-jax", "eval", record["out"], "--data", "wikitext2", "--against", dense]
+    for name, said in (lines | {"next": shlex.join(words)}).items():
+        out.print(f"{name:<12} {said}", highlight=False, soft_wrap=True)
+
+
+def _epochs(found: dict[str, Any]) -> Table:
+    """The KL of each epoch of a global pass."""
+    count = found["heldout_windows"]
+    table = Table("epoch")
+    for name in ("KL while tuned on", f"KL on {count} held-out window{'s' * (count > 1)}"):
+        table.add_column(name, justify="right")
+    for k, (tuned, held) in enumerate(zip([None, *found["training_kl"]], found["kl"], strict=True)):
+        cells = ["" if tuned is None and not k else _nats(tuned), _nats(held)]
+        table.add_row(str(k) if k else "as given", *cells)
+    return table
+
+
+def _nats(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"
+
+
+def kept(found: dict[str, Any]) -> str:
+    """Which epoch of a global pass is in the output."""
+    if found["best"]:
+        return f"epoch {found['best']}"
+    return "the given weights: no epoch was better; lower the rate, or give more windows"

@@ -24,6 +24,8 @@ def run(command: Any, say: Say) -> None:
         machine.platforms()
     if name == "prune":
         _prune(command, say)
+    elif name == "distill":
+        _distill(command, say)
     else:
         RUN[name](command)
 
@@ -71,6 +73,8 @@ def _prune(command: Any, say: Say) -> None:
         record: dict[str, Any] = {"out": str(done.out), "sparsity": done.sparsity}
         if done.pruned_sparsity is not None:
             record["pruned_sparsity"] = done.pruned_sparsity
+        if done.global_pass is not None:
+            record["global_pass"] = done.global_pass
         record["seconds"] = round(done.seconds, 3)
         _print(output.json, record, lambda: console.pruned(done))
     except KeyboardInterrupt as error:
@@ -86,6 +90,29 @@ def _plan(command: Any) -> None:
 
     planned = plan(run_config(command))
     _print(command.output.json, planned.record(), lambda: console.planned(planned))
+
+
+def _distill(command: Any, say: Say) -> None:
+    from icp_jax.cli import console, progress
+    from icp_jax.config import CalibrationConfig, GlobalConfig, MemoryConfig, RunConfig
+    from icp_jax.runs.distill import distill_folder
+
+    c = command
+    config = RunConfig(
+        model=c.dense,
+        out=c.out,
+        calibration=CalibrationConfig(c.data, c.samples, c.seq_len, c.seed),
+        memory=MemoryConfig(c.streams),
+        dtype=c.dtype,
+        seed=c.seed,
+        global_pass=GlobalConfig(c.epochs, c.lr, c.batch),
+    )
+    try:
+        with progress.shown(c.quiet)("") as (tick, _):
+            record = distill_folder(c.pruned, config, tick, say)
+    except InputError as error:  # its options have other names than those of prune
+        raise InputError(str(error).replace("global_pass.", "--")) from None
+    _print(c.json, record, lambda: console.distilled(record))
 
 
 def _eval(command: Any) -> None:

@@ -58,6 +58,49 @@ class Eval:
 
 @options.described
 @dataclass(frozen=True)
+class Distill:
+    """Tune all blocks of a pruned model together, until it predicts what the dense one does.
+
+    The zeros stay. One block is on the device at a time; the others lie in host memory with Adam's
+    moments, 12 bytes a parameter. The last tenth of the windows is held out, and decides which
+    epoch is written.
+    """
+
+    pruned: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="PRUNED")]]
+    """Hugging Face folder of the pruned model. It stays as it is."""
+    dense: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DENSE")]]
+    """Hugging Face folder or hub id of the model that was pruned."""
+    out: str
+    """Output folder. It must not exist."""
+    data: str = "c4"
+    """Text: c4, wikitext2, ptb, or a path to .txt, .jsonl[.gz], .npy token ids or an Arrow folder;
+    or self:N, for N windows that the dense model writes."""
+    samples: int | None = None
+    """Number of windows, with those that are held out.
+    Default: 128, or all rows if the data is at most 128 token rows of exactly one window."""
+    seq_len: int | None = None
+    """Tokens per window.
+    Default: the rows' length of a 2-D .npy, else the model's context, at most 2048."""
+    epochs: int = 1
+    """Passes over the windows."""
+    lr: float = 5e-4
+    """Highest learning rate of Adam: it rises over a tenth of the steps, and falls as a cosine."""
+    batch: int = 1
+    """Windows of a step."""
+    seed: int = 0
+    """Random seed for drawing the windows and for their order."""
+    streams: Literal["auto", "device", "host", "disk"] = "auto"
+    """Where the hidden states are kept. auto: the first of device, host and disk with room."""
+    dtype: Dtype = "auto"
+    """Compute dtype of the blocks. auto: bfloat16 on GPU and TPU, float32 on CPU."""
+    json: bool = False
+    """Print the record as one JSON object instead of text."""
+    quiet: bool = False
+    """Do not show progress."""
+
+
+@options.described
+@dataclass(frozen=True)
 class Generate:
     """Let a language model continue a text, or answer a chat message."""
 

@@ -60,6 +60,11 @@ GROUPS: dict[str, dict[str, str]] = {
         "retune.lr": "retune.lr",
         "retune.gamma": "retune.gamma",
     },
+    "distillation": {
+        "global-epochs": "global_pass.epochs",
+        "global-lr": "global_pass.lr",
+        "global-batch": "global_pass.batch",
+    },
     "calibration": {
         "calibration.seed": "calibration.seed",
         "calibration.overlap": "calibration.overlap",
@@ -92,11 +97,12 @@ def _spelled_as_setting(setting: str) -> str:
     return f"--{setting.replace('_', '-')}"
 
 
+RECENT = (*GROUPS["layers"].values(), *GROUPS["distillation"].values())
 # Spellings of the previous release, which still work.
 RENAMED = {
     old: new
     for setting, new in OPTION.items()
-    if (old := _spelled_as_setting(setting)) != new and setting not in GROUPS["layers"].values()
+    if (old := _spelled_as_setting(setting)) != new and setting not in RECENT
 }
 
 
@@ -221,7 +227,7 @@ def defaults(kind: type, run: RunConfig) -> dict[str, Any]:
     return found
 
 
-NAMED = "prune|compensate|retune|calibration|quant|memory"
+NAMED = "prune|compensate|retune|global_pass|calibration|quant|memory"
 SETTING = re.compile(rf"(?<![\w./'\"-])(?:{NAMED})\.\w+(?![\w/])")
 
 

@@ -71,15 +71,20 @@ def sample_loss(apply, loss: Loss, params: Params, keep, x, y) -> Float[Array, "
     return loss(apply(apply_keep(params, keep), x), y)
 
 
+def updated(tx, state: State, grads: Params) -> State:
+    """The state after one optimizer step along these gradients."""
+    with jax.numpy_dtype_promotion("standard"):  # optax counts in int32
+        updates, optimizer = tx.update(grads, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+    return State(params, optimizer)
+
+
 def tune_step(apply, tx, loss: Loss, keep, state: State, x, y) -> tuple[State, Float[Array, ""]]:
     """One optimizer step on one sample `[1, ...]`. Returns (state, loss before the step)."""
     value, grads = jax.value_and_grad(lambda p: sample_loss(apply, loss, p, keep, x, y))(
         state.params
     )
-    with jax.numpy_dtype_promotion("standard"):  # optax counts in int32
-        updates, optimizer = tx.update(grads, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
-    return State(params, optimizer), value
+    return updated(tx, state, grads), value
 
 
 def mean_loss(apply, loss: Loss, params: Params, keep, inputs, targets) -> Float[Array, ""]:

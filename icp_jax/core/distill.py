@@ -7,77 +7,31 @@ overfits within an epoch, so held-out samples decide which epoch's params are ke
 
 from __future__ import annotations
 
-from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from icp_jax.arrays import AnyArray
-from icp_jax.backend.products import full_precision
-from icp_jax.core import passes, retune
-from icp_jax.core.compensate import ADAM, State, with_rate
-from icp_jax.core.masks import apply_keep
+from icp_jax.core import passes
+from icp_jax.core.compensate import ADAM, State
+from icp_jax.core.distill_steps import Steps as Steps
+from icp_jax.core.distill_steps import backward, forward, loss_and_slope, losses
+from icp_jax.core.distill_steps import cosine as cosine
+from icp_jax.core.distill_steps import steps as steps
+from icp_jax.core.hyper import Numbers
+from icp_jax.core.kl import weights
 from icp_jax.core.passes import Apply, Params, alike_runs, narrowed, widened
 from icp_jax.models.spec import Family
-
-ROWS = 128  # positions whose logits are in memory at once
 
 
 class DistillMetrics(NamedTuple):
     """KL(dense || pruned) in nats per token."""
 
-    steps: Float[Array, "E N"]  # of the sample of each step, before it
-    heldout: Float[Array, "E+1"]  # of the held-out samples, at first and after each epoch
-    best: Int[Array, ""]  # the epoch whose params are kept; 0: the given ones
-
-
-def cosine(lr: float, steps: int, warmup: float = 0.1) -> np.ndarray:
-    """A rate per step, `[steps]` float32: a linear rise over a share of them, a cosine to zero."""
-    at, rise = np.arange(steps), max(1, round(warmup * steps))
-    fall = np.cos(np.pi / 2 * np.clip((at - rise) / max(1, steps - rise), 0, 1)) ** 2
-    return (lr * np.where(at < rise, (at + 1) / rise, fall)).astype(np.float32)
-
-
-def hidden(family: Family, params: Params, tokens: Int[AnyArray, "b t"]) -> Float[Array, "b t d"]:
-    """The hidden states after the last block; the gradient recomputes each block.
-
-    Consecutive equal blocks are one scan, so the program does not grow with depth.
-    """
-    x = passes.embed(family.embed, "float32", params["embed"], tokens)
-    blocks = params["blocks"]
-    for run in alike_runs(family, blocks):
-        apply = Apply(family.block_at(run[0]), "float32")
-        step = jax.checkpoint(lambda x, p, apply=apply: (apply(p, x), None))
-        alike = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(blocks[str(t)] for t in run))
-        x, _ = jax.lax.scan(step, x, alike)
-    return x
-
-
-def divergence(
-    family: Family, params: Params, x: Float[Array, "t d"], dense: Params, y: Float[Array, "t d"]
-) -> Float[Array, ""]:
-    """Mean KL(dense || pruned) over positions, from the last hidden states; a few rows at once."""
-
-    def logs(params: Params, rows: jax.Array) -> jax.Array:
-        table = family.head_table(params["embed"])
-        with full_precision("float32"):
-            found = family.head.apply({"params": params["head"]}, rows, table)
-        return jax.nn.log_softmax(found.astype(jnp.float32))  # type: ignore[union-attr]
-
-    @jax.checkpoint
-    def of_rows(at: tuple[jax.Array, jax.Array]) -> jax.Array:
-        ours, theirs = logs(params, at[0]), jax.lax.stop_gradient(logs(dense, at[1]))
-        return jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1)
-
-    rows, length = min(ROWS, len(x)), len(x)
-    parts = [
-        jnp.pad(z, ((0, -length % rows), (0, 0))).reshape(-1, rows, z.shape[-1]) for z in (x, y)
-    ]
-    found = jax.lax.map(of_rows, tuple(parts)).reshape(-1)
-    return jnp.sum(found[:length]) / np.float32(length)
+    steps: Float[Numbers, "*p E S"]  # of the samples of each step, before it
+    heldout: Float[Numbers, "*p E+1"]  # of the held-out samples, at first and after each epoch
+    best: Int[Numbers, "*p"]  # the epoch whose params are kept; 0: the given ones
 
 
 def distill(
@@ -87,57 +41,112 @@ def distill(
     tokens: Int[AnyArray, "N T"],
     heldout: Int[AnyArray, "M T"],
     *,
-    rates: Float[AnyArray, "E N"],
-    order: Int[AnyArray, "E N"],
+    rates: Float[AnyArray, "E S"],
+    order: Int[AnyArray, "E S B"],
+    dtype: str = "float32",
 ) -> tuple[Params, DistillMetrics]:
-    """Tune the blocks of a pruned model to predict what the dense one does, one sample a step.
+    """Tune the blocks of a pruned model to predict what the dense one does, all in one trace.
 
     params, dense: trees of the same family; embedding and head stay as they are, and so do the
-    zeros of the linears. rates: Adam's learning rate of each step, see `cosine`. order: sample
-    indices of each epoch. heldout: samples that decide which epoch's params are returned. Works
-    under jit (family is static) and vmap over rates. Params keep their dtypes. Returns (params,
+    zeros of the linears. rates: Adam's learning rate of each step. order: the samples of each
+    step. Both come from `steps`. heldout: samples that decide which epoch's params are returned,
+    measured as rounded to the params' dtypes. dtype: compute dtype of the blocks. Works under jit
+    (family and dtype are static) and vmap over rates. Returns (params in their dtypes,
     DistillMetrics).
     """
-    given = params["blocks"]
-    dtypes = [leaf.dtype for leaf in jax.tree.leaves(given)]
-    blocks, dense = widened(given), {**dense, "blocks": widened(dense["blocks"])}
-    keep = {t: retune.masks(family, block) for t, block in blocks.items()}
+    runs = alike_runs(family, params["blocks"])
+    applies = [Apply(family.block_at(run[0]), dtype) for run in runs]
+    best = [_stacked(params["blocks"], run) for run in runs]
+    dtypes = [[leaf.dtype for leaf in jax.tree.leaves(stack)] for stack in best]
+    ours, theirs = (weights(family, p["embed"], p["head"]) for p in (params, dense))
+    of_dense = [widened(_stacked(dense["blocks"], run)) for run in runs]
+    x, x_held = (_embedded(family, params, samples) for samples in (tokens, heldout))
+    y, y_held = (
+        _through(applies, of_dense, _embedded(family, dense, s)) for s in (tokens, heldout)
+    )
 
-    def targets(x):
-        return jax.lax.map(lambda one: hidden(family, dense, one[None])[0], jnp.asarray(x))
+    def measure(stacks):
+        after = _through(applies, [widened(stack) for stack in stacks], x_held)
+        return jnp.mean(losses(family.head, ours, theirs, after, y_held))
 
-    def loss(blocks, x, y):
-        tree = {**params, "blocks": apply_keep(blocks, keep)}
-        return divergence(family, tree, hidden(family, tree, x[None])[0], dense, y)
+    def step(states, at):
+        samples, rate = at
 
-    def mean(blocks, x, y):
-        return jnp.mean(jax.lax.map(lambda at: loss(blocks, *at), (jnp.asarray(x), y)))
+        def at_head(after):
+            return loss_and_slope(family.head, ours, theirs, after, y[samples])
 
-    def step(state: State, at):
-        i, rate = at
-        value, grads = jax.value_and_grad(loss)(state.params, jnp.asarray(tokens)[i], y[i])
-        with jax.numpy_dtype_promotion("standard"):  # optax counts in int32
-            optimizer = with_rate(state.optimizer, rate)
-            updates, optimizer = ADAM.update(grads, optimizer, state.params)
-            tuned = jax.tree.map(jnp.add, state.params, updates)
-        return State(tuned, optimizer), value
+        return _step(family, applies, states, rate, x[samples], at_head)
 
     def epoch(carry, at):
-        state, best, lowest, which, number = carry
-        state, losses = jax.lax.scan(step, state, at)
-        found = mean(state.params, heldout, y_held)
-        better = found < lowest  # not if it is NaN
-        best = jax.tree.map(partial(jnp.where, better), state.params, best)
-        which = jnp.where(better, number, which)
-        carry = state, best, jnp.where(better, found, lowest), which, number + 1
-        return carry, (losses, found)
+        states, best, least, which = carry
+        number, order, rates = at
+        states, found = jax.lax.scan(step, states, (order, rates))
+        stored = [narrowed(s.params, d) for s, d in zip(states, dtypes, strict=True)]
+        now = measure(stored)
+        better = now < least  # not if it is NaN
+        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), stored, best)
+        least, which = jnp.where(better, now, least), jnp.where(better, number, which)
+        return (states, best, least, which), (found, now)
 
-    y, y_held = targets(tokens), targets(heldout)
-    first = mean(blocks, heldout, y_held)
-    start = State(blocks, ADAM.init(blocks)), blocks, first, jnp.int32(0), jnp.int32(1)
-    (_, best, _, which, _), (steps, after) = jax.lax.scan(
-        epoch, start, (jnp.asarray(order), jnp.asarray(rates))
+    first = measure(best)
+    states = [State(wide, jax.vmap(ADAM.init)(wide)) for wide in map(widened, best)]
+    numbers = jnp.arange(1, len(order) + 1, dtype=jnp.int32)
+    begin = states, best, first, jnp.int32(0)
+    (_, best, _, which), (found, after) = jax.lax.scan(
+        epoch, begin, (numbers, jnp.asarray(order), jnp.asarray(rates))
     )
-    tuned = narrowed(apply_keep(best, keep), dtypes)
-    metrics = DistillMetrics(steps, jnp.concatenate([first[None], after]), which)
-    return {**params, "blocks": tuned}, metrics
+    blocks = {
+        str(t): jax.tree.map(lambda leaf, k=k: leaf[k], stack)
+        for run, stack in zip(runs, best, strict=True)
+        for k, t in enumerate(run)
+    }
+    metrics = DistillMetrics(found, jnp.concatenate([first[None], after]), which)
+    return {**params, "blocks": blocks}, metrics
+
+
+def _stacked(blocks: Params, run: list[int]) -> Params:
+    """Consecutive equal blocks as one tree, so that the program does not grow with depth."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(blocks[str(t)] for t in run))
+
+
+def _embedded(family: Family, params: Params, tokens: AnyArray) -> Float[Array, "n t d"]:
+    return passes.embed(family.embed, "float32", params["embed"], jnp.asarray(tokens))
+
+
+def _through(
+    applies: list[Apply], stacks: list[Params], x: Float[Array, "n t d"]
+) -> Float[Array, "n t d"]:
+    """The hidden states after the last block."""
+    for apply, stack in zip(applies, stacks, strict=True):
+
+        def ahead(x, params, apply=apply):
+            return forward(apply, params, x), None
+
+        x, _ = jax.lax.scan(ahead, x, stack)
+    return x
+
+
+def _step(
+    family: Family, applies: list[Apply], states: list[State], rate: Any, x: Any, at_head: Any
+) -> tuple[list[State], Float[Array, ""]]:
+    """One step. x: the first hidden states. Returns (states, loss before the step)."""
+    inputs = []
+    for apply, state in zip(applies, states, strict=True):
+
+        def ahead(x, params, apply=apply):
+            return forward(apply, params, x), x
+
+        x, kept = jax.lax.scan(ahead, x, state.params)
+        inputs.append(kept)
+    loss, slope = at_head(x)
+    after = []
+    for apply, state, kept in reversed(list(zip(applies, states, inputs, strict=True))):
+
+        def back(slope, at, apply=apply):
+            state, x = at
+            state, slope = backward(family, apply, state, rate, x, slope)
+            return slope, state
+
+        slope, state = jax.lax.scan(back, slope, (state, kept), reverse=True)
+        after.append(state)
+    return after[::-1], loss

@@ -14,9 +14,9 @@ from jaxtyping import Float, Int
 
 from icp_jax.errors import InputError
 from icp_jax.evaluation import output
-from icp_jax.evaluation.hidden import Group, WholeSource, of_groups
 from icp_jax.phases import Progress
 from icp_jax.streaming import storage, transfer
+from icp_jax.streaming.hidden import Group, WholeSource, of_groups
 from icp_jax.streaming.passes import compute_dtype
 
 LEAST = 32  # shortest padded length; the others are powers of two and half-way between them

@@ -13,10 +13,10 @@ import numpy as np
 from icp_jax.errors import InputError
 from icp_jax.evaluation import output
 from icp_jax.evaluation.divergence import divergence
-from icp_jax.evaluation.hidden import WholeSource, last_hidden, place
 from icp_jax.evaluation.output import Layout, Weights
 from icp_jax.phases import Progress
 from icp_jax.streaming import transfer
+from icp_jax.streaming.hidden import WholeSource, last_hidden, place
 from icp_jax.streaming.passes import compute_dtype
 from icp_jax.streaming.storage import Stream
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import jax
+
 from icp_jax.config import MemoryConfig, RunConfig
+from icp_jax.core.distill_steps import held_out
 from icp_jax.core.pruners import METHODS
 from icp_jax.models.spec import Family
-from icp_jax.phases import STREAMED, Epochs
+from icp_jax.phases import GLOBAL, STREAMED, Epochs
 from icp_jax.planning.products import Shapes, products
 from icp_jax.planning.table import TABLE
 from icp_jax.planning.workload import Workload, size
@@ -19,6 +22,7 @@ def epochs(config: RunConfig) -> Epochs:
     return Epochs(
         (config.compensate.epochs or 0) * method.compensates,
         (config.retune.epochs or 0) * method.retunes,
+        config.global_pass.epochs,
     )
 
 
@@ -45,6 +49,11 @@ def weights(
     found: dict[tuple[int, str], float] = {}
     for t, name, count in _terms(family, shapes, config, positions):
         found[t, name] = found.get((t, name), 0.0) + count
+    # all blocks together, after the last
+    last = len(shapes) - 1, GLOBAL.name
+    together = [found.pop(key) for key in list(found) if key[1] == GLOBAL.name]
+    if together:
+        found[last] = sum(together)
     whole = sum(found.values())
     return {key: count / whole for key, count in found.items()}
 
@@ -74,4 +83,17 @@ def moved(work: Workload, memory: MemoryConfig) -> dict[str, int]:
         stored = size(work.embed if entry.phase.first is None else work.blocks)
         times = entry.phase.times(len(work.blocks), epochs(work.config))
         found[entry.phase.name] = entry.streams * times * stream + entry.params * stored
+    found[GLOBAL.name] = _moved_by_steps(work, memory) if epochs(work.config).global_pass else 0
     return found
+
+
+def _moved_by_steps(work: Workload, memory: MemoryConfig) -> int:
+    """Bytes that the steps of the global pass move: the params forward; back, both ways, with
+    Adam's moments; the output layer; and hidden states that are not on the device."""
+    given, windows = work.config.global_pass, work.config.calibration.count
+    tuned, batch = windows - held_out(windows), given.batch or 1
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(work.blocks))
+    # first and last hidden states, and the input of every block twice
+    hidden = 0 if memory.streams == "device" else batch * size(work.hidden())
+    a_step = 28 * numbers + size(work.head) + (2 + 2 * len(work.blocks)) * hidden
+    return given.epochs * (tuned // min(batch, tuned)) * a_step if tuned else 0

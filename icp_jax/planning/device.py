@@ -22,7 +22,7 @@ from icp_jax.core.retune import masks
 from icp_jax.planning.programs import shape
 from icp_jax.planning.setting import Block, Setting
 from icp_jax.planning.workload import size
-from icp_jax.streaming import passes, tune
+from icp_jax.streaming import distill_steps, passes, tune
 
 DAMPING: Any = np.float32(0.01)  # traced, so any float32 value will do
 
@@ -93,6 +93,22 @@ def sparse(block: Block) -> Iterator[int]:
 
 def write(block: Block) -> Iterator[int]:
     yield block.held + block.narrow
+
+
+def global_pass(block: Block) -> Iterator[int]:
+    """A step: forward through the block, at the output layer, and back with Adam's state."""
+    config, work = block.work.config.global_pass, block.work
+    x = shape((config.batch or 1, *block.setting.one.shape[1:]))
+    forward = block.beside(distill_steps.forward, block.apply, block.params, x)
+    yield block.held + 2 * size(x) + forward
+    one = shape((1, *block.setting.one.shape[1:]))  # of the dense model, and held out
+    step = block.beside(passes.forward, block.apply, block.params, one, block.count)
+    yield block.held + 3 * size(one) + step
+    head = block.beside(distill_steps.loss_and_slope, work.family.head, work.head, work.head, x, x)
+    yield size(work.head) + 2 * size(x) + head
+    state = jax.eval_shape(tune.start, block.params)
+    given = work.family, block.apply, state, shape(()), x, x
+    yield size(state) + 2 * size(x) + block.beside(distill_steps.backward, *given)
 
 
 def _seen(block: Block) -> Statistics:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from icp_jax import backend
+import jax
+
+from icp_jax import backend, phases
 from icp_jax.backend import heap
 from icp_jax.config import MemoryConfig
 from icp_jax.planning import cost
@@ -63,16 +65,35 @@ def need(work: Workload, memory: MemoryConfig) -> Need:
     for entry in TABLE:
         name, first = entry.phase.name, entry.phase.first is None
         streams = both // (2 if first else 1)  # embed fills only one of them
+        of_global = entry.phase is phases.GLOBAL
+        if of_global and not work.config.global_pass.epochs:
+            continue
+        streams = _hidden(setting) if of_global else streams
         device, arrays = at_once[name], _on_host(entry, setting, streams, max(stored))
+        arrays += _states(work) if of_global else 0
         if backend.is_host():
             arrays += setting.devices * device
         # before embed, no program is compiled and no array is freed
         host = bare + RUNTIME + arrays if first else base + int(arrays * (1 + SLACK))
         there = device + (streams if memory.streams == "device" else 0)
         found.append(Phase(name, there, host))
-    disk = 2 * sum(stored) + size(work.embed) + work.others
+    saved = 2 * _states(work) if work.config.global_pass.epochs else 0  # of two epochs
+    disk = saved + 2 * sum(stored) + size(work.embed) + work.others
     disk += both if memory.streams == "disk" else 0
     return Need(tuple(found), memory, both, base, disk)
+
+
+def _hidden(setting: Setting) -> int:
+    """Bytes of the hidden states of the global pass: those of all windows before the first and
+    after the last block, and the inputs of all blocks in a step."""
+    work = setting.work
+    batch = work.config.global_pass.batch or 1
+    return (2 * setting.samples + len(work.blocks) * batch) * size(work.hidden())
+
+
+def _states(work: Workload) -> int:
+    """Bytes of the blocks in the global pass: float32 params, two moments, two copies as stored."""
+    return 12 * sum(leaf.size for leaf in jax.tree.leaves(work.blocks)) + 2 * size(work.blocks)
 
 
 def _at_once(setting: Setting) -> dict[str, int]:

@@ -59,6 +59,14 @@ def retune(p: Products) -> Iterator[float]:
     yield 3 * p.epochs.retune * p.forward
 
 
+def global_pass(p: Products) -> Iterator[float]:
+    """The dense model once; held-out windows once more than there are epochs; and the steps, in
+    which a block is computed twice on the way forward. Without the output layer."""
+    epochs = p.epochs.global_pass
+    held = 0.1  # of the windows
+    yield p.forward * (1 + held * (epochs + 1) + 4 * epochs * (1 - held))
+
+
 def statistics(p: Products) -> Iterator[float]:
     """Forward pass and second moments, which are symmetric and count half."""
     yield p.forward + p.tokens * sum(width * width for width in p.widths)

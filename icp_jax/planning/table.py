@@ -30,5 +30,6 @@ TABLE = (
     Entry(phases.RETUNE, device.retune, products.retune, streams=2),
     Entry(phases.SPARSE, device.sparse, products.forward, streams=3),
     Entry(phases.WRITE, device.write, params=2),  # float32 is twice the checkpoint's 16 bits
+    Entry(phases.GLOBAL, device.global_pass, products.global_pass),  # moved: by the step
 )
 assert tuple(entry.phase for entry in TABLE) == phases.STREAMED

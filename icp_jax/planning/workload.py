@@ -16,11 +16,13 @@ from converters.files import holds_weights
 from converters.rules import Placed, insert
 from icp_jax.config import RunConfig, filled
 from icp_jax.core.counts import shares
+from icp_jax.core.kl import weights
 from icp_jax.data import hub, inputs
 from icp_jax.data.hub import resolve
 from icp_jax.errors import InputError
 from icp_jax.models import Family, make_family
 from icp_jax.streaming import mesh, passes
+from icp_jax.streaming.distill import check_text
 from icp_jax.streaming.source import FolderSource, part_of, read_config
 
 Params = dict[str, Any]
@@ -77,6 +79,8 @@ def describe(model: str) -> Described:
 def resolved(config: RunConfig, source: inputs.Described) -> RunConfig:
     """Fill in all unset fields for this model. Raises InputError."""
     config = filled(config)
+    if config.global_pass.epochs:
+        check_text(source.family)
     p = config.prune
     own = p.structured  # n:m patterns are uniform
     alpha, beta = (1.0, 0.0) if own else shares(source.family, p.method, p.alpha, p.beta)
@@ -96,6 +100,7 @@ class Workload(NamedTuple):
     family: Family
     blocks: list[Params]  # in the stored dtypes
     embed: Params
+    head: Any  # the params of the output layer, with a tied table
     others: int  # bytes of the checkpoint's other tensors
     sample: jax.ShapeDtypeStruct  # `[1, T]` tokens, or one image
     config: RunConfig  # resolved
@@ -129,16 +134,17 @@ def workload(source: Described, config: RunConfig) -> Workload:
     for rule in source.placed:
         leaf = rule.to_tree(np.broadcast_to(np.float32(0), rule.shape))
         shape, part = jax.ShapeDtypeStruct(leaf.shape, source.dtype(rule.name)), part_of(rule)
-        if part[0] in ("blocks", "embed"):
-            insert(parts.setdefault(part, {}), rule.path[len(part) :], shape)
-        else:
+        insert(parts.setdefault(part, {}), rule.path[len(part) :], shape)
+        if part[0] not in ("blocks", "embed"):
             others += size(shape)
     if family.kind == "vision":
         sample = jax.ShapeDtypeStruct((1, 3, family.side, family.side), jnp.float32)
     else:
         sample = jax.ShapeDtypeStruct((1, config.calibration.seq_len or 0), jnp.int32)
     blocks = [parts["blocks", str(t)] for t in range(family.n_blocks)]
-    return Workload(family, blocks, parts[("embed",)], others, sample, config)
+    embed, head = (parts.get((name,), {}) for name in ("embed", "head"))
+    of_head = weights(family, embed, head)
+    return Workload(family, blocks, embed, of_head, others, sample, config)
 
 
 def size(tree: Any) -> int:

@@ -16,9 +16,17 @@ DASHES = ("", "5 3", "1.5 3")
 
 
 def lines(
-    curves: Mapping[str, Series], blocks: Sequence[int], label: str, y_name: str, log: bool = True
+    curves: Mapping[str, Series],
+    blocks: Sequence[int],
+    label: str,
+    y_name: str,
+    log: bool = True,
+    after: str = "block",
 ) -> Markup:
-    """Curves over blocks. curves: name of a colour -> name of a dash -> a value per block."""
+    """Curves over blocks. curves: name of a colour -> name of a dash -> a value per block.
+
+    after: what is on the axis in place of blocks.
+    """
     values = finite(v for dashes in curves.values() for row in dashes.values() for v in row)
     if log:
         values = [v for v in values if v > 0]
@@ -31,7 +39,7 @@ def lines(
     def x(k: int) -> float:
         return LEFT + 10 + (k * step if len(blocks) > 1 else (WIDTH - LEFT - RIGHT - 20) / 2)
 
-    parts = [*svg.frame(y, y_name, "after block"), *svg.block_names(x, blocks)]
+    parts = [*svg.frame(y, y_name, f"after {after}"), *svg.block_names(x, blocks)]
     for c, (name, dashes) in enumerate(curves.items()):
         for d, (dash, row) in enumerate(dashes.items()):
             shown = [(x(k), y.at(v), v, blocks[k]) for k, v in enumerate(row)
@@ -44,7 +52,7 @@ def lines(
             )
             for a, b, value, block in shown:
                 what = dash if len(curves) == 1 else f"{name}, {dash}"
-                said = tag("title", f"{what} after block {block}: {short(value)}")
+                said = tag("title", f"{what} after {after} {block}: {short(value)}")
                 parts.append(tag("circle", said, cx=a, cy=b, r=3, class_=f"dot {ink}"))
     return svg.picture(parts, label)
 

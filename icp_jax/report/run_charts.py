@@ -16,7 +16,7 @@ def charts_of(record: Record) -> list[Record]:
     """Name, note, legend and SVG of each chart; without those the record has no figures for."""
     if not record["blocks"]:
         return []
-    made = (_sparsity, _growth, _compensation, _retune, _times, _memory)
+    made = (_sparsity, _growth, _compensation, _retune, _global, _times, _memory)
     return [chart for chart in (make(record) for make in made) if chart]
 
 
@@ -115,6 +115,25 @@ def _losses(record: Record, name: str, keys: tuple[str, str], which: str) -> Rec
     }
 
 
+def _global(record: Record) -> Record | None:
+    """The KL of the global pass after every epoch, where there was one."""
+    found = record.get("global_pass")
+    if not found or not finite(found["kl"]):
+        return None
+    rows = {"held out": found["kl"], "while tuned on": [None, *found["training_kl"]]}
+    epochs, count = list(range(len(found["kl"]))), found["heldout_windows"]
+    kept = f"epoch {found['best']} was the best" if found["best"] else "no epoch was better"
+    label = f"KL from the dense model's predictions after each of {len(epochs) - 1} epochs"
+    return {
+        "name": "Global pass",
+        "note": "KL divergence, in nats per token, from the dense model's predictions: before, and "
+        f"after each epoch that tuned all blocks together. On {count} held-out "
+        f"window{'s' * (count != 1)} {kept}; the better weights were written.",
+        "svg": charts.lines({"": rows}, epochs, label, "nats per token", log=False, after="epoch"),
+        "legend": [(f"ink{k}", name) for k, name in enumerate(rows)],
+    }
+
+
 def _times(record: Record) -> Record | None:
     spent = dict(times(record["blocks"]))
     if not spent:
@@ -122,7 +141,8 @@ def _times(record: Record) -> Record | None:
     total = sum(sum(finite(row)) for row in spent.values())
     rest = (record.get("seconds") or total) - total
     note = f"{seconds(total)} in the blocks"
-    note += f", {seconds(rest)} for reading, exporting and checking." if rest > 0 else "."
+    more = "the global pass, " if record.get("global_pass") else ""
+    note += f", {seconds(rest)} for {more}reading, exporting and checking." if rest > 0 else "."
     label = f"Seconds of each phase in {len(record['blocks'])} blocks"
     return {
         "name": "Time by phase",

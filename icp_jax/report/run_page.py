@@ -37,7 +37,6 @@ Record = dict[str, Any]
 def page(record: Record) -> Record:
     """The variables of `run.html`."""
     blocks = record["blocks"]
-    config = record["config"]
     return {
         "title": f"{model_name(record)} pruned by {method(record)}",
         "sentence": sentence(record),
@@ -47,11 +46,17 @@ def page(record: Record) -> Record:
         "remedies": record.get("remedies", []),
         "blocks": table([block_row(block) for block in blocks]),
         "texts": record.get("texts"),
-        "command": repeat(config),
+        "command": commands(record),
         "versions": record.get("versions", {}),
         "device": record.get("device"),
         "inputs": record.get("inputs", {}).get("weights", {}),
     }
+
+
+def commands(record: Record) -> str:
+    """What makes the folder again: the pruning, and the `distill` after it if there was one."""
+    then = (record.get("global_pass") or {}).get("command")
+    return "\n".join([repeat(record["config"]), *([then] if then else [])])
 
 
 def model_name(record: Record) -> str:
@@ -108,6 +113,9 @@ def tiles(record: Record) -> list[tuple[str, str]]:
     if sizes := record.get("linears"):
         packed, plain = (short(sizes[key] / 1e6) for key in ("packed_bytes", "bytes"))
         found.append(("linears when packed", f"{packed} of {plain} MB"))
+    if passed := record.get("global_pass"):
+        kl = passed["kl"]
+        found.append(("held-out KL", f"{short(kl[0])} → {short(kl[passed['best']])}"))
     found.append(("remedies", str(len(record.get("remedies", [])))))
     return found
 

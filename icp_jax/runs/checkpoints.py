@@ -17,6 +17,14 @@ from icp_jax.runs.work_folder import WorkFolder
 from icp_jax.streaming.layout import apart, together
 
 
+def checksum(root: Path, folder: Path, record: dict[str, Any]) -> str:
+    """The digest of a record and of a folder's files, with their names relative to `root`."""
+    parts: list[bytes | Path] = []
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        parts += [f"{path.relative_to(root)} {path.stat().st_size}\n".encode(), path]
+    return sha256(*parts, canonical(record))
+
+
 class Checkpoints:
     """The block checkpoints of a work folder. A block counts as finished once it is sealed."""
 
@@ -47,11 +55,7 @@ class Checkpoints:
         return None
 
     def _checksum(self, t: int, report: dict[str, Any]) -> str:
-        parts: list[bytes | Path] = []
-        for path in sorted(p for p in self.folder.block(t).rglob("*") if p.is_file()):
-            name = path.relative_to(self.folder.path)
-            parts += [f"{name} {path.stat().st_size}\n".encode(), path]
-        return sha256(*parts, canonical(report))
+        return checksum(self.folder.path, self.folder.block(t), report)
 
     def read(self, t: int) -> tuple[Params, dict[str, Grid]]:
         """The params of a finished block in the source's dtypes, and its grids by linear."""

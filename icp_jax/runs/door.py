@@ -22,6 +22,7 @@ from icp_jax.planning import cost, known
 from icp_jax.planning.memory import Need
 from icp_jax.planning.plan import check_room, settle
 from icp_jax.planning.workload import resolved
+from icp_jax.runs import global_pass
 from icp_jax.runs.fingerprint import Weights, common, fingerprint
 from icp_jax.runs.job import job, placed
 from icp_jax.streaming.job import Job
@@ -34,6 +35,7 @@ Begun = Callable[[RunConfig], RunConfig]
 class Ready(NamedTuple):
     """A prepared run."""
 
+    config: RunConfig  # with all settings
     job: Job
     tokens: np.ndarray  # or pixels
     weights: Weights
@@ -61,6 +63,8 @@ def ready(
     if own.asked(full.calibration):
         check_room(source, full)
     tokens = inputs.calibration(config.calibration, source, progress)
+    if full.global_pass.epochs:
+        global_pass.check(source, tokens)
     asked = inputs.counted(full, tokens)
     start = begun(asked)
     hashed = _hashing(source)
@@ -78,6 +82,7 @@ def ready(
     shapes = [source.shapes(t) for t in range(source.family.n_blocks)]
     positions = source.family.positions(settled.calibration.seq_len)
     return Ready(
+        settled,
         placed(made, settled.memory),
         tokens,
         weights,

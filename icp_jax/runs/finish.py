@@ -15,17 +15,29 @@ from icp_jax.core.choice import LEFT
 from icp_jax.core.outcomes import BlockReport, remedies
 from icp_jax.phases import EXPORT, Progress
 from icp_jax.runs.export import FolderSink
+from icp_jax.runs.global_pass import held
 from icp_jax.runs.packed import PackedSink
 from icp_jax.runs.records import block_record, peak_mib, versions
 from icp_jax.runs.resume import Work
 from icp_jax.runs.verify_export import Counted
 from icp_jax.streaming import storage
+from icp_jax.streaming.distill import Reached
 from icp_jax.streaming.job import Job
 from icp_jax.streaming.source import FolderSource
 
 
-def export(work: Work, source: FolderSource, job: Job, packed: bool, progress: Progress) -> None:
-    """Export the finished blocks, as packed integers or in the source's dtypes."""
+def export(
+    work: Work,
+    source: FolderSource,
+    job: Job,
+    packed: bool,
+    progress: Progress,
+    passed: Reached | None = None,
+) -> None:
+    """Export the finished blocks, as packed integers or in the source's dtypes.
+
+    passed: the global pass over them, whose best epoch is exported.
+    """
     last = source.family.n_blocks - 1
     work.export.mkdir()
     sink: FolderSink | PackedSink
@@ -42,6 +54,8 @@ def export(work: Work, source: FolderSource, job: Job, packed: bool, progress: P
                 params, grids = coming.result()
                 if t < last:
                     coming = ahead.submit(work.proven, t + 1)
+                if passed is not None and passed.best is not None:
+                    params = held(source.family, params, passed.best[t], t)
                 sink.write(t, params, grids)
                 progress(last, EXPORT.name, t + 1, last + 1, None)
         sink.close()

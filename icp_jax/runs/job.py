@@ -10,7 +10,6 @@ from icp_jax.config import MemoryConfig, RunConfig, filled
 from icp_jax.core.counts import counts
 from icp_jax.core.hyper import Recipe, as_table, point, schedule
 from icp_jax.core.pruners import METHODS
-from icp_jax.phases import Epochs
 from icp_jax.planning.budgets import target
 from icp_jax.streaming.job import Job, Source
 from icp_jax.streaming.passes import compute_dtype
@@ -38,7 +37,7 @@ def job(source: Source, config: RunConfig) -> Job:
     )
     rates, again = (
         schedule(*(settings[f"{kind}.{name}"] for name in ("lr", "gamma", "epochs")))
-        for kind in Epochs._fields
+        for kind in ("compensate", "retune")
     )
     if not METHODS[recipe.method].retunes:
         again = again[:0]

@@ -33,7 +33,7 @@ def block_record(block: BlockReport) -> dict[str, Any]:
     record["seconds"] = {phase: round(s, 3) for phase, s in block.seconds.items()}
     for layer in record["layers"]:
         layer["sparsity"] = layer["zeros"] / layer["size"]
-    return _finite(record)
+    return finite(record)
 
 
 def read_block(record: dict[str, Any]) -> BlockReport:
@@ -48,11 +48,12 @@ def read_block(record: dict[str, Any]) -> BlockReport:
     return BlockReport(**{**numbers, "layers": tuple(layers), **tuned})
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """JSON values in which NaN and infinity are null."""
     if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
+        return {k: finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -21,6 +21,7 @@ from icp_jax.core.passes import Params
 from icp_jax.core.quantize import Grid
 from icp_jax.errors import InputError, Kept
 from icp_jax.runs.checkpoints import Checkpoints
+from icp_jax.runs.epochs import EpochCheckpoints
 from icp_jax.runs.export import check_free, sync
 from icp_jax.runs.fingerprint import differences
 from icp_jax.runs.records import canonical
@@ -48,7 +49,7 @@ class Work:
         self.out = Path(out).expanduser().absolute()
         self.folder = WorkFolder(self.out)
         self.path, self.export = self.folder.path, self.folder.export
-        self.blocks = Checkpoints(self.folder)
+        self.blocks, self.epochs = Checkpoints(self.folder), EpochCheckpoints(self.folder)
         self.resume, self.keep, self.say = resume, keep, say
         self.whole = 0  # blocks 0 .. whole-1 are finished
         self._opened = self._published = False
@@ -102,10 +103,12 @@ class Work:
                 self.say(f"the checkpoint of block {t} is damaged: {so}")
                 break
             finished.append(Finished(report, partial(self.blocks.params, t)))
+        intact = len(finished) == self.whole
         self.whole = len(finished)
         if finished:
             self.say(f"resuming after block {self.whole - 1}")
-        self.folder.sweep(self.whole)
+        # an epoch is of all blocks as they were
+        self.folder.sweep(self.whole, self.folder.last_epoch() if intact else 0)
         if not finished:
             self.folder.write(self.path / FINGERPRINT, fingerprint)
         return finished
@@ -152,8 +155,10 @@ class Work:
             if not self._stays():
                 self.folder.remove()
             elif self._opened and error is not None:
-                self.folder.sweep(self.whole)
-                error.add_note(f"after block {self.whole - 1}; continue with --resume")
+                epoch = self.folder.last_epoch()
+                self.folder.sweep(self.whole, epoch)
+                after = f"epoch {epoch} of the global pass" if epoch else f"block {self.whole - 1}"
+                error.add_note(f"after {after}; continue with --resume")
         finally:
             self._lock.release()
 

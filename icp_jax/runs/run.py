@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from converters.files import RECORD as RECORD
 from converters.files import check_other_files
@@ -16,6 +17,7 @@ from icp_jax.core.hyper import by_name
 from icp_jax.core.outcomes import BlockReport
 from icp_jax.data.hub import resolve
 from icp_jax.phases import CHECK, PUBLISH, Progress, Shares
+from icp_jax.runs import global_pass
 from icp_jax.runs.door import ready
 from icp_jax.runs.dry_run import DryRun as DryRun
 from icp_jax.runs.dry_run import dry_run as dry_run
@@ -44,6 +46,7 @@ class Pruned:
     peak_device_mib: int | None = None  # None if the device is the host
     kind: str = "text"  # kind of model: text or vision
     pruned_sparsity: float | None = None  # of the layers that were not left; None: all were pruned
+    global_pass: dict[str, Any] | None = None  # its losses, see the record; None: there was none
 
 
 def prune_folder(
@@ -91,9 +94,10 @@ def prune_folder(
             last, seal = source.family.n_blocks - 1, _sealing(weights, work, telling)
             hooks = Hooks(progress, seal, finished, work.path)
             blocks = prune_blocks(source, work, run.tokens, job, hooks, devices)
-            export(work, source, job, config.quant.packed, progress)
+            passed = global_pass.after_blocks(work, source, run, progress)
+            export(work, source, job, config.quant.packed, progress, passed)
             tuned = [b.block for b in blocks if b.compensation or b.retune]
-            first = min(tuned, default=len(blocks))
+            first = 0 if passed else min(tuned, default=len(blocks))
             zeros = by_name(source.family, job.hyper.counts)
             pattern, checked = job.recipe.pattern, partial(_checked, progress, last)
             counted = verify_export(source, work.export, zeros, pattern, first, checked)
@@ -102,12 +106,15 @@ def prune_folder(
         seconds = time.perf_counter() - started
         seconds += sum(sum(block.report.seconds.values()) for block in finished)
         told = record(run.facts, blocks, counted, linear_sizes(source, counted, pattern), seconds)
+        if passed is not None:
+            told["global_pass"] = global_pass.record_of(passed, run.config, run.tokens)
         telling.write(told, source.folder, work.export, work.out)
         progress(last, PUBLISH.name, 0, 1, None)  # last chance to interrupt the run
         work.publish()
     peaks = told["peak_host_mib"], told["peak_device_mib"]
     more = source.family.kind, counted.pruned_sparsity
-    return Pruned(work.out, counted.sparsity, seconds, blocks, *peaks, *more)
+    passes = told.get("global_pass")
+    return Pruned(work.out, counted.sparsity, seconds, blocks, *peaks, *more, passes)
 
 
 def _sealing(weights: Weights, work: Work, telling: Telling) -> Callable[[BlockReport], None]:

@@ -6,6 +6,8 @@ For an output folder OUT it is `.OUT.partial`, in the same parent folder:
     fingerprint.json   everything the result depends on: settings, source, tokens, versions
     block-00003/       Orbax checkpoint of pruned block 3 and its grids
     block-00003.json   its report and a checksum over both; written last, seals the block
+    epoch-00001/       Orbax checkpoint of the global pass after its epoch 1
+    epoch-00001.json   a checksum over it; written last, seals the epoch
     export/            the output while it is written; renamed to OUT at the end
     published.json     written just before the rename; without export/, the run is complete
 """
@@ -31,8 +33,8 @@ LOCK, FINGERPRINT, EXPORT, PUBLISHED = "lock", "fingerprint.json", "export", "pu
 NEW = ".new"  # suffix of a file while it is written
 EMPTY = "is empty"
 MARK = "version of python"  # a key of every fingerprint
-FILES = re.compile(r"(fingerprint|published|block-\d{5,})\.(json|new)|lock")
-FOLDERS = re.compile(r"export|block-\d{5,}(\.orbax-checkpoint-tmp.*)?")
+FILES = re.compile(r"(fingerprint|published|(block|epoch)-\d{5,})\.(json|new)|lock")
+FOLDERS = re.compile(r"export|(block|epoch)-\d{5,}(\.orbax-checkpoint-tmp.*)?")
 
 
 class WorkFolder:
@@ -50,6 +52,19 @@ class WorkFolder:
     def manifest(self, t: int) -> Path:
         """The file that seals block t."""
         return self.path / f"block-{t:05d}.json"
+
+    def epoch(self, k: int) -> Path:
+        """The checkpoint of the global pass after epoch k, from 1."""
+        return self.path / f"epoch-{k:05d}"
+
+    def epoch_manifest(self, k: int) -> Path:
+        """The file that seals epoch k."""
+        return self.path / f"epoch-{k:05d}.json"
+
+    def last_epoch(self) -> int:
+        """The last sealed epoch; 0 without any."""
+        sealed = self.path.glob("epoch-*.json")
+        return max((int(path.stem.removeprefix("epoch-")) for path in sealed), default=0)
 
     def acquire(self) -> filelock.BaseFileLock:
         """Create the folder if needed and lock it.
@@ -126,11 +141,22 @@ class WorkFolder:
         os.replace(aside, path)
         sync(self.path, deep=False)
 
-    def sweep(self, whole: int) -> None:
-        """Remove everything that runs write, except the first `whole` blocks."""
+    def sweep(self, whole: int, epoch: int = 0) -> None:
+        """Remove everything that runs write, except the first `whole` blocks and an epoch."""
         names = {LOCK, FINGERPRINT} if whole else {LOCK}
         for t in range(whole):
             names |= {self.block(t).name, self.manifest(t).name}
+        if epoch:
+            names |= {self.epoch(epoch).name, self.epoch_manifest(epoch).name}
+        self._remove_but(names)
+
+    def sweep_epochs(self, epoch: int) -> None:
+        """Remove all epochs but this one."""
+        mine = {self.epoch(epoch).name, self.epoch_manifest(epoch).name}
+        others = {path.name for path in self.path.iterdir() if not path.name.startswith("epoch-")}
+        self._remove_but(others | mine)
+
+    def _remove_but(self, names: set[str]) -> None:
         # manifests first, which unseals their blocks; `published.json` before `export`
         for path in sorted(self.path.iterdir(), key=lambda p: p.suffix != ".json"):
             if path.name not in names and _of_a_run(path):

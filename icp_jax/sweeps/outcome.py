@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from icp_jax.core.outcomes import BlockReport, remedies
-from icp_jax.evaluation.hidden import WholeSource
+from icp_jax.streaming.hidden import WholeSource
 from icp_jax.sweeps.shared import Prepared
 
 

@@ -88,6 +88,8 @@ def check(sweep: Sweep) -> Sweep:
     if sweep.calibration:
         base = checks.put(base, "calibration.data", sweep.calibration)
     base = config.check(dataclasses.replace(base, out=""))
+    if base.global_pass.epochs:
+        raise InputError("a sweep has no global pass: leave out global_pass.epochs")
     for name, given, want in (("base", base.model, "a model"), ("data", sweep.data, "a text")):
         if not given:
             raise InputError(f"the sweep's {name} is missing {want}: set it in the sweep file")
@@ -96,6 +98,8 @@ def check(sweep: Sweep) -> Sweep:
 
 def _known(name: str) -> None:
     settings = checks.flat(RunConfig())
+    if name.startswith("global_pass."):
+        raise InputError(f"{name} is not for sweeps, which have no global pass: leave it out")
     if name in FIXED or name.startswith("memory."):
         raise InputError(f"{name} is the same for all points: set it in the sweep's base")
     if name not in settings:

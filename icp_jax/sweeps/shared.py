@@ -12,7 +12,6 @@ from icp_jax.checks import flat
 from icp_jax.config import CalibrationConfig, RunConfig
 from icp_jax.data import inputs
 from icp_jax.errors import Infeasible, InputError
-from icp_jax.evaluation.hidden import WholeSource
 from icp_jax.evaluation.perplexity import Perplexity, perplexity
 from icp_jax.phases import Progress
 from icp_jax.planning.plan import settle
@@ -20,6 +19,7 @@ from icp_jax.planning.workload import resolved
 from icp_jax.runs.fingerprint import FREE, Weights, fingerprint
 from icp_jax.runs.job import job, placed
 from icp_jax.runs.records import canonical, sha256
+from icp_jax.streaming.hidden import WholeSource
 from icp_jax.streaming.job import Job
 from icp_jax.streaming.source import FolderSource
 from icp_jax.sweeps.settings import Point, Sweep

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 import icp_jax
-from icp_jax.core.distill import cosine, distill
-from icp_jax.core.hyper import sample_order
+from icp_jax.core.distill import cosine, distill, steps
 from icp_jax.errors import InputError
 
 
@@ -59,7 +58,7 @@ def test_the_divergence_is_that_of_evaluate(dense, pruned, windows):
 
 @pytest.mark.slow
 def test_rates_can_be_mapped(dense, pruned, windows):
-    order = sample_order(0, 1, 8)
+    order = steps(8).order
     rates = np.stack([cosine(lr, 8)[None] for lr in (1e-4, 3e-3)])
 
     def found(rates):

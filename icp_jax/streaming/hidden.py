@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -61,30 +62,38 @@ def of_groups(
     dtype: str,
     place: Place,
     tick: Callable[[int], None] = lambda done: None,
+    folder: Path | None = None,
 ) -> list[Stream]:
     """The hidden states `[W, T, D]` float32 of each group after the last block.
 
-    Every block is read once. place: `disk` is an unnamed file in the folder for temporary files.
-    tick: called with the number of windows that have passed, counted for every block.
+    Every block is read once. place: `disk` is an unnamed file in the folder, by default the one for
+    temporary files. tick: called with the number of windows that have passed, counted for every
+    block.
     """
-    family = source.family
-    shapes = [(*windows.shape, family.hidden_size) for windows, _ in groups]
-    hidden = [storage.empty(shape, "float32", place) for shape in shapes]
-    embed = jax.device_put(source.embed())  # as stored: only the rows that are used are widened
-
-    def start(tokens, valid):
-        return embed_batch(family.embed, "float32", embed, tokens)
-
-    for (windows, size), x in zip(groups, hidden, strict=True):
-        transfer.advance(start, [windows], x, size)
-    del embed, start
-    done = 0
+    family, hidden, done = source.family, embedded(source, groups, place, folder), 0
     for t in range(family.n_blocks):
         step = partial(forward, Apply(family.block_at(t), dtype), to_device(to_move(source, t)))
         source.forget()
         for (windows, size), x in zip(groups, hidden, strict=True):
             transfer.advance(step, [x], x, size, partial(_passed, tick, done))
             done += len(windows)
+        del step  # before the next block is sent
+    return hidden
+
+
+def embedded(
+    source: WholeSource, groups: Sequence[Group], place: Place, folder: Path | None = None
+) -> list[Stream]:
+    """The hidden states of each group before the first block, see `of_groups`."""
+    family, embed = source.family, jax.device_put(source.embed())  # only rows in use are widened
+    shapes = [(*windows.shape, family.hidden_size) for windows, _ in groups]
+    hidden = [storage.empty(shape, "float32", place, folder) for shape in shapes]
+
+    def start(tokens, valid):
+        return embed_batch(family.embed, "float32", embed, tokens)
+
+    for (windows, size), x in zip(groups, hidden, strict=True):
+        transfer.advance(start, [windows], x, size)
     return hidden
 
 

@@ -1,0 +1,189 @@
+"""Distill one folder: tune a pruned model to predict what the dense one does, block by block."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import time
+from contextlib import ExitStack, closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from converters.files import RECORD, REPORT, check_other_files
+from converters.packed_forms import Levels, parse_form
+from converters.packed_reader import PackedReader
+from icp_jax.config import RunConfig, check, filled
+from icp_jax.data import inputs
+from icp_jax.data.hub import resolve
+from icp_jax.errors import InputError
+from icp_jax.phases import EXPORT, GLOBAL, Progress
+from icp_jax.report import write
+from icp_jax.runs import global_pass
+from icp_jax.runs.export import Aside, FolderSink, write_json
+from icp_jax.runs.fingerprint import Weights
+from icp_jax.runs.records import peak_mib, versions
+from icp_jax.runs.resume import Say, log
+from icp_jax.runs.verify_export import Counted, verify_export
+from icp_jax.streaming import storage
+from icp_jax.streaming.distill import Hooks, Reached, check_text, distill
+from icp_jax.streaming.distill_steps import Pass
+from icp_jax.streaming.passes import compute_dtype
+from icp_jax.streaming.source import FolderSource
+
+Record = dict[str, Any]
+
+
+def distill_folder(
+    pruned: str,
+    config: RunConfig,
+    progress: Progress = lambda block, phase, done, total, loss: None,
+    say: Say = log.warning,
+) -> Record:
+    """Distill the folder `pruned` into config.out, which is complete or absent.
+
+    config: `model` is the dense model; of the other settings, those of the calibration and of the
+    global pass, `memory.streams`, `dtype` and `seed` count. progress: called with (block, phase,
+    done, total, loss). say: called with one line if no report can be written. One block is on the
+    device at a time. Returns the record. Raises InputError or ConversionError before anything is
+    written.
+    """
+    started = time.perf_counter()
+    if not config.global_pass.epochs:
+        raise InputError("global_pass.epochs must be at least 1, got 0")
+    config = filled(check(config))
+    with ExitStack() as stack:
+        source, dense = (
+            stack.enter_context(closing(FolderSource(resolve(name))))
+            for name in (pruned, config.model)
+        )
+        check_models(source, dense)
+        global_pass.check_room(source)
+        aside = stack.enter_context(Aside(config.out))
+        tokens = inputs.calibration(config.calibration, dense, progress)
+        windows = global_pass.split(tokens)
+        weights = [Weights(source), Weights(dense)]
+        found = _tuned(source, dense, windows, config, progress)
+        counted = _export(source, found, aside.path, progress)
+        for each in weights:
+            each.check()
+        told = _record(pruned, source.folder, config, counted) | {
+            "inputs": _inputs(weights, inputs.record(source, tokens)),
+            "global_pass": global_pass.record(found, config.global_pass, windows),
+            "seconds": round(time.perf_counter() - started, 3),
+        }
+        told["global_pass"]["command"] = _command(pruned, config)
+        write_json(aside.path / RECORD, told)
+        if told["blocks"]:
+            page = partial(write.run_html, told)
+            write.attempt(aside.path / REPORT, page, say, aside.out)
+        aside.publish()
+    return {"out": str(aside.out), **told}
+
+
+def check_models(pruned: FolderSource, dense: FolderSource) -> None:
+    """Raise InputError for models that cannot be distilled."""
+    check_text(pruned.family)
+    check_other_files(pruned.folder)
+    shapes = [{rule.name: rule.shape for rule in source.placed} for source in (pruned, dense)]
+    if shapes[0] != shapes[1] or pruned.family != dense.family:
+        raise InputError(
+            f"{dense.folder} has other shapes than {pruned.folder}: give the model that was pruned"
+        )
+    reader, bits = pruned.reader, None
+    if isinstance(reader, PackedReader):
+        forms = [parse_form(reader.stored(rule.name).form) for rule in pruned.placed]
+        bits = next((form.bits for form in forms if isinstance(form, Levels)), None)
+    settings = _known(pruned.folder).get("config", {}).get("quant") or {}
+    bits = bits or settings.get("bits")
+    if bits:
+        raise InputError(
+            f"{pruned.folder} is quantized to {bits} bits, and tuning would move its weights off "
+            "their grid: give a model that was pruned without bits"
+        )
+
+
+def _tuned(
+    source: FolderSource,
+    dense: FolderSource,
+    windows: global_pass.Windows,
+    config: RunConfig,
+    progress: Progress,
+) -> Reached:
+    for each in (source, dense):
+        each.check_finite()
+    made = global_pass.steps_of(config.global_pass, config.seed or 0, len(windows.tuned))
+    given = Pass(made, compute_dtype(config.dtype), config.memory.streams)
+    return distill(source, dense, *windows, given, Hooks(partial(progress, -1, GLOBAL.name)))
+
+
+def _export(source: FolderSource, found: Reached, folder: Path, progress: Progress) -> Counted:
+    """Write the best epoch's blocks and everything else as it is, and check the files."""
+    sink, zeros, n_blocks = FolderSink(source, folder), [], source.family.n_blocks
+    try:
+        for t in range(n_blocks):
+            block = global_pass.block_of(found, source, t)
+            kernels = {s.name: source.block(t)[s.name]["kernel"] for s in source.family.linears}
+            zeros.append({name: k.size - np.count_nonzero(k) for name, k in kernels.items()})
+            sink.write(t, block)
+            source.forget()
+            progress(-1, EXPORT.name, t + 1, n_blocks, None)
+        sink.close()
+    except BaseException:
+        sink.abandon()
+        raise
+    return verify_export(source, folder, zeros, None, 0)
+
+
+def _known(folder: Path) -> Record:
+    """The record of the run that pruned a folder; empty without one."""
+    try:
+        found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    usable = isinstance(found, dict) and isinstance(found.get("config"), dict)
+    return found if usable and isinstance(found.get("blocks"), list) else {}
+
+
+def _record(pruned: str, folder: Path, config: RunConfig, counted: Counted) -> Record:
+    """The pruning run's record, where there is one, with what this one changes."""
+    peak = storage.device_peak()
+    before = _known(folder) or {"config": dataclasses.asdict(config), "blocks": []}
+    return before | {
+        "pruned": pruned,
+        "dense": config.model,
+        "versions": versions(),
+        "device": jax.devices()[0].device_kind,
+        "plan": None,
+        "texts": None,
+        "sparsity": counted.sparsity,
+        "zeros": counted.zeros,
+        "size": counted.size,
+        "peak_host_mib": round(peak_mib()),
+        "peak_device_mib": None if peak is None else round(peak / 2**20),
+    }
+
+
+def _inputs(weights: list[Weights], samples: Record) -> Record:
+    digests = {
+        f"{who} {name}": digest
+        for who, of in zip(("pruned", "dense"), weights, strict=True)
+        for name, digest in of.digests.items()
+        if name != "config.json"
+    }
+    return {"weights": digests, **samples}
+
+
+def _command(pruned: str, config: RunConfig) -> str:
+    """The command that does it again."""
+    given, data = config.global_pass, config.calibration
+    options: Record = {"data": data.data, "samples": data.samples, "seq-len": data.seq_len}
+    options |= {"epochs": given.epochs, "lr": given.lr, "batch": given.batch, "seed": config.seed}
+    words = ["icp-jax", "distill", pruned, config.model, "--out", config.out]
+    for name, value in options.items():
+        words += [] if value is None else [f"--{name}", str(value)]
+    return shlex.join(words)
