@@ -17,11 +17,13 @@ from icp_jax.settings import RunConfig
 
 T = TypeVar("T")
 
-SOLVERS, COMPENSATING, RETUNING = ("icp", "icp+", "sparsegpt"), ("icp", "icp+"), ("icp+",)
+COMPENSATING, RETUNING = ("icp", "icp+"), ("icp+",)
+WALKING = (*COMPENSATING, "sparsegpt")
+SOLVERS = (*COMPENSATING, "alps", "sparsegpt")
 # Settings that only some methods use.
 USED_BY = {
     "prune.damping": SOLVERS,
-    "prune.block_size": SOLVERS,
+    "prune.block_size": WALKING,
     "compensate.epochs": COMPENSATING,
     "compensate.lr": COMPENSATING,
     "compensate.gamma": COMPENSATING,

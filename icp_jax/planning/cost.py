@@ -53,10 +53,10 @@ def _terms(
     family: Family, shapes: Sequence[Shapes], config: RunConfig, positions: int
 ) -> Iterator[tuple[int, str, float]]:
     """(block, phase, FLOPs) terms; a phase may have several."""
-    tokens, walks = config.calibration.count * positions, METHODS[config.prune.method].walks
+    tokens, method = config.calibration.count * positions, METHODS[config.prune.method]
     for t, block in enumerate(shapes):
         keys = family.keys_met(t, positions)
-        of_block = products(family, block, keys, tokens, epochs(config), walks)
+        of_block = products(family, block, keys, tokens, epochs(config), method)
         for entry in TABLE:
             if entry.phase.of_block(t, of_block.epochs):
                 yield from ((t, entry.phase.name, count) for count in entry.flops(of_block))
