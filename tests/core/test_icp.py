@@ -70,6 +70,7 @@ CASES = {
     "icp": {},
     "icp+": {"method": "icp+"},
     "sparsegpt": {"method": "sparsegpt"},
+    "alps": {"method": "alps"},
     "wanda": {"method": "wanda"},
     "magnitude": {"method": "magnitude"},
     "2:4": {"pattern": "2:4"},

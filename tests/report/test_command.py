@@ -55,7 +55,7 @@ def test_the_command_has_the_settings_of_the_run(name):
     assert repeat(flat(run)) == repeat(dataclasses.asdict(run))  # as sweeps record them
 
 
-@pytest.mark.parametrize("method", ["icp", "icp+", "sparsegpt", "wanda", "magnitude"])
+@pytest.mark.parametrize("method", ["icp", "icp+", "alps", "sparsegpt", "wanda", "magnitude"])
 @pytest.mark.parametrize("pattern", [None, "2:4"])
 def test_the_command_of_a_resolved_run_is_accepted(bundled, method, pattern):
     sparsity = None if pattern else 0.5
