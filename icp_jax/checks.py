@@ -22,6 +22,7 @@ WALKING = (*COMPENSATING, "sparsegpt")
 SOLVERS = (*COMPENSATING, "alps", "sparsegpt")
 # Settings that only some methods use.
 USED_BY = {
+    "prune.solver": COMPENSATING,
     "prune.damping": SOLVERS,
     "prune.block_size": WALKING,
     "compensate.epochs": COMPENSATING,
@@ -189,6 +190,8 @@ def idle(run: RunConfig) -> list[str]:
         value = settings[name]
         if run.prune.method not in methods and value is not None and (name, value) not in OFF:
             found.append(name)
+    if run.prune.solver == "alps" and run.prune.block_size is not None:
+        found.append("prune.block_size")
     if parse_pattern(run.prune.pattern) is not None:
         found += [name for name in UNSTRUCTURED if settings[name] not in (None, (), [])]
     return found
@@ -206,6 +209,13 @@ def sensible(run: RunConfig) -> None:
         raise InputError(
             "quant.bits does not go with icp+, whose re-tune would move the weights off their "
             "grid: choose icp, or retune.epochs 0"
+        )
+    if run.prune.solver == "alps" and run.prune.block_size is not None:
+        raise InputError("prune.block_size does not apply to prune.solver alps: leave it out")
+    if run.prune.solver == "alps" and run.quant.bits is not None:
+        raise InputError(
+            "quant.bits does not go with prune.solver alps, which does not repair the rounding: "
+            "leave one of them out"
         )
     for text in run.prune.sparsity_of:
         parse_own(text)

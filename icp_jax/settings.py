@@ -8,6 +8,7 @@ from typing import Literal
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 MethodName = Literal["icp", "icp+", "alps", "sparsegpt", "wanda", "magnitude"]
+SolverName = Literal["sparsegpt", "alps"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,9 @@ class PruneConfig:
     """Number of blocks at the start that are left as they are. Default: 0."""
     keep_last: int = 0
     """Number of blocks at the end that are left as they are. Default: 0."""
+    solver: SolverName | None = None
+    """How icp and icp+ prune each layer: sparsegpt, or alps, which loses less of a layer's output
+    and takes more time. Default: sparsegpt."""
 
     @property
     def structured(self) -> bool:

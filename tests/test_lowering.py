@@ -16,6 +16,7 @@ RUNS = {
         "quant": QuantConfig(bits=4, group=16),
     },
     "alps": {"prune": PruneConfig("alps", sparsity=0.5)},
+    "icp with alps": {"prune": PruneConfig(solver="alps")},
     "wanda": {"prune": PruneConfig("wanda", sparsity=0.5)},
 }
 
@@ -29,7 +30,8 @@ def test_programs_lower_for_cuda(monkeypatch, tmp_path, model, run, dtype):
     lowered = programs(monkeypatch, tmp_path, model, asked)
 
     blocks = {"forward", "forward_beside", "collect"}
-    methods = {"wanda": {"wanda"}, "alps": {"alps", "spectrum"}}
+    alps = {"alps", "spectrum"}
+    methods = {"wanda": {"wanda"}, "alps": alps, "icp with alps": alps | {"_steps"}}
     method = methods.get(run, {"_steps", "factor", "_walk"})
     assert blocks | method <= set(lowered)
     for name in blocks | (method & {"_steps"}):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from icp_jax.config import MemoryConfig, RunConfig
-from icp_jax.core.pruners import METHODS
+from icp_jax.core.pruners import METHODS, with_solver
 from icp_jax.models.spec import Family
 from icp_jax.phases import STREAMED, Epochs
 from icp_jax.planning.products import Shapes, products
@@ -53,7 +53,8 @@ def _terms(
     family: Family, shapes: Sequence[Shapes], config: RunConfig, positions: int
 ) -> Iterator[tuple[int, str, float]]:
     """(block, phase, FLOPs) terms; a phase may have several."""
-    tokens, method = config.calibration.count * positions, METHODS[config.prune.method]
+    tokens = config.calibration.count * positions
+    method = with_solver(config.prune.method, config.prune.solver)
     for t, block in enumerate(shapes):
         keys = family.keys_met(t, positions)
         of_block = products(family, block, keys, tokens, epochs(config), method)

@@ -71,6 +71,7 @@ CASES = {
     "icp+": {"method": "icp+"},
     "sparsegpt": {"method": "sparsegpt"},
     "alps": {"method": "alps"},
+    "icp+ with alps": {"method": "icp+", "solver": "alps"},
     "wanda": {"method": "wanda"},
     "magnitude": {"method": "magnitude"},
     "2:4": {"pattern": "2:4"},

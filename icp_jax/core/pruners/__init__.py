@@ -18,6 +18,7 @@ from icp_jax.core.stats import Moments
 
 __all__ = [
     "METHODS",
+    "SOLVERS",
     "Factor",
     "Method",
     "Spectrum",
@@ -28,6 +29,7 @@ __all__ = [
     "spectrum",
     "walk",
     "wanda",
+    "with_solver",
 ]
 
 
@@ -67,3 +69,14 @@ METHODS: dict[str, Method] = {
     "wanda": Method(wanda, lambda moments, damping: moments),
     "magnitude": Method(magnitude, lambda moments, damping: None),
 }
+
+SOLVERS = ("sparsegpt", "alps")  # pruners that a method with compensation can use
+
+
+def with_solver(name: str, solver: str | None) -> Method:
+    """The method `name`; if it compensates, its blocks are pruned by `solver`, one of SOLVERS."""
+    method = METHODS[name]
+    if solver is None or not method.compensates:
+        return method
+    steps = {f: getattr(method, f) for f in ("compensates", "retunes", "alpha", "beta")}
+    return replace(METHODS[solver], **steps)
