@@ -17,11 +17,14 @@ from icp_jax.settings import RunConfig
 
 T = TypeVar("T")
 
-SOLVERS, COMPENSATING, RETUNING = ("icp", "icp+", "sparsegpt"), ("icp", "icp+"), ("icp+",)
+COMPENSATING, RETUNING = ("icp", "icp+"), ("icp+",)
+WALKING = (*COMPENSATING, "sparsegpt")
+SOLVERS = (*COMPENSATING, "alps", "sparsegpt")
 # Settings that only some methods use.
 USED_BY = {
+    "prune.solver": COMPENSATING,
     "prune.damping": SOLVERS,
-    "prune.block_size": SOLVERS,
+    "prune.block_size": WALKING,
     "compensate.epochs": COMPENSATING,
     "compensate.lr": COMPENSATING,
     "compensate.gamma": COMPENSATING,
@@ -195,6 +198,8 @@ def idle(run: RunConfig) -> list[str]:
             found.append(name)
     if not run.global_pass.epochs:
         found += [name for name in GLOBAL if settings[name] is not None]
+    if run.prune.solver == "alps" and run.prune.block_size is not None:
+        found.append("prune.block_size")
     if parse_pattern(run.prune.pattern) is not None:
         found += [name for name in UNSTRUCTURED if settings[name] not in (None, (), [])]
     return found
@@ -217,6 +222,13 @@ def sensible(run: RunConfig) -> None:
         raise InputError(
             "quant.bits does not go with global_pass.epochs: the global pass would move the "
             "weights off their grid; leave one of them out"
+        )
+    if run.prune.solver == "alps" and run.prune.block_size is not None:
+        raise InputError("prune.block_size does not apply to prune.solver alps: leave it out")
+    if run.prune.solver == "alps" and run.quant.bits is not None:
+        raise InputError(
+            "quant.bits does not go with prune.solver alps, which does not repair the rounding: "
+            "leave one of them out"
         )
     for text in run.prune.sparsity_of:
         parse_own(text)

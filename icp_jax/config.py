@@ -45,6 +45,7 @@ AnyConfig = TypeVar("AnyConfig", RunConfig, EvalConfig)
 # Defaults of unset settings that do not depend on the model.
 DEFAULTS = {
     "prune.sparsity": 0.7,
+    "prune.solver": "sparsegpt",
     "prune.damping": 0.01,
     "prune.block_size": 128,
     "compensate.epochs": 1,

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Dtype = Literal["auto", "float32", "bfloat16"]
-MethodName = Literal["icp", "icp+", "sparsegpt", "wanda", "magnitude"]
+MethodName = Literal["icp", "icp+", "alps", "sparsegpt", "wanda", "magnitude"]
+SolverName = Literal["sparsegpt", "alps"]
 
 
 @dataclass(frozen=True)
@@ -15,8 +16,8 @@ class PruneConfig:
     """Pruning method, sparsity, and how the sparsity is allocated to layers."""
 
     method: MethodName = "icp"
-    """Pruning method: icp; icp+, which tunes each block once more after it is pruned; or one of
-    three baselines."""
+    """Pruning method: icp; icp+, which tunes each block once more after it is pruned; alps,
+    which prunes each layer with the least error and tunes nothing; or one of three baselines."""
     sparsity: float | None = None
     """Fraction of weights to set to zero in the blocks' linear layers, in [0, 1): the mean over the
     layers that are chosen. Default: 0.7, or what the pattern implies."""
@@ -33,8 +34,8 @@ class PruneConfig:
     """Layers that give up sparsity and layers that take it (see beta), as GIVES-TAKES, such as
     qkv-f2. Default: the model family's own."""
     damping: float | None = None
-    """Damping of the Hessian (icp, icp+ and sparsegpt), as a fraction of its mean diagonal.
-    Default: 0.01."""
+    """Damping of the Hessian (icp, icp+, alps and sparsegpt), as a fraction of its mean
+    diagonal. Default: 0.01."""
     block_size: int | None = None
     """Number of inputs per SparseGPT mask block (icp, icp+ and sparsegpt). Default: 128."""
     include: tuple[str, ...] = ()
@@ -50,6 +51,9 @@ class PruneConfig:
     """Number of blocks at the start that are left as they are. Default: 0."""
     keep_last: int = 0
     """Number of blocks at the end that are left as they are. Default: 0."""
+    solver: SolverName | None = None
+    """How icp and icp+ prune each layer: sparsegpt, or alps, which loses less of a layer's output
+    and takes more time. Default: sparsegpt."""
 
     @property
     def structured(self) -> bool:

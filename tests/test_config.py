@@ -121,6 +121,10 @@ MEANINGLESS = [
         "prune.damping applies to icp, icp",
     ),
     ({"prune__method": "magnitude", "prune__block_size": 128}, "prune.block_size applies to icp"),
+    ({"prune__method": "alps", "prune__block_size": 128}, "prune.block_size applies to icp"),
+    ({"prune__method": "alps", "prune__solver": "alps"}, "prune.solver applies to icp and icp"),
+    ({"prune__solver": "alps", "prune__block_size": 128}, "prune.block_size does not apply to"),
+    ({"prune__solver": "alps", "quant__bits": 4}, "quant.bits does not go with prune.solver alps"),
     (
         {"prune__method": "sparsegpt", "compensate__lr": 1e-4},
         "compensate.lr applies to icp and",

@@ -15,6 +15,8 @@ RUNS = {
         "prune": PruneConfig(pattern="2:4"),
         "quant": QuantConfig(bits=4, group=16),
     },
+    "alps": {"prune": PruneConfig("alps", sparsity=0.5)},
+    "icp with alps": {"prune": PruneConfig(solver="alps")},
     "wanda": {"prune": PruneConfig("wanda", sparsity=0.5)},
 }
 
@@ -28,7 +30,9 @@ def test_programs_lower_for_cuda(monkeypatch, tmp_path, model, run, dtype):
     lowered = programs(monkeypatch, tmp_path, model, asked)
 
     blocks = {"forward", "forward_beside", "collect"}
-    method = {"wanda"} if run == "wanda" else {"_steps", "factor", "_walk"}
+    alps = {"alps", "spectrum"}
+    methods = {"wanda": {"wanda"}, "alps": alps, "icp with alps": alps | {"_steps"}}
+    method = methods.get(run, {"_steps", "factor", "_walk"})
     assert blocks | method <= set(lowered)
     for name in blocks | (method & {"_steps"}):
         assert ("__cudnn$fmha" in lowered[name]) == (dtype == "bfloat16")

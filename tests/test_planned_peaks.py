@@ -20,6 +20,12 @@ SHAPES = {  # blocks of OPT, samples, tokens, further options
         128,
         ["--prune.beta", "0.1"],
     ),
+    "wide blocks with alps": (
+        dict(hidden_size=768, ffn_dim=3072, num_attention_heads=12, num_hidden_layers=2),
+        4,
+        128,
+        ["--method", "alps"],
+    ),
     "long streams": (
         dict(hidden_size=256, ffn_dim=512, num_hidden_layers=2),
         256,
@@ -41,7 +47,7 @@ SHAPES = {  # blocks of OPT, samples, tokens, further options
 }
 
 
-LONG = ("long streams", "large vocabulary", "global pass")
+LONG = ("wide blocks with alps", "long streams", "large vocabulary", "global pass")
 
 
 @pytest.mark.parametrize(
@@ -71,7 +77,8 @@ def test_planned_and_measured_peaks_agree(tmp_path, shape):
     planned = run("plan", "model")
     compiled = programs()
     run("prune", "model", "out")
-    for program in ("forward", "forward_beside", "collect", "factor", "_walk", "energy"):
+    solver = ("spectrum", "alps") if "alps" in more else ("factor", "_walk")
+    for program in ("forward", "forward_beside", "collect", "energy", *solver):
         assert programs()[f"jit_{program}"] == compiled[f"jit_{program}"] > 0, program
     assert programs()["jit__steps"] == compiled["jit__steps"]
     measured = json.loads((tmp_path / "out" / "icp_run.json").read_text())["peak_host_mib"]

@@ -26,7 +26,7 @@ def run(method, kernel, budget=700, x=X, **options):
 
 
 @pytest.mark.parametrize("pattern", [None, (2, 4)])
-@pytest.mark.parametrize("method", ["sparsegpt", "wanda", "magnitude"])
+@pytest.mark.parametrize("method", ["alps", "sparsegpt", "wanda", "magnitude"])
 @pytest.mark.parametrize("scale", TINY)
 def test_tiny_weights_are_pruned_as_any(method, pattern, scale):
     """By a power of two, and so to the bit, as far as they are no subnormal numbers."""
@@ -42,7 +42,7 @@ def test_tiny_weights_are_pruned_as_any(method, pattern, scale):
 
 def test_tiny_weights_beside_large_ones():
     kernel = KERNEL * np.logspace(-41, 0, 64, dtype=np.float32)[:, None]
-    for method in ("sparsegpt", "wanda", "magnitude"):
+    for method in ("alps", "sparsegpt", "wanda", "magnitude"):
         new, keep = run(method, kernel, 24 * 32)
         assert (new == 0).sum() == (~keep).sum() == 24 * 32
     _, keep = run("magnitude", kernel, 24 * 32)
@@ -116,6 +116,7 @@ def test_the_report_counts_the_zeros_there(bundled, method, quant):
 PRUNERS = {
     "sparsegpt": lambda k, b: pruners.sparsegpt(k, pruners.factor(stats.from_inputs(X)), b),
     "walk": lambda k, b: pruners.walk(k, pruners.factor(stats.from_inputs(X)), b),
+    "alps": lambda k, b: pruners.alps(k, pruners.spectrum(stats.from_inputs(X)), b),
     "wanda": lambda k, b: pruners.wanda(k, stats.from_inputs(X), b),
     "magnitude": lambda k, b: pruners.magnitude(k, None, b),
     "icp": lambda k, b: METHODS["icp"].prune(jnp.array(k), pruners.factor(stats.from_inputs(X)), b),

@@ -46,6 +46,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "prune.alpha": "prune.alpha",
         "prune.beta": "prune.beta",
         "prune.rearrange": "prune.rearrange",
+        "prune.solver": "prune.solver",
         "prune.damping": "prune.damping",
         "prune.block-size": "prune.block_size",
     },

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from icp_jax.core.choice import Choice
 from icp_jax.core.counts import Shapes, Target, counts
 from icp_jax.core.masks import parse_pattern
-from icp_jax.core.pruners import METHODS
+from icp_jax.core.pruners import METHODS, Method, with_solver
 from icp_jax.models.spec import Family
 
 Numbers = Array | np.ndarray
@@ -26,6 +26,7 @@ class Recipe:
     """The static choices of a run. Each recipe compiles its own program."""
 
     method: str = "icp"  # a key of pruners.METHODS
+    solver: str = "sparsegpt"  # of pruners.SOLVERS, what prunes a block that is compensated
     pattern: tuple[int, int] | None = None  # n:m, keep n of m; None: unstructured
     block_size: int = 128  # inputs whose mask SparseGPT chooses together
     batch: int = 1  # samples per forward pass
@@ -38,6 +39,11 @@ class Recipe:
     undo: Literal["all", "probe", "never"] = "all"  # a failed compensation, see `compensate`
     remat: bool = False  # recompute attention for the gradient: less memory, more time
     backend: str | None = None  # compile for cpu or gpu; None: JAX's default
+
+    @property
+    def pruner(self) -> Method:
+        """The method, with the solver of its blocks."""
+        return with_solver(self.method, self.solver)
 
 
 class Hyper(NamedTuple):

@@ -138,6 +138,18 @@ def keep_n_of_m(scores: Float[AnyArray, "i o"], n: int, m: int) -> Bool[Array, "
     return (rank >= m - n).reshape(inputs, outputs)
 
 
+def keep_best(
+    scores: Float[AnyArray, "i o"], budget: Int[Array, ""], pattern: tuple[int, int] | None
+) -> Bool[Array, "i o"]:
+    """False at the `budget` smallest |scores| of the whole matrix, or to `pattern`.
+
+    Ties go to the lowest (input, output), or to the lowest input of a group.
+    """
+    if pattern is not None:
+        return keep_n_of_m(scores, *pattern)
+    return keep_largest(scores.reshape(1, -1), budget[None]).reshape(scores.shape)
+
+
 def apply_keep(params: Any, keep: Any) -> Any:
     """`jnp.where(keep, p, 0)` for every leaf that has a mask.
 

@@ -21,7 +21,6 @@ from icp_jax.core.choice import LEFT, fits
 from icp_jax.core.damping import climb
 from icp_jax.core.hyper import Hyper, Recipe
 from icp_jax.core.passes import Statistics
-from icp_jax.core.pruners import METHODS
 from icp_jax.models.spec import Family
 
 Params = dict[str, Any]
@@ -72,7 +71,7 @@ def prune_tap(
     ‖Wᵀx‖² over all tokens, for linears that have it. hyper: damping and bits. dtypes: the stored
     dtype of each linear, to which the grid's scales are rounded.
     """
-    method = METHODS[recipe.method]
+    method = recipe.pruner
     options: dict[str, Any] = {}
     out = _left_out(kernels, counts, recipe, dtypes)
     if not kernels:

@@ -59,6 +59,17 @@ def lower(x: Float[Array, "*s"], shift: Int[Array, ""]) -> Float[Array, "*s"]:
     return jnp.where(size < info.minexp, jnp.copysign(small, x), _times(x, -shift))
 
 
+def lifted(kernel: Float[Array, "*s"]) -> tuple[Float[Array, "*s"], Int[Array, ""]]:
+    """`lift` for a solver that computes in float32, from any dtype."""
+    w, shift = lift(kernel.astype(jnp.float32) if kernel.dtype.itemsize < 4 else kernel)
+    return w.astype(jnp.float32), shift
+
+
+def lowered(w: Float[Array, "*s"], shift: Int[Array, ""], dtype) -> Float[Array, "*s"]:
+    """The inverse of `lifted`, in the given dtype."""
+    return lower(w.astype(dtype) if dtype.itemsize > 4 else w, shift).astype(dtype)
+
+
 def _integer(dtype) -> jnp.dtype:
     return jnp.dtype(f"int{8 * dtype.itemsize}")
 

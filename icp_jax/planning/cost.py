@@ -8,7 +8,7 @@ import jax
 
 from icp_jax.config import MemoryConfig, RunConfig
 from icp_jax.core.distill_steps import held_out
-from icp_jax.core.pruners import METHODS
+from icp_jax.core.pruners import METHODS, with_solver
 from icp_jax.models.spec import Family
 from icp_jax.phases import GLOBAL, STREAMED, Epochs
 from icp_jax.planning.products import Shapes, products
@@ -62,10 +62,11 @@ def _terms(
     family: Family, shapes: Sequence[Shapes], config: RunConfig, positions: int
 ) -> Iterator[tuple[int, str, float]]:
     """(block, phase, FLOPs) terms; a phase may have several."""
-    tokens, walks = config.calibration.count * positions, METHODS[config.prune.method].walks
+    tokens = config.calibration.count * positions
+    method = with_solver(config.prune.method, config.prune.solver)
     for t, block in enumerate(shapes):
         keys = family.keys_met(t, positions)
-        of_block = products(family, block, keys, tokens, epochs(config), walks)
+        of_block = products(family, block, keys, tokens, epochs(config), method)
         for entry in TABLE:
             if entry.phase.of_block(t, of_block.epochs):
                 yield from ((t, entry.phase.name, count) for count in entry.flops(of_block))

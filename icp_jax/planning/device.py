@@ -77,9 +77,11 @@ def prune(block: Block) -> Iterator[int]:
             energy = (shape(linears[name]), moments, seen.energies.get(name))
             yield held + block.beside(stats.energy, *energy)
         prepared = jax.eval_shape(lambda m: block.method.prepare(m, DAMPING), moments)
-        if block.method.walks:
+        if block.method.prepare_flops:
             yield held + block.beside(block.method.prepare, moments, DAMPING)
-            held += size(prepared) - size(moments)
+            held += size(prepared)
+        if block.method.walks:  # the moments are freed
+            held -= size(moments)
         for name in names:
             for found in _linear(block, shape(linears[name]), moments, prepared):
                 yield held + found

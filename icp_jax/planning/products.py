@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from icp_jax.core import stats
+from icp_jax.core.pruners import Method
 from icp_jax.models.spec import Family
 from icp_jax.phases import Epochs
 
@@ -21,7 +22,7 @@ class Products(NamedTuple):
     last: tuple[int, int]  # the last linear in the order of computation
     widths: Sequence[int]  # widths of the taps
     epochs: Epochs
-    walks: bool  # whether the pruner factors the Hessian
+    method: Method
 
     @property
     def last_by_outputs(self) -> bool:
@@ -30,7 +31,7 @@ class Products(NamedTuple):
 
 
 def products(
-    family: Family, block: Shapes, keys: float, tokens: int, epochs: Epochs, walks: bool
+    family: Family, block: Shapes, keys: float, tokens: int, epochs: Epochs, method: Method
 ) -> Products:
     """The products of a block with these linears. keys: mean number of keys per query."""
     weights = sum(i * o for i, o in block.values())
@@ -38,7 +39,7 @@ def products(
     forward = 2.0 * tokens * (weights + 2 * keys * family.hidden_size)
     last, widths = block[family.linears[-1].name], family.tap_widths(block)
     linears, inputs = tuple(block.values()), tuple(widths.values())
-    return Products(forward, tokens, linears, last, inputs, epochs, walks)
+    return Products(forward, tokens, linears, last, inputs, epochs, method)
 
 
 def none(p: Products) -> Iterator[float]:
@@ -81,5 +82,5 @@ def prune(p: Products) -> Iterator[float]:
     if not p.last_by_outputs:
         inputs, outputs = p.last
         yield inputs * inputs * outputs
-    if p.walks:
-        yield 2 / 3 * sum(width**3 for width in p.widths)
+    yield p.method.prune_flops * sum(i * i * o for i, o in p.linears)
+    yield p.method.prepare_flops * sum(width**3 for width in p.widths)

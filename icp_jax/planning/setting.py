@@ -13,7 +13,7 @@ import numpy as np
 from icp_jax import backend
 from icp_jax.config import MemoryConfig
 from icp_jax.core.passes import Apply
-from icp_jax.core.pruners import METHODS
+from icp_jax.core.pruners import with_solver
 from icp_jax.planning.programs import Programs, shape
 from icp_jax.planning.workload import Params, Workload, size
 from icp_jax.streaming import passes, transfer
@@ -47,8 +47,9 @@ class Block:
 
     def __init__(self, setting: Setting, module: Any, stored: Params):
         self.setting, self.work, self.beside = setting, setting.work, setting.programs.beside
+        config = self.work.config.prune
         self.apply = Apply(module, passes.compute_dtype(self.work.config.dtype))
-        self.method = METHODS[self.work.config.prune.method]
+        self.method = with_solver(config.method, config.solver)
         self.stored, self.params = stored, jax.tree.map(lambda leaf: shape(leaf.shape), stored)
         one = setting.one
         self.x = shape((setting.batch, *one.shape[1:]), one.dtype)

@@ -27,6 +27,7 @@ COLUMNS: dict[
 NAMES = {
     "icp": "ICP",
     "icp+": "ICP+",
+    "alps": "ALPS",
     "sparsegpt": "SparseGPT",
     "wanda": "Wanda",
     "magnitude": "Magnitude",

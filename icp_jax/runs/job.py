@@ -26,6 +26,7 @@ def job(source: Source, config: RunConfig) -> Job:
     zeros = counts(family, shapes, aim, method=run.prune.method, group=quant.group)
     recipe = Recipe(
         method=run.prune.method,
+        solver=settings["prune.solver"],
         pattern=aim.pattern,
         block_size=settings["prune.block_size"],
         dtype=compute_dtype(run.dtype),

@@ -55,6 +55,8 @@ CASES = {
     "icp": {},
     "icp+": {"method": "icp+"},
     "sparsegpt": {"method": "sparsegpt"},
+    "alps": {"method": "alps"},
+    "icp+ with alps": {"method": "icp+", "solver": "alps"},
     "wanda": {"method": "wanda"},
     "magnitude": {"method": "magnitude"},
     "2:4": {"pattern": "2:4"},

@@ -54,3 +54,41 @@ def sparsegpt(kernel, second, budget, damping=0.01, pattern=None, bits=None, blo
             w[:, i + 1 :] -= np.outer(error, u[i, i + 1 :])
             w[:, i] = new
     return w.T, keep.T, u
+
+
+def largest(scores, count, pattern):
+    """Keep mask of the largest |scores|: all but `count` of the matrix, or n of m inputs."""
+    scores = np.abs(scores)
+    if pattern is None:
+        keep = np.ones(scores.size, bool)
+        keep[np.argsort(scores.ravel(), kind="stable")[:count]] = False
+        return keep.reshape(scores.shape)
+    n, m = pattern
+    groups = scores.reshape(-1, m, scores.shape[1])
+    ranks = np.argsort(np.argsort(groups, axis=1, kind="stable"), axis=1, kind="stable")
+    return (ranks >= m - n).reshape(scores.shape)
+
+
+def alps(kernel, second, budget, damping=0.01, pattern=None):
+    """(kernel, keep) of ALPS for a kernel [in, out], refit exactly; `second` is E[x xᵀ]."""
+    h = 2 * second.astype(np.float64)
+    h += damping * np.mean(np.diag(h)) * np.eye(len(h))
+    scale = np.sqrt(np.diag(h))
+    h, w = h / np.outer(scale, scale), kernel.astype(np.float64) * scale[:, None]
+    keep = seen = largest(w, budget, pattern)
+    d, v, rho, goal = np.where(keep, w, 0), np.zeros(w.shape), 0.1, h @ w
+    for t in range(300):
+        b = scipy.linalg.solve(h + rho * np.eye(len(h)), goal - v + rho * d)
+        keep = largest(b + v / rho, budget, pattern)
+        d = np.where(keep, b + v / rho, 0)
+        v += rho * (b - d)
+        if t % 3 == 2:
+            changed = (keep != seen).sum() / keep.sum()
+            if changed == 0:
+                break
+            rho *= 1.3 if changed > 0.1 else 1.2 if changed > 0.005 else 1.1
+            seen = keep
+    for o in range(w.shape[1]):
+        at = np.flatnonzero(keep[:, o])
+        d[at, o] = scipy.linalg.solve(h[np.ix_(at, at)], goal[at, o])
+    return d / scale[:, None], keep

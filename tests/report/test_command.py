@@ -55,11 +55,15 @@ def test_the_command_has_the_settings_of_the_run(name):
     assert repeat(flat(run)) == repeat(dataclasses.asdict(run))  # as sweeps record them
 
 
-@pytest.mark.parametrize("method", ["icp", "icp+", "sparsegpt", "wanda", "magnitude"])
+@pytest.mark.parametrize(
+    "method, solver",
+    [(m, None) for m in ("icp", "icp+", "alps", "sparsegpt", "wanda", "magnitude")]
+    + [("icp+", "alps")],
+)
 @pytest.mark.parametrize("pattern", [None, "2:4"])
-def test_the_command_of_a_resolved_run_is_accepted(bundled, method, pattern):
+def test_the_command_of_a_resolved_run_is_accepted(bundled, method, solver, pattern):
     sparsity = None if pattern else 0.5
-    asked = RunConfig(str(bundled), "o", PruneConfig(method, sparsity, pattern))
+    asked = RunConfig(str(bundled), "o", PruneConfig(method, sparsity, pattern, solver=solver))
     full = resolved(asked, describe(str(bundled)))
     words = shlex.split(repeat(dataclasses.asdict(full)))
     again = check(run_config(parse(words[1:])))  # refuses what the method does not use

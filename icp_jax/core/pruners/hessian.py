@@ -22,12 +22,21 @@ class Factor(NamedTuple):
     added: Float[Array, ""]  # damping added to the diagonal of H
 
 
-@jax.jit
-def factor(moments: Moments, damping: float | Float[Array, ""] = 0.01) -> Factor:
-    """The factor of H = 2·E[x xᵀ], damped by `damping` times its mean diagonal.
+class Damped(NamedTuple):
+    """The damped Hessian of a tap."""
 
-    `upper` contains NaN if H is not positive definite.
-    """
+    upper: Float[Array, "i i"]  # upper half of H; the rest is zero
+    dead: Bool[Array, "i"]  # inputs that are always zero
+    added: Float[Array, ""]  # damping added to the diagonal
+
+    @property
+    def whole(self) -> Float[Array, "i i"]:
+        """H with both halves filled in."""
+        return self.upper + jnp.triu(self.upper, 1).T
+
+
+def damped(moments: Moments, damping: float | Float[Array, ""] = 0.01) -> Damped:
+    """H = 2·E[x xᵀ], damped by `damping` times its mean diagonal. Dead inputs get a one."""
     size = moments.second.shape[0]
     chex.assert_shape(moments.second, (size, size))
     h = 2.0 * moments.second
@@ -36,6 +45,13 @@ def factor(moments: Moments, damping: float | Float[Array, ""] = 0.01) -> Factor
     diagonal = jnp.where(dead, 1.0, diagonal)
     added = jnp.asarray(damping, h.dtype) * jnp.mean(diagonal)
     h = jnp.where(jnp.eye(size, dtype=bool), (diagonal + added)[:, None], jnp.triu(h))
+    return Damped(h, dead, added)
+
+
+@jax.jit
+def factor(moments: Moments, damping: float | Float[Array, ""] = 0.01) -> Factor:
+    """The factor of the damped H. `upper` contains NaN if H is not positive definite."""
+    h, dead, added = damped(moments, damping)
     # batched Cholesky calls in one program can deadlock on the CPU
     invert = (
         jax.custom_batching.sequential_vmap(inverse_upper) if backend.is_host() else inverse_upper

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from icp_jax.core.masks import keep_largest, keep_n_of_m
+from icp_jax.core.masks import keep_best
 from icp_jax.core.pruners.checked import checked
 
 
@@ -27,8 +27,5 @@ def magnitude(
     stats is unused; all pruners share one signature. Ties go to the lowest (input, output).
     """
     chex.assert_rank(kernel, 2)
-    if pattern is not None:
-        keep = keep_n_of_m(kernel, *pattern)
-    else:
-        keep = keep_largest(kernel.reshape(1, -1), budget[None]).reshape(kernel.shape)
+    keep = keep_best(kernel, budget, pattern)
     return jnp.where(keep, kernel, 0), keep

@@ -21,7 +21,7 @@ from icp_jax.core.pruners.hessian import Factor
 from icp_jax.core.pruners.sparsegpt_block import Goal, walk_block
 from icp_jax.core.pruners.triangular import dot_transposed
 from icp_jax.core.quantize import Grid
-from icp_jax.core.scaling import TOP, lift, lower
+from icp_jax.core.scaling import TOP, lifted, lower, lowered
 
 BLOCK = 128  # inputs whose mask is chosen together
 SPAN = 512  # inputs whose errors are spread together
@@ -158,16 +158,13 @@ def _padded(w, upper, block):
 
 
 def _lifted(kernel, grid):
-    """(kernel in float32, its shift from `lift`); not lifted, shift None, if there is a grid."""
-    wide = kernel.astype(jnp.float32) if kernel.dtype.itemsize < 4 else kernel
-    w, shift = lift(wide) if grid is None else (wide, None)
-    return w.astype(jnp.float32), shift
+    """`lifted`, but with a grid as it is, and its shift None."""
+    return lifted(kernel) if grid is None else (kernel.astype(jnp.float32), None)
 
 
 def _lowered(w, shift, dtype):
     """The inverse of `_lifted`, in the given dtype."""
-    wide = w.astype(dtype) if dtype.itemsize > 4 else w
-    return (wide if shift is None else lower(wide, shift)).astype(dtype)
+    return w.astype(dtype) if shift is None else lowered(w, shift, dtype)
 
 
 def _squares(shift, x):
