@@ -1,0 +1,135 @@
+"""What each piece of icp+ brings and costs, per model and sparsity.
+
+    python benchmarks/bench_plus.py bundled --lr 1e-3
+    python benchmarks/bench_plus.py stories260K --stories tinystories-slice.txt --lr 5e-3
+    python benchmarks/bench_plus.py smollm2 --calibration smollm2_calibration.npy \\
+        --evaluation smollm2_evaluation.npy --also tinystories-slice.txt --lr 1e-3
+
+On the same calibration windows, all in one process: `icp`; `icp+`, which tunes the pruned block
+once more; `icp+` with ALPS as the solver; and `icp+` followed by one epoch of the global pass on
+the same windows. --lr: of all tuning of blocks. --also: a text of another kind to evaluate on. The
+result file keeps its points; running again adds the missing ones. `--only 0.7 2:4` takes those
+zeros only, `--routes` those pieces only. Seconds are of the pruning and of the global pass; the
+first point of a process also compiles.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+from bench_defaults import texts
+
+import icp_jax
+from icp_jax import demo
+from icp_jax.backend import heap
+from icp_jax.config import CompensateConfig, RetuneConfig
+
+OUT = "plus.json"
+TARGETS: dict[str, dict[str, Any]] = {
+    **{f"{s:g}": {"sparsity": s, "alpha": 1.0, "beta": 0.0} for s in (0.5, 0.6, 0.7)},
+    "2:4": {"pattern": "2:4"},
+}
+ROUTES: dict[str, dict[str, Any]] = {
+    "icp": {"method": "icp"},
+    "icp+": {"method": "icp+"},
+    "icp+, alps": {"method": "icp+", "solver": "alps"},
+}
+GLOBAL = "icp+, global pass"
+KEYS = ("model", "zeros", "route", "lr", "seed")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    bundled = demo.BUNDLED
+    parser.add_argument("--calibration", default=str(bundled / "calibration.txt"))
+    parser.add_argument("--evaluation", default=str(bundled / "heldout.txt"))
+    parser.add_argument("--stories", type=Path, help="text, for a model with llama2.c's tokenizer")
+    parser.add_argument("--also", help="a second text to evaluate on")
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--global-lr", type=float, default=5e-4)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--only", nargs="+", default=list(TARGETS), help="sparsities and patterns")
+    parser.add_argument("--routes", nargs="+", default=[*ROUTES, GLOBAL])
+    args = parser.parse_args()
+    heap.reuse()
+    dense = icp_jax.load(str(bundled) if args.model == "bundled" else args.model)
+    tokens, evaluation = texts(args, dense)
+    name = bundled.name if args.model == "bundled" else Path(args.model).name
+    length = tokens.shape[1]
+
+    def measured(model: icp_jax.Model) -> dict[str, float]:
+        found = {"perplexity": icp_jax.evaluate(model, evaluation).perplexity}
+        if args.also:
+            other = icp_jax.evaluate(model, args.also, seq_len=length, limit=24)
+            found["also"] = other.perplexity
+        return found
+
+    store = Store(name, {"windows": list(tokens.shape), "dense": measured(dense)})
+    for seed, zeros in itertools.product(args.seeds, args.only):
+        plus = None
+        for route, settings in ROUTES.items():
+            key = dict(zip(KEYS, (name, zeros, route, args.lr, seed), strict=True))
+            last = route == "icp+" and GLOBAL in args.routes
+            after = {**key, "route": GLOBAL, "global_lr": args.global_lr}
+            if (route not in args.routes or key in store) and not (last and after not in store):
+                continue
+            pruned, seconds = prune(dense, tokens, {**TARGETS[zeros], **settings}, args.lr, seed)
+            if key not in store:
+                store.add(key, measured(pruned), seconds)
+            if last and after not in store:
+                plus = after, pruned, seconds
+        if plus is not None:
+            key, pruned, before = plus
+            (tuned, metrics), seconds = timed(
+                icp_jax.distill, pruned, dense, tokens, lr=args.global_lr, seed=seed
+            )
+            kl = np.asarray(metrics.heldout).tolist()
+            store.add(key, {**measured(tuned), "kl": kl}, before + seconds)
+
+
+def prune(
+    dense: icp_jax.Model, tokens: np.ndarray, settings: dict[str, Any], lr: float, seed: int
+) -> tuple[icp_jax.Model, float]:
+    """(the pruned model, seconds)."""
+    tuning = {"compensation": CompensateConfig(lr=lr, epochs=1)}
+    if settings["method"] == "icp+":
+        tuning["retune"] = RetuneConfig(lr=lr, epochs=1)
+    (pruned, _), seconds = timed(icp_jax.prune, dense, tokens, **settings, **tuning, seed=seed)
+    return pruned, seconds
+
+
+def timed(call: Any, *args: Any, **settings: Any) -> tuple[Any, float]:
+    started = time.perf_counter()
+    found = call(*args, **settings)
+    return found, time.perf_counter() - started
+
+
+class Store:
+    """The result file, with the points of all models."""
+
+    def __init__(self, model: str, facts: dict[str, Any]):
+        target = common.RESULTS / OUT
+        self.record = json.loads(target.read_text()) if target.exists() else {"points": []}
+        self.record.setdefault("models", {})[model] = {**facts, **common.provenance()}
+
+    def __contains__(self, key: dict[str, Any]) -> bool:
+        return any(key.items() <= row.items() for row in self.record["points"])
+
+    def add(self, key: dict[str, Any], found: dict[str, Any], seconds: float) -> None:
+        """Add a point, and write the file."""
+        self.record["points"].append({**key, **found, "seconds": seconds})
+        print(json.dumps(self.record["points"][-1]), flush=True)
+        common.write(OUT, self.record)
+
+
+if __name__ == "__main__":
+    main()
