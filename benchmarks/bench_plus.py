@@ -18,6 +18,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -114,21 +116,28 @@ def timed(call: Any, *args: Any, **settings: Any) -> tuple[Any, float]:
 
 
 class Store:
-    """The result file, with the points of all models."""
+    """The result file, with the points of all models. It is read anew for every point."""
 
     def __init__(self, model: str, facts: dict[str, Any]):
+        told = common.provenance()
+        words = [Path(word).name if "/" in word else word for word in sys.argv]
+        told["command"] = shlex.join(["python", f"benchmarks/{words[0]}", *words[1:]])
+        self.model, self.facts = model, {**facts, **told}
+
+    def read(self) -> dict[str, Any]:
         target = common.RESULTS / OUT
-        self.record = json.loads(target.read_text()) if target.exists() else {"points": []}
-        self.record.setdefault("models", {})[model] = {**facts, **common.provenance()}
+        return json.loads(target.read_text()) if target.exists() else {"models": {}, "points": []}
 
     def __contains__(self, key: dict[str, Any]) -> bool:
-        return any(key.items() <= row.items() for row in self.record["points"])
+        return any(key.items() <= row.items() for row in self.read()["points"])
 
     def add(self, key: dict[str, Any], found: dict[str, Any], seconds: float) -> None:
         """Add a point, and write the file."""
-        self.record["points"].append({**key, **found, "seconds": seconds})
-        print(json.dumps(self.record["points"][-1]), flush=True)
-        common.write(OUT, self.record)
+        record, row = self.read(), {**key, **found, "seconds": seconds}
+        record["points"].append(row)
+        record["models"][self.model] = self.facts
+        print(json.dumps(row), flush=True)
+        common.write(OUT, record)
 
 
 if __name__ == "__main__":

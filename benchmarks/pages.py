@@ -22,6 +22,7 @@ from unittest import mock
 
 import page_accuracy
 import page_costs
+import page_plus
 import page_settings
 import page_smollm2
 import page_sweeps
@@ -43,6 +44,7 @@ SECTIONS = (
     page_smollm2.beside_authors,
     page_smollm2.costs,
     page_settings.settings,
+    page_plus.plus,
     page_accuracy.sam,
     page_costs.speed,
     page_costs.sam,
