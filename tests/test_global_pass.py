@@ -124,13 +124,29 @@ def test_predictions_come_nearer_and_zeros_stay(place, models, capsys):
     assert record["sparsity"] == pytest.approx(0.5, abs=1e-4) and len(record["blocks"]) == 2
     kept = json.loads((place / "out" / "icp_run.json").read_text())
     assert kept["global_pass"] == found
-    assert "icp-jax distill pruned dense" in (place / "out" / "report.html").read_text()
+    page = (place / "out" / "report.html").read_text()
+    assert "icp-jax distill pruned dense" in page and "Global pass" in page
+    assert "Then all blocks were tuned together on 11 windows, in 2 epochs." in page
     pruned, dense, windows = models
     tuned = icp_jax.load("out")
     zeros_stay(pruned, [tuned.block(t) for t in range(2)])
     kl = [icp_jax.evaluate(m, windows[-1:], against=dense).kl for m in (pruned, tuned)]
     assert kl[1] < kl[0]
     assert sorted(p.name for p in place.iterdir()) == ["dense", "ids.npy", "out", "pruned"]
+
+
+def test_a_model_from_another_tool_is_taken(place, capsys):
+    (place / "other").mkdir()
+    for path in (place / "pruned").iterdir():
+        if path.name not in ("icp_run.json", "report.html"):
+            (place / "other" / path.name).symlink_to(path)
+    args = [arg.replace("pruned", "other") for arg in COMMAND]
+    assert main([*args, "--batch", "2", "--quiet"]) == 0
+    assert "epoch 1" in capsys.readouterr().out and not (place / "out" / "report.html").exists()
+    record = json.loads((place / "out" / "icp_run.json").read_text())
+    assert record["blocks"] == [] and record["global_pass"]["pruned"] == "other"
+    assert main(["report", "out"]) == 2
+    assert "without the record of a run" in error(capsys)
 
 
 def test_a_rate_that_does_harm_leaves_the_weights(place, capsys):

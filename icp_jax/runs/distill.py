@@ -71,12 +71,13 @@ def distill_folder(
         counted = _export(source, found, aside.path, progress)
         for each in weights:
             each.check()
-        told = _record(pruned, source.folder, config, counted) | {
+        told = _record(source.folder, config, counted)
+        told["global_pass"] = {
+            **global_pass.record(found, config.global_pass, windows),
+            **_circumstances(pruned, config),
             "inputs": _inputs(weights, inputs.record(source, tokens)),
-            "global_pass": global_pass.record(found, config.global_pass, windows),
             "seconds": round(time.perf_counter() - started, 3),
         }
-        told["global_pass"]["command"] = _command(pruned, config)
         write_json(aside.path / RECORD, told)
         if told["blocks"]:
             page = partial(write.run_html, told)
@@ -149,20 +150,23 @@ def _known(folder: Path) -> Record:
     return found if usable and isinstance(found.get("blocks"), list) else {}
 
 
-def _record(pruned: str, folder: Path, config: RunConfig, counted: Counted) -> Record:
-    """The pruning run's record, where there is one, with what this one changes."""
+def _record(folder: Path, config: RunConfig, counted: Counted) -> Record:
+    """The record of the run that pruned the folder, or one without blocks, and what is counted."""
+    used = ("model", "calibration", "global_pass", "dtype", "seed")
+    own = {name: value for name, value in dataclasses.asdict(config).items() if name in used}
+    before = _known(folder) or {"config": own, "blocks": []}
+    counts = {"sparsity": counted.sparsity, "zeros": counted.zeros, "size": counted.size}
+    return {**before, "texts": None, **counts}  # the texts were those of other weights
+
+
+def _circumstances(pruned: str, config: RunConfig) -> Record:
     peak = storage.device_peak()
-    before = _known(folder) or {"config": dataclasses.asdict(config), "blocks": []}
-    return before | {
+    return {
         "pruned": pruned,
         "dense": config.model,
+        "command": _command(pruned, config),
         "versions": versions(),
         "device": jax.devices()[0].device_kind,
-        "plan": None,
-        "texts": None,
-        "sparsity": counted.sparsity,
-        "zeros": counted.zeros,
-        "size": counted.size,
         "peak_host_mib": round(peak_mib()),
         "peak_device_mib": None if peak is None else round(peak / 2**20),
     }
