@@ -15,32 +15,40 @@ from icp_jax.streaming import distill as streaming
 from icp_jax.streaming.distill import Hooks
 from icp_jax.streaming.distill_steps import Pass
 
-WRITERS = {"opt": write_opt, "llama": write_llama}
 COMMAND = ["distill", "pruned", "dense", "--out", "out", "--data", "ids.npy", "--lr", "3e-3"]
 
 
-@pytest.fixture(scope="module", params=["opt", pytest.param("llama", marks=pytest.mark.slow)])
-def folders(request, tmp_path_factory):
+def folder_of(place, write):
     """A dense model, the same pruned, and rows of token ids."""
-    place = tmp_path_factory.mktemp("distill")
-    WRITERS[request.param](place / "dense", num_hidden_layers=2, vocab_size=97)
+    write(place / "dense", num_hidden_layers=2, vocab_size=97)
     np.save(place / "ids.npy", np.random.default_rng(1).integers(3, 97, (12, 16)).astype(np.int32))
     options = ["--method", "magnitude", "--sparsity", "0.5", "--data", str(place / "ids.npy")]
     assert main(["prune", str(place / "dense"), str(place / "pruned"), *options]) == 0
     return place
 
 
-@pytest.fixture(scope="module")
-def models(folders):
+def loaded(folder):
     """(pruned, dense, windows)."""
-    pruned, dense = (icp_jax.load(folders / name) for name in ("pruned", "dense"))
-    return pruned, dense, np.load(folders / "ids.npy")
+    pruned, dense = (icp_jax.load(folder / name) for name in ("pruned", "dense"))
+    return pruned, dense, np.load(folder / "ids.npy")
+
+
+@pytest.fixture(scope="module")
+def opt(tmp_path_factory):
+    return folder_of(tmp_path_factory.mktemp("opt"), write_opt)
+
+
+@pytest.fixture(scope="module", params=["opt", pytest.param("llama", marks=pytest.mark.slow)])
+def models(request, tmp_path_factory):
+    if request.param == "opt":
+        return loaded(request.getfixturevalue("opt"))
+    return loaded(folder_of(tmp_path_factory.mktemp("llama"), write_llama))
 
 
 @pytest.fixture
-def place(folders, tmp_path, monkeypatch):
+def place(opt, tmp_path, monkeypatch):
     for name in ("dense", "pruned", "ids.npy"):
-        (tmp_path / name).symlink_to(folders / name)
+        (tmp_path / name).symlink_to(opt / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -115,7 +123,7 @@ def test_a_loss_that_is_not_finite_ends_it(models):
 # ---------------------------------------------------------------- the command
 
 
-def test_predictions_come_nearer_and_zeros_stay(place, models, capsys):
+def test_predictions_come_nearer_and_zeros_stay(place, capsys):
     assert main([*COMMAND, "--epochs", "2", "--batch", "2", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     found = record["global_pass"]
@@ -127,7 +135,7 @@ def test_predictions_come_nearer_and_zeros_stay(place, models, capsys):
     page = (place / "out" / "report.html").read_text()
     assert "icp-jax distill pruned dense" in page and "Global pass" in page
     assert "Then all blocks were tuned together on 11 windows, in 2 epochs." in page
-    pruned, dense, windows = models
+    pruned, dense, windows = loaded(place)
     tuned = icp_jax.load("out")
     zeros_stay(pruned, [tuned.block(t) for t in range(2)])
     kl = [icp_jax.evaluate(m, windows[-1:], against=dense).kl for m in (pruned, tuned)]
