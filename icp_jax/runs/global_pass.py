@@ -123,9 +123,9 @@ def after_blocks(
 
 def record_of(found: Reached | None, config: RunConfig, tokens: np.ndarray) -> dict[str, Any]:
     """What the record of a run has of its pass, see `record`; empty without one."""
-    return (
-        {} if found is None else {"global_pass": record(found, config.global_pass, split(tokens))}
-    )
+    if found is None:
+        return {}
+    return {"global_pass": record(found, config.global_pass, split(tokens))}
 
 
 def record(found: Reached, given: GlobalConfig, windows: Windows) -> dict[str, Any]:

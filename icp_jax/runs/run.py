@@ -107,8 +107,9 @@ def prune_folder(
         progress(last, PUBLISH.name, 0, 1, None)  # last chance to interrupt the run
         work.publish()
     peaks = told["peak_host_mib"], told["peak_device_mib"]
-    more = source.family.kind, counted.pruned_sparsity, told.get("global_pass")
-    return Pruned(work.out, counted.sparsity, seconds, blocks, *peaks, *more)  # type: ignore[arg-type]
+    more = source.family.kind, counted.pruned_sparsity
+    passed_on = told.get("global_pass")
+    return Pruned(work.out, counted.sparsity, seconds, blocks, *peaks, *more, passed_on)
 
 
 def _sealing(weights: Weights, work: Work, telling: Telling) -> Callable[[BlockReport], None]:
@@ -125,10 +126,8 @@ def _sealing(weights: Weights, work: Work, telling: Telling) -> Callable[[BlockR
 def _verified(
     source: FolderSource, work: Work, job: Job, tuned: list[int], tick: Callable[[int, int], None]
 ) -> Counted:
-    zeros, first = (
-        by_name(source.family, job.hyper.counts),
-        min(tuned, default=len(job.hyper.counts)),
-    )
+    first = min(tuned, default=source.family.n_blocks)
+    zeros = by_name(source.family, job.hyper.counts)
     return verify_export(source, work.export, zeros, job.recipe.pattern, first, tick)
 
 
