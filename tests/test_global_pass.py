@@ -15,32 +15,40 @@ from icp_jax.streaming import distill as streaming
 from icp_jax.streaming.distill import Hooks
 from icp_jax.streaming.distill_steps import Pass
 
-WRITERS = {"opt": write_opt, "llama": write_llama}
 COMMAND = ["distill", "pruned", "dense", "--out", "out", "--data", "ids.npy", "--lr", "3e-3"]
 
 
-@pytest.fixture(scope="module", params=["opt", pytest.param("llama", marks=pytest.mark.slow)])
-def folders(request, tmp_path_factory):
+def folder_of(place, write):
     """A dense model, the same pruned, and rows of token ids."""
-    place = tmp_path_factory.mktemp("distill")
-    WRITERS[request.param](place / "dense", num_hidden_layers=2, vocab_size=97)
+    write(place / "dense", num_hidden_layers=2, vocab_size=97)
     np.save(place / "ids.npy", np.random.default_rng(1).integers(3, 97, (12, 16)).astype(np.int32))
     options = ["--method", "magnitude", "--sparsity", "0.5", "--data", str(place / "ids.npy")]
     assert main(["prune", str(place / "dense"), str(place / "pruned"), *options]) == 0
     return place
 
 
-@pytest.fixture(scope="module")
-def models(folders):
+def loaded(folder):
     """(pruned, dense, windows)."""
-    pruned, dense = (icp_jax.load(folders / name) for name in ("pruned", "dense"))
-    return pruned, dense, np.load(folders / "ids.npy")
+    pruned, dense = (icp_jax.load(folder / name) for name in ("pruned", "dense"))
+    return pruned, dense, np.load(folder / "ids.npy")
+
+
+@pytest.fixture(scope="module")
+def opt(tmp_path_factory):
+    return folder_of(tmp_path_factory.mktemp("opt"), write_opt)
+
+
+@pytest.fixture(scope="module", params=["opt", pytest.param("llama", marks=pytest.mark.slow)])
+def models(request, tmp_path_factory):
+    if request.param == "opt":
+        return loaded(request.getfixturevalue("opt"))
+    return loaded(folder_of(tmp_path_factory.mktemp("llama"), write_llama))
 
 
 @pytest.fixture
-def place(folders, tmp_path, monkeypatch):
+def place(opt, tmp_path, monkeypatch):
     for name in ("dense", "pruned", "ids.npy"):
-        (tmp_path / name).symlink_to(folders / name)
+        (tmp_path / name).symlink_to(opt / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -115,7 +123,7 @@ def test_a_loss_that_is_not_finite_ends_it(models):
 # ---------------------------------------------------------------- the command
 
 
-def test_predictions_come_nearer_and_zeros_stay(place, models, capsys):
+def test_predictions_come_nearer_and_zeros_stay(place, capsys):
     assert main([*COMMAND, "--epochs", "2", "--batch", "2", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     found = record["global_pass"]
@@ -124,13 +132,29 @@ def test_predictions_come_nearer_and_zeros_stay(place, models, capsys):
     assert record["sparsity"] == pytest.approx(0.5, abs=1e-4) and len(record["blocks"]) == 2
     kept = json.loads((place / "out" / "icp_run.json").read_text())
     assert kept["global_pass"] == found
-    assert "icp-jax distill pruned dense" in (place / "out" / "report.html").read_text()
-    pruned, dense, windows = models
+    page = (place / "out" / "report.html").read_text()
+    assert "icp-jax distill pruned dense" in page and "Global pass" in page
+    assert "Then all blocks were tuned together on 11 windows, in 2 epochs." in page
+    pruned, dense, windows = loaded(place)
     tuned = icp_jax.load("out")
     zeros_stay(pruned, [tuned.block(t) for t in range(2)])
     kl = [icp_jax.evaluate(m, windows[-1:], against=dense).kl for m in (pruned, tuned)]
     assert kl[1] < kl[0]
     assert sorted(p.name for p in place.iterdir()) == ["dense", "ids.npy", "out", "pruned"]
+
+
+def test_a_model_from_another_tool_is_taken(place, capsys):
+    (place / "other").mkdir()
+    for path in (place / "pruned").iterdir():
+        if path.name not in ("icp_run.json", "report.html"):
+            (place / "other" / path.name).symlink_to(path)
+    args = [arg.replace("pruned", "other") for arg in COMMAND]
+    assert main([*args, "--batch", "2", "--quiet"]) == 0
+    assert "epoch 1" in capsys.readouterr().out and not (place / "out" / "report.html").exists()
+    record = json.loads((place / "out" / "icp_run.json").read_text())
+    assert record["blocks"] == [] and record["global_pass"]["pruned"] == "other"
+    assert main(["report", "out"]) == 2
+    assert "without the record of a run" in error(capsys)
 
 
 def test_a_rate_that_does_harm_leaves_the_weights(place, capsys):

@@ -229,15 +229,15 @@ def pruned(done: Any) -> None:
 
 def distilled(record: dict[str, Any]) -> None:
     """Print a finished distillation: the KL of every epoch, the totals, and what to run next."""
-    out, dense, known = Console(), record["dense"], record["blocks"]
-    out.print(_epochs(record["global_pass"]))
-    lines = {"sparsity": f"{record['sparsity']:.6f}", "time": f"{record['seconds']:.1f} s"}
-    device = record["peak_device_mib"]
+    out, found, known = Console(), record["global_pass"], record["blocks"]
+    out.print(_epochs(found))
+    lines = {"sparsity": f"{record['sparsity']:.6f}", "time": f"{found['seconds']:.1f} s"}
+    device = found["peak_device_mib"]
     on_device = "" if device is None else f", {device} MiB on the device"
-    lines["peak memory"] = f"{record['peak_host_mib']} MiB{on_device}"
-    lines["kept"] = kept(record["global_pass"])
+    lines["peak memory"] = f"{found['peak_host_mib']} MiB{on_device}"
+    lines["kept"] = kept(found)
     lines |= {"output": record["out"]} | ({"report": f"{record['out']}/{REPORT}"} if known else {})
-    words = ["icp-jax", "eval", record["out"], "--data", "wikitext2", "--against", dense]
+    words = ["icp-jax", "eval", record["out"], "--data", "wikitext2", "--against", found["dense"]]
     for name, said in (lines | {"next": shlex.join(words)}).items():
         out.print(f"{name:<12} {said}", highlight=False, soft_wrap=True)
 

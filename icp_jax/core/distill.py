@@ -7,6 +7,7 @@ overfits within an epoch, so held-out samples decide which epoch's params are ke
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -57,7 +58,6 @@ def distill(
     runs = alike_runs(family, params["blocks"])
     applies = [Apply(family.block_at(run[0]), dtype) for run in runs]
     best = [_stacked(params["blocks"], run) for run in runs]
-    dtypes = [[leaf.dtype for leaf in jax.tree.leaves(stack)] for stack in best]
     ours, theirs = (weights(family, p["embed"], p["head"]) for p in (params, dense))
     of_dense = [widened(_stacked(dense["blocks"], run)) for run in runs]
     x, x_held = (_embedded(family, params, samples) for samples in (tokens, heldout))
@@ -71,17 +71,14 @@ def distill(
 
     def step(states, at):
         samples, rate = at
-
-        def at_head(after):
-            return loss_and_slope(family.head, ours, theirs, after, y[samples])
-
+        at_head = partial(loss_and_slope, family.head, ours, theirs, target=y[samples])
         return _step(family, applies, states, rate, x[samples], at_head)
 
     def epoch(carry, at):
         states, best, least, which = carry
         number, order, rates = at
         states, found = jax.lax.scan(step, states, (order, rates))
-        stored = [narrowed(s.params, d) for s, d in zip(states, dtypes, strict=True)]
+        stored = [_stored(s.params, like) for s, like in zip(states, best, strict=True)]
         now = measure(stored)
         better = now < least  # not if it is NaN
         best = jax.tree.map(lambda new, old: jnp.where(better, new, old), stored, best)
@@ -95,18 +92,27 @@ def distill(
     (_, best, _, which), (found, after) = jax.lax.scan(
         epoch, begin, (numbers, jnp.asarray(order), jnp.asarray(rates))
     )
-    blocks = {
-        str(t): jax.tree.map(lambda leaf, k=k: leaf[k], stack)
-        for run, stack in zip(runs, best, strict=True)
-        for k, t in enumerate(run)
-    }
     metrics = DistillMetrics(found, jnp.concatenate([first[None], after]), which)
-    return {**params, "blocks": blocks}, metrics
+    return {**params, "blocks": _apart(runs, best)}, metrics
 
 
 def _stacked(blocks: Params, run: list[int]) -> Params:
     """Consecutive equal blocks as one tree, so that the program does not grow with depth."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(blocks[str(t)] for t in run))
+
+
+def _apart(runs: list[list[int]], stacks: list[Params]) -> Params:
+    """The inverse of `_stacked`, for all runs."""
+    return {
+        str(t): jax.tree.map(lambda leaf, k=k: leaf[k], stack)
+        for run, stack in zip(runs, stacks, strict=True)
+        for k, t in enumerate(run)
+    }
+
+
+def _stored(params: Params, like: Params) -> Params:
+    """Params rounded to the dtypes of others."""
+    return narrowed(params, [leaf.dtype for leaf in jax.tree.leaves(like)])
 
 
 def _embedded(family: Family, params: Params, tokens: AnyArray) -> Float[Array, "n t d"]:

@@ -52,6 +52,11 @@ def _run(folder: Path) -> Record:
     record = _object(folder / RECORD)
     if not isinstance(record.get("blocks"), list) or not isinstance(record.get("config"), dict):
         raise InputError(f"{folder / RECORD} is not the record of a run: restore it")
+    if "global_pass" in record and "prune" not in record["config"]:
+        raise InputError(
+            f"{folder} was distilled from a folder without the record of a run, so it has no "
+            "report: give the output of prune, demo or sweep"
+        )
     return record
 
 

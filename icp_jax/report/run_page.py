@@ -96,7 +96,17 @@ def sentence(record: Record) -> str:
     return (
         f"{method(record)} gave {model_name(record)} {goal(record)} in {size:,} weights of {count} "
         f"block{'s' * (count != 1)}, calibrated on {data}, in {seconds(record.get('seconds'))}."
+        f"{_after(record.get('global_pass'))}"
     )
+
+
+def _after(passed: Record | None) -> str:
+    """What the global pass did, in one sentence; empty without one."""
+    if not passed:
+        return ""
+    count, epochs = passed["windows"], passed["epochs"]
+    said = f" Then all blocks were tuned together on {count} window{'s' * (count != 1)}"
+    return f"{said}, in {epochs} epoch{'s' * (epochs != 1)}."
 
 
 def tiles(record: Record) -> list[tuple[str, str]]:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import shlex
 import time
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from converters.files import RECORD, REPORT, check_other_files
@@ -23,13 +19,11 @@ from icp_jax.data.hub import resolve
 from icp_jax.errors import InputError
 from icp_jax.phases import EXPORT, GLOBAL, Progress
 from icp_jax.report import write
-from icp_jax.runs import global_pass
+from icp_jax.runs import distill_record, global_pass
 from icp_jax.runs.export import Aside, FolderSink, write_json
 from icp_jax.runs.fingerprint import Weights
-from icp_jax.runs.records import peak_mib, versions
 from icp_jax.runs.resume import Say, log
 from icp_jax.runs.verify_export import Counted, verify_export
-from icp_jax.streaming import storage
 from icp_jax.streaming.distill import Hooks, Reached, check_text, distill
 from icp_jax.streaming.distill_steps import Pass
 from icp_jax.streaming.passes import compute_dtype
@@ -71,12 +65,13 @@ def distill_folder(
         counted = _export(source, found, aside.path, progress)
         for each in weights:
             each.check()
-        told = _record(pruned, source.folder, config, counted) | {
-            "inputs": _inputs(weights, inputs.record(source, tokens)),
-            "global_pass": global_pass.record(found, config.global_pass, windows),
+        told = distill_record.record(source.folder, config, counted)
+        told["global_pass"] = {
+            **global_pass.record(found, config.global_pass, windows),
+            **distill_record.circumstances(pruned, config),
+            "inputs": distill_record.inputs(weights, inputs.record(source, tokens)),
             "seconds": round(time.perf_counter() - started, 3),
         }
-        told["global_pass"]["command"] = _command(pruned, config)
         write_json(aside.path / RECORD, told)
         if told["blocks"]:
             page = partial(write.run_html, told)
@@ -89,7 +84,10 @@ def check_models(pruned: FolderSource, dense: FolderSource) -> None:
     """Raise InputError for models that cannot be distilled."""
     check_text(pruned.family)
     check_other_files(pruned.folder)
-    shapes = [{rule.name: rule.shape for rule in source.placed} for source in (pruned, dense)]
+    shapes = [
+        {rule.path: rule.shape for rule in source.placed if rule.path[0] == "blocks"}
+        for source in (pruned, dense)
+    ]
     if shapes[0] != shapes[1] or pruned.family != dense.family:
         raise InputError(
             f"{dense.folder} has other shapes than {pruned.folder}: give the model that was pruned"
@@ -98,7 +96,7 @@ def check_models(pruned: FolderSource, dense: FolderSource) -> None:
     if isinstance(reader, PackedReader):
         forms = [parse_form(reader.stored(rule.name).form) for rule in pruned.placed]
         bits = next((form.bits for form in forms if isinstance(form, Levels)), None)
-    settings = _known(pruned.folder).get("config", {}).get("quant") or {}
+    settings = distill_record.known(pruned.folder).get("config", {}).get("quant") or {}
     bits = bits or settings.get("bits")
     if bits:
         raise InputError(
@@ -137,53 +135,3 @@ def _export(source: FolderSource, found: Reached, folder: Path, progress: Progre
         sink.abandon()
         raise
     return verify_export(source, folder, zeros, None, 0)
-
-
-def _known(folder: Path) -> Record:
-    """The record of the run that pruned a folder; empty without one."""
-    try:
-        found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    usable = isinstance(found, dict) and isinstance(found.get("config"), dict)
-    return found if usable and isinstance(found.get("blocks"), list) else {}
-
-
-def _record(pruned: str, folder: Path, config: RunConfig, counted: Counted) -> Record:
-    """The pruning run's record, where there is one, with what this one changes."""
-    peak = storage.device_peak()
-    before = _known(folder) or {"config": dataclasses.asdict(config), "blocks": []}
-    return before | {
-        "pruned": pruned,
-        "dense": config.model,
-        "versions": versions(),
-        "device": jax.devices()[0].device_kind,
-        "plan": None,
-        "texts": None,
-        "sparsity": counted.sparsity,
-        "zeros": counted.zeros,
-        "size": counted.size,
-        "peak_host_mib": round(peak_mib()),
-        "peak_device_mib": None if peak is None else round(peak / 2**20),
-    }
-
-
-def _inputs(weights: list[Weights], samples: Record) -> Record:
-    digests = {
-        f"{who} {name}": digest
-        for who, of in zip(("pruned", "dense"), weights, strict=True)
-        for name, digest in of.digests.items()
-        if name != "config.json"
-    }
-    return {"weights": digests, **samples}
-
-
-def _command(pruned: str, config: RunConfig) -> str:
-    """The command that does it again."""
-    given, data = config.global_pass, config.calibration
-    options: Record = {"data": data.data, "samples": data.samples, "seq-len": data.seq_len}
-    options |= {"epochs": given.epochs, "lr": given.lr, "batch": given.batch, "seed": config.seed}
-    words = ["icp-jax", "distill", pruned, config.model, "--out", config.out]
-    for name, value in options.items():
-        words += [] if value is None else [f"--{name}", str(value)]
-    return shlex.join(words)

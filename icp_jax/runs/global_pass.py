@@ -121,9 +121,11 @@ def after_blocks(
     return distill(pruned, source, *windows, given, hooks)
 
 
-def record_of(found: Reached, config: RunConfig, tokens: np.ndarray) -> dict[str, Any]:
-    """The record of the pass of a run, see `record`."""
-    return record(found, config.global_pass, split(tokens))
+def record_of(found: Reached | None, config: RunConfig, tokens: np.ndarray) -> dict[str, Any]:
+    """What the record of a run has of its pass, see `record`; empty without one."""
+    if found is None:
+        return {}
+    return {"global_pass": record(found, config.global_pass, split(tokens))}
 
 
 def record(found: Reached, given: GlobalConfig, windows: Windows) -> dict[str, Any]:

@@ -27,9 +27,9 @@ from icp_jax.runs.follow import follow as follow
 from icp_jax.runs.records import block_record
 from icp_jax.runs.resume import Say, Work, log
 from icp_jax.runs.telling import Telling
-from icp_jax.runs.verify_export import verify_export
+from icp_jax.runs.verify_export import Counted, verify_export
 from icp_jax.streaming import mesh
-from icp_jax.streaming.job import Hooks
+from icp_jax.streaming.job import Hooks, Job
 from icp_jax.streaming.loop import prune_blocks
 from icp_jax.streaming.source import FolderSource
 
@@ -96,25 +96,21 @@ def prune_folder(
             blocks = prune_blocks(source, work, run.tokens, job, hooks, devices)
             passed = global_pass.after_blocks(work, source, run, progress)
             export(work, source, job, config.quant.packed, progress, passed)
-            tuned = [b.block for b in blocks if b.compensation or b.retune]
-            first = 0 if passed else min(tuned, default=len(blocks))
-            zeros = by_name(source.family, job.hyper.counts)
-            pattern, checked = job.recipe.pattern, partial(_checked, progress, last)
-            counted = verify_export(source, work.export, zeros, pattern, first, checked)
+            tuned = [b.block for b in blocks if passed or b.compensation or b.retune]
+            counted = _verified(source, work, job, tuned, partial(_checked, progress, last))
         finally:
             weights.check()  # a changed source explains any other error
         seconds = time.perf_counter() - started
         seconds += sum(sum(block.report.seconds.values()) for block in finished)
         told = record(run.facts, blocks, counted, linear_sizes(source, counted, pattern), seconds)
-        if passed is not None:
-            told["global_pass"] = global_pass.record_of(passed, run.config, run.tokens)
+        told |= global_pass.record_of(passed, run.config, run.tokens)
         telling.write(told, source.folder, work.export, work.out)
         progress(last, PUBLISH.name, 0, 1, None)  # last chance to interrupt the run
         work.publish()
     peaks = told["peak_host_mib"], told["peak_device_mib"]
     more = source.family.kind, counted.pruned_sparsity
-    passes = told.get("global_pass")
-    return Pruned(work.out, counted.sparsity, seconds, blocks, *peaks, *more, passes)
+    passed_on = told.get("global_pass")
+    return Pruned(work.out, counted.sparsity, seconds, blocks, *peaks, *more, passed_on)
 
 
 def _sealing(weights: Weights, work: Work, telling: Telling) -> Callable[[BlockReport], None]:
@@ -126,6 +122,14 @@ def _sealing(weights: Weights, work: Work, telling: Telling) -> Callable[[BlockR
         telling.block(report)
 
     return seal
+
+
+def _verified(
+    source: FolderSource, work: Work, job: Job, tuned: list[int], tick: Callable[[int, int], None]
+) -> Counted:
+    first = min(tuned, default=source.family.n_blocks)
+    zeros = by_name(source.family, job.hyper.counts)
+    return verify_export(source, work.export, zeros, job.recipe.pattern, first, tick)
 
 
 def _checked(progress: Progress, last: int, done: int, total: int) -> None:

@@ -83,3 +83,5 @@ def test_what_cannot_be_distilled_is_one_line(dense, pruned, windows, opt_folder
         icp_jax.distill(pruned, dense, windows[:1])
     with pytest.raises(InputError, match="lr positive"):
         icp_jax.distill(pruned, dense, windows, lr=0.0)
+    with pytest.raises(InputError, match="batch must be at least 1"):
+        icp_jax.distill(pruned, dense, windows, batch=0)
