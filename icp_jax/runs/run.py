@@ -102,7 +102,8 @@ def prune_folder(
             weights.check()  # a changed source explains any other error
         seconds = time.perf_counter() - started
         seconds += sum(sum(block.report.seconds.values()) for block in finished)
-        told = record(run.facts, blocks, counted, linear_sizes(source, counted, pattern), seconds)
+        sizes = linear_sizes(source, counted, job.recipe.pattern)
+        told = record(run.facts, blocks, counted, sizes, seconds)
         told |= global_pass.record_of(passed, run.config, run.tokens)
         telling.write(told, source.folder, work.export, work.out)
         progress(last, PUBLISH.name, 0, 1, None)  # last chance to interrupt the run

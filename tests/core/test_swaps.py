@@ -43,7 +43,7 @@ def tried(h, w, keep, size):
             yield loss(h, w, mask), p, u
 
 
-@pytest.mark.parametrize("size", [8, 4, 2])
+@pytest.mark.parametrize("size", [8, 4])
 @pytest.mark.parametrize("seed", range(4))
 def test_the_best_swap_is_that_of_all_tried(seed, size):
     kernel, moments = problem(8, 1, seed)
@@ -53,13 +53,13 @@ def test_the_best_swap_is_that_of_all_tried(seed, size):
     ]
     reach = h @ np.where(keep, 0, w)
     given = (jnp.asarray(a, jnp.float32) for a in (reach, _diagonal_blocks(jnp.asarray(h), size)))
-    change, gone, back = best_swap(jnp.asarray(w), jnp.asarray(keep), *given)
+    change, gone, back = jax.jit(best_swap)(jnp.asarray(w), jnp.asarray(keep), *given)
     least, p, u = min(tried(h, w, keep, size))
     assert (int(gone), int(back)) == (p, u)
     np.testing.assert_allclose(change, least - loss(h, w, keep), rtol=1e-4)
 
 
-@pytest.mark.parametrize("pattern", [None, (2, 4)])
+@pytest.mark.parametrize("pattern", [(2, 4), pytest.param(None, marks=pytest.mark.slow)])
 def test_no_swap_is_left_that_gains(pattern):
     kernel, moments = problem(24, 6)
     h, size = hessian(moments), 24 if pattern is None else 4
@@ -77,18 +77,19 @@ def test_no_swap_is_left_that_gains(pattern):
         assert best > after[o] * (1 - 1e-5)
 
 
-def test_with_the_refit_it_is_better_than_the_refit_alone():
+@pytest.mark.parametrize("pattern", [(2, 4), pytest.param(None, marks=pytest.mark.slow)])
+def test_with_the_refit_it_is_better_than_the_refit_alone(pattern):
     kernel, moments = problem(64, 32)
     w = jnp.asarray(kernel)
-    for pattern, budget in (((2, 4), 0), (None, round(0.7 * w.size))):
-        start, keep = wanda(w, moments, budget, pattern=pattern)
-        swapped = swaps(w, keep, moments, pattern=pattern)
-        both = refit(w, jnp.where(swapped, w, 0), swapped, moments)
-        alone = refit(w, start, keep, moments)
-        errors = [float(stats.output_error(w, new, moments)) for new in (both, alone)]
-        assert errors[0] < 0.9 * errors[1], (pattern, errors)
+    start, keep = wanda(w, moments, round(0.7 * w.size), pattern=pattern)
+    swapped = swaps(w, keep, moments, pattern=pattern)
+    both = refit(w, jnp.where(swapped, w, 0), swapped, moments)
+    alone = refit(w, start, keep, moments)
+    errors = [float(stats.output_error(w, new, moments)) for new in (both, alone)]
+    assert errors[0] < 0.9 * errors[1], errors
 
 
+@pytest.mark.slow
 def test_damping_is_traced():
     kernel, moments = problem(24, 6)
     _, keep = wanda(jnp.asarray(kernel), moments, 72)

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -37,7 +36,7 @@ def test_at_full_strength_it_is_the_least_squares():
     np.testing.assert_allclose(new, want, atol=1e-3 * np.abs(want).max())
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     noise=st.floats(0, 3),
     strength=st.floats(0, 1),
@@ -56,16 +55,13 @@ def test_no_further_from_the_dense_outputs(noise, strength, damping, seed):
         assert after < before
 
 
-@pytest.mark.parametrize("strength", [0.5, 1.0])
-def test_a_layer_pruned_after_it_is_nearer_too(strength):
+def test_a_layer_pruned_after_it_is_nearer_too():
     """Also on tokens that it has not seen."""
     kernel, dense, sparse = problem(0.3, tokens=1200)
     seen, new = slice(0, 600), slice(600, 1200)
     given = factor(stats.from_inputs(sparse[seen]))
     cross, w = cross_moment(sparse[seen], dense[seen]), jnp.asarray(kernel)
-    pruned = [
-        sparsegpt(aim, given, w.size // 2)[0] for aim in (w, corrected(w, given, cross, strength))
-    ]
+    pruned = [sparsegpt(aim, given, w.size // 2)[0] for aim in (w, corrected(w, given, cross, 0.5))]
     for part in (seen, new):
         plain, better = (error(kernel, dense[part], sparse[part], k) for k in pruned)
         assert better < 0.95 * plain
