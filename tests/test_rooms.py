@@ -54,6 +54,13 @@ def test_all_rooms_are_in_the_table():
     assert set(ROOMS) - {"cli"} == set(BELOW)
 
 
+@pytest.mark.parametrize("room", PURE)
+def test_what_is_traced_does_not_import_the_backend_on_first_use(room):
+    """Its context is part of jit's cache key: made in the first trace, it would cost a second."""
+    for path in inside(room):
+        assert "icp_jax.backend" not in imports(path), path
+
+
 @pytest.mark.parametrize("room", BELOW)
 def test_a_room_imports_only_those_below_it(room):
     for path in inside(room):

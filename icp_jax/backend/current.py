@@ -6,7 +6,9 @@ from typing import Any
 
 import jax
 
-# Part of the cache key of every compiled program, so that backends do not share programs.
+# Part of the cache key of every compiled program, so that backends do not share programs. It must
+# exist before the first trace, or the second call traces again: what is traced imports this module
+# by itself, not on first use.
 use = jax.make_user_context(None)
 
 

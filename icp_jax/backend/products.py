@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from icp_jax import backend
+from icp_jax.backend import current as backend
 
 
 def full_precision(dtype: str) -> contextlib.AbstractContextManager[Any]:

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from icp_jax import backend
 from icp_jax.arrays import AnyArray
+from icp_jax.backend import current as backend
 from icp_jax.core import scaling
 from icp_jax.errors import InputError
 

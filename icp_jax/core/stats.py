@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from icp_jax import backend
 from icp_jax.arrays import AnyArray
+from icp_jax.backend import current as backend
 
 TILE, TILE_MAX = 256, 512  # inputs per tile of the moments, on the CPU
 SIDE, SIDE_LEAST = 8, 1024  # elsewhere: tiles per side, and the smallest number of inputs of one

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from icp_jax import backend
 from icp_jax.arrays import AnyArray
+from icp_jax.backend import current as backend
 from icp_jax.backend.products import product32
 
 QUERY_CHUNK = 256  # queries per chunk without a fused kernel

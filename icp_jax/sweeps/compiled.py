@@ -1,16 +1,20 @@
 """Run points as one program of `core.icp`, with the whole model in memory.
 
-Points that share method, pattern, epochs and quantization share the program. On the CPU one point
-fills the cores, so they run one after the other. On an accelerator as many run at once as fit.
-Several devices share them.
+Points that share method, pattern, epochs and quantization share the program. On an accelerator as
+many run at once as fit, and several devices share them. On the CPU a program takes one point: those
+of a small model do not fill the cores, so several run side by side, each on a thread of its own.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import jax
@@ -104,8 +108,39 @@ class Compiled:
             kinds.setdefault(kind_of(prepared), []).append(prepared)
         for kind, alike in kinds.items():
             width = self._width(alike)
-            for start in range(0, len(alike), width):
-                yield from self._chunk(kind, alike[start : start + width], width)
+            chunks = [alike[start : start + width] for start in range(0, len(alike), width)]
+            run = partial(self._chunk, kind, width=width)
+            self.shared.tick(-1, "prune", 0, 1, None)
+            first = run(chunks.pop(0))  # alone: it compiles the program
+            for outcome in chain(first, self._side_by_side(run, chunks)):
+                self.shared.tick(-1, "prune", 1, 1, None)
+                yield outcome
+
+    def _side_by_side(
+        self,
+        run: Callable[[Sequence[Prepared]], list[Outcome]],
+        chunks: Sequence[Sequence[Prepared]],
+    ) -> Iterator[Outcome]:
+        """The outcomes of the chunks in their order, with as many under way as the host takes."""
+        lanes, waiting = self._lanes(chunks), iter(chunks)
+        with ThreadPoolExecutor(lanes) as pool:
+            under_way = deque(pool.submit(run, chunk) for chunk in islice(waiting, lanes))
+            try:
+                while under_way:
+                    done = under_way.popleft().result()
+                    under_way.extend(pool.submit(run, chunk) for chunk in islice(waiting, 1))
+                    yield from done
+            finally:
+                for future in under_way:
+                    future.cancel()
+
+    def _lanes(self, chunks: Sequence[Sequence[Prepared]]) -> int:
+        """Chunks that run side by side: of a host one a core, if half of its memory holds them."""
+        if not backend.is_host() or self.mesh is not None or len(chunks) < 2:
+            return 1
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        fit = storage.host_free() // (2 * max(1, self.need(chunks[0][0])))
+        return max(1, min(cores or 1, fit))
 
     def need(self, prepared: Prepared) -> int:
         """Bytes of device memory for one point, as compiled."""
@@ -124,9 +159,8 @@ class Compiled:
         fit = max(1, storage.device_free() // (2 * one))  # half: vmap's temporaries are not exact
         return devices * min(fit, -(-len(alike) // devices))
 
-    def _chunk(self, kind: Kind, alike: Sequence[Prepared], width: int) -> Iterator[Outcome]:
-        started, tick = time.perf_counter(), self.shared.tick
-        tick(-1, "prune", 0, 1, None)
+    def _chunk(self, kind: Kind, alike: Sequence[Prepared], width: int) -> list[Outcome]:
+        started = time.perf_counter()
         family, model = self.model.family, (self.params, alike[0].tokens)
         given = [self._traced(prepared) for prepared in alike]
         if width == 1:
@@ -136,11 +170,15 @@ class Compiled:
             many = jax.tree.map(lambda *x: np.stack(x), *given)
             found = _several(family, kind.recipe, self.mesh, *model, many)
         blocks, metrics = jax.device_get(found)
-        tick(-1, "prune", 1, 1, None)
         seconds = (time.perf_counter() - started) / len(alike)
-        for k, prepared in enumerate(alike):
-            one = partial(jax.tree.map, lambda x, k=k: x if width == 1 else x[k])
-            yield self._outcome(prepared, seconds, one(blocks), one(metrics))
+
+        def one(k: int, tree: Any) -> Any:
+            return tree if width == 1 else jax.tree.map(lambda x: x[k], tree)
+
+        return [
+            self._outcome(prepared, seconds, one(k, blocks), one(k, metrics))
+            for k, prepared in enumerate(alike)
+        ]
 
     def _outcome(self, prepared: Prepared, seconds: float, blocks: Any, metrics: Any) -> Outcome:
         family, damping = self.model.family, float(prepared.job.hyper.damping)

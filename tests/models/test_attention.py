@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from icp_jax import backend
+from icp_jax.backend import current as backend
 from icp_jax.models import attention
 
 CUDA, ROCM = "PJRT C API\ncuda 13000", "PJRT C API\nrocm 70000"

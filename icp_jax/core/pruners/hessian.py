@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from icp_jax import backend
+from icp_jax.backend import current as backend
 from icp_jax.core.pruners.triangular import inverse_upper
 from icp_jax.core.stats import Moments
 

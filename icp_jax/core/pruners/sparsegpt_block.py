@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from icp_jax import backend
+from icp_jax.backend import current as backend
 from icp_jax.core.masks import keep_largest, keep_n_of_m
 from icp_jax.core.pruners.triangular import dot, dot_transposed
 from icp_jax.core.quantize import Grid, at_input, to_grid

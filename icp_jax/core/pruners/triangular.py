@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
-from icp_jax import backend
+from icp_jax.backend import current as backend
 from icp_jax.backend.products import left_transposed
 
 # LEAF: the largest matrix that goes to LAPACK or the GPU's library whole. PANEL: rows or columns

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from icp_jax import backend
 from icp_jax.arrays import AnyArray
+from icp_jax.backend import current as backend
 from icp_jax.backend.products import product32
 from icp_jax.models.attention import softmax_matmul
 
