@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from icp_jax import backend
+from icp_jax.backend import current as backend
 from icp_jax.core.pruners.hessian import damped
 from icp_jax.core.stats import Moments
 

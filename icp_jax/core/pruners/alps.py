@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from icp_jax import backend
+from icp_jax.backend import current as backend
 from icp_jax.core.least_squares import ITERATIONS, solve
 from icp_jax.core.masks import keep_best
 from icp_jax.core.pruners.checked import checked
