@@ -96,7 +96,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     import icp_jax
+    from icp_jax.backend import heap
 
+    heap.reuse()  # as the command does
     with tempfile.TemporaryDirectory() as made:
         source = shaped(Path(made)) if args.opt_125m else inputs(args, Path(made))
         name, folder, tokens = source
@@ -105,7 +107,7 @@ def main() -> None:
     for row in rows:
         print("{method:10} icp {icp:.2f} s  streaming {streaming:.2f} s  {ratio:.2f}".format(**row))
         print("  " + "  ".join(f"{phase} {s:.2f}" for phase, s in row["phases"].items()))
-    record = {**common.provenance(), "model": name, "rows": rows}
+    record = {**common.provenance(), "model": name, "rounds": args.rounds, "rows": rows}
     print(common.write(f"bench_drivers_{name}.json", record))
 
 

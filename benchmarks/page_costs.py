@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from page_text import measured, read, share, table
+from page_text import measured, read, share, table, there
 
 PHASES = ("dense", "statistics", "prune", "sparse", "compensate")
 SIDES = {
@@ -147,6 +147,27 @@ The first block leaves a relative error of {ours:.5f} on the GPU in bfloat16, an
 a CPU in float32 with the same checkpoint and tokens.
 
 {measured("cpu_opt-6.7b_first.json")}
+"""
+
+
+def drivers() -> str:
+    files = {m: f"bench_drivers_{m}.json" for m in ("opt-pydoc", "opt-125m")}
+    found = {model: read(file) for model, file in files.items() if there(file)}
+    rows = [
+        [f"{model}, {r['method']}", f"{r['icp']:.2f}", f"{r['streaming']:.2f}", f"{r['ratio']:.2f}"]
+        for model, told in found.items()
+        for r in told["rows"]
+    ]
+    sources = "\n\n".join(measured(files[model]) for model in found)
+    return f"""\
+## The two drivers
+
+The jitted `core.icp` and the streaming loop in one process, warm, on the same model and windows:
+median seconds of several turns, and the median of their ratios.
+
+{table(["", "jitted, s", "streaming, s", "ratio"], rows)}
+
+{sources}
 """
 
 

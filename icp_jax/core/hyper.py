@@ -26,7 +26,6 @@ class Recipe:
     """The static choices of a run. Each recipe compiles its own program."""
 
     method: str = "icp"  # a key of pruners.METHODS
-    solver: str = "sparsegpt"  # of pruners.SOLVERS, what prunes a block that is compensated
     pattern: tuple[int, int] | None = None  # n:m, keep n of m; None: unstructured
     block_size: int = 128  # inputs whose mask SparseGPT chooses together
     batch: int = 1  # samples per forward pass
@@ -39,6 +38,7 @@ class Recipe:
     undo: Literal["all", "probe", "never"] = "all"  # a failed compensation, see `compensate`
     remat: bool = False  # recompute attention for the gradient: less memory, more time
     backend: str | None = None  # compile for cpu or gpu; None: JAX's default
+    solver: str = "sparsegpt"  # of pruners.SOLVERS, what prunes a block that is compensated
 
     @property
     def pruner(self) -> Method:
