@@ -93,7 +93,7 @@ def _plan(command: Any) -> None:
 
 
 def _distill(command: Any, say: Say) -> None:
-    from icp_jax.cli import console, progress
+    from icp_jax.cli import console_distill, progress
     from icp_jax.config import CalibrationConfig, GlobalConfig, MemoryConfig, RunConfig
     from icp_jax.runs.distill import distill_folder
 
@@ -112,7 +112,7 @@ def _distill(command: Any, say: Say) -> None:
             record = distill_folder(c.pruned, config, tick, say)
     except InputError as error:  # its options have other names than those of prune
         raise InputError(str(error).replace("global_pass.", "--")) from None
-    _print(c.json, record, lambda: console.distilled(record))
+    _print(c.json, record, lambda: console_distill.distilled(record))
 
 
 def _eval(command: Any) -> None:

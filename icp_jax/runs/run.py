@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from icp_jax.runs.resume import Say, Work, log
 from icp_jax.runs.telling import Telling
 from icp_jax.runs.verify_export import Counted, verify_export
 from icp_jax.streaming import mesh
-from icp_jax.streaming.job import Hooks, Job
+from icp_jax.streaming.job import Finished, Hooks, Job
 from icp_jax.streaming.loop import prune_blocks
 from icp_jax.streaming.source import FolderSource
 
@@ -100,8 +100,7 @@ def prune_folder(
             counted = _verified(source, work, job, tuned, partial(_checked, progress, last))
         finally:
             weights.check()  # a changed source explains any other error
-        seconds = time.perf_counter() - started
-        seconds += sum(sum(block.report.seconds.values()) for block in finished)
+        seconds = time.perf_counter() - started + _earlier(finished)
         sizes = linear_sizes(source, counted, job.recipe.pattern)
         told = record(run.facts, blocks, counted, sizes, seconds)
         told |= global_pass.record_of(passed, run.config, run.tokens)
@@ -109,9 +108,10 @@ def prune_folder(
         progress(last, PUBLISH.name, 0, 1, None)  # last chance to interrupt the run
         work.publish()
     peaks = told["peak_host_mib"], told["peak_device_mib"]
-    more = source.family.kind, counted.pruned_sparsity
-    passed_on = told.get("global_pass")
-    return Pruned(work.out, counted.sparsity, seconds, blocks, *peaks, *more, passed_on)
+    rest = source.family.kind, counted.pruned_sparsity
+    return Pruned(
+        work.out, counted.sparsity, seconds, blocks, *peaks, *rest, told.get("global_pass")
+    )
 
 
 def _sealing(weights: Weights, work: Work, telling: Telling) -> Callable[[BlockReport], None]:
@@ -123,6 +123,11 @@ def _sealing(weights: Weights, work: Work, telling: Telling) -> Callable[[BlockR
         telling.block(report)
 
     return seal
+
+
+def _earlier(finished: Sequence[Finished]) -> float:
+    """Seconds that an interrupted run spent on its blocks."""
+    return sum(sum(block.report.seconds.values()) for block in finished)
 
 
 def _verified(
