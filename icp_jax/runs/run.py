@@ -107,11 +107,7 @@ def prune_folder(
         telling.write(told, source.folder, work.export, work.out)
         progress(last, PUBLISH.name, 0, 1, None)  # last chance to interrupt the run
         work.publish()
-    peaks = told["peak_host_mib"], told["peak_device_mib"]
-    rest = source.family.kind, counted.pruned_sparsity
-    return Pruned(
-        work.out, counted.sparsity, seconds, blocks, *peaks, *rest, told.get("global_pass")
-    )
+    return _result(work.out, told, seconds, blocks, source.family.kind)
 
 
 def _sealing(weights: Weights, work: Work, telling: Telling) -> Callable[[BlockReport], None]:
@@ -123,6 +119,15 @@ def _sealing(weights: Weights, work: Work, telling: Telling) -> Callable[[BlockR
         telling.block(report)
 
     return seal
+
+
+def _result(
+    out: Path, told: dict[str, Any], seconds: float, blocks: list[BlockReport], kind: str
+) -> Pruned:
+    peaks, passed = (told["peak_host_mib"], told["peak_device_mib"]), told.get("global_pass")
+    return Pruned(
+        out, told["sparsity"], seconds, blocks, *peaks, kind, told["pruned_sparsity"], passed
+    )
 
 
 def _earlier(finished: Sequence[Finished]) -> float:
