@@ -12,6 +12,18 @@ from icp_jax.planning.known import KNOWN, TIMES, Broken, warning
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 FILES = {"opt": ("opt-pydoc", "claim.json"), "llama": ("SmolLM2-135M", "smollm2.json")}
+PLUS = {"llama": "smollm2"}  # models of plus.json
+
+
+def plus(model):
+    """The rows of icp+ without a global pass."""
+    points = json.loads((RESULTS / "plus.json").read_text())["points"]
+    rows = [row for row in points if (row["model"], row["route"]) == (model, "icp+")]
+    return [
+        {**row, "method": "icp+", "sparsity": float(row["zeros"])}
+        for row in rows
+        if ":" not in row["zeros"]
+    ]
 
 
 def measured():
@@ -20,6 +32,7 @@ def measured():
     for kind, (model, name) in FILES.items():
         record = json.loads((RESULTS / name).read_text())
         rows = record["rows" if "rows" in record else "points"]
+        rows = rows + (plus(PLUS[kind]) if kind in PLUS else [])
         dense = record.get("dense_perplexity") or record["dense"]["perplexity"]
         for method in {row["method"] for row in rows}:
             of = [row for row in rows if row["method"] == method]

@@ -26,6 +26,7 @@ KNOWN: dict[tuple[str, str], Broken] = {
     ("llama", "wanda"): Broken("SmolLM2-135M", 0.6, 5.0),
     ("llama", "sparsegpt"): Broken("SmolLM2-135M", 0.6, 3.8),
     ("llama", "icp"): Broken("SmolLM2-135M", 0.7, 7.8),
+    ("llama", "icp+"): Broken("SmolLM2-135M", 0.7, 5.6),
 }
 
 
@@ -38,5 +39,5 @@ def warning(family: Family, method: str, sparsity: float) -> str | None:
     return (
         f"sparsity {sparsity:g} is likely to break this model: at {found.sparsity:g}, {method} "
         f"raised the perplexity of {found.model} {found.ratio:g} times; "
-        f"try less sparsity{other} or more calibration samples"
+        f"try less sparsity{other}, a global pass or more calibration samples"
     )
