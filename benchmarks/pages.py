@@ -49,6 +49,7 @@ SECTIONS = (
     page_costs.speed,
     page_costs.sam,
     page_costs.memory,
+    page_costs.drivers,
     page_costs.gpu,
     page_sweeps.figure4,
     page_costs.sweeps,
