@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", nargs="+", default=list(TARGETS), help="sparsities and patterns")
     parser.add_argument("--routes", nargs="+", default=[*ROUTES, GLOBAL])
+    parser.add_argument("--busy", action="store_true", help="other work runs: do not show times")
     args = parser.parse_args()
     heap.reuse()
     dense = icp_jax.load(str(bundled) if args.model == "bundled" else args.model)
@@ -75,7 +76,8 @@ def main() -> None:
             found["also"] = other.perplexity
         return found
 
-    store = Store(name, {"windows": list(tokens.shape), "dense": measured(dense)})
+    facts = {"windows": list(tokens.shape), "dense": measured(dense), "busy": args.busy}
+    store = Store(name, facts)
     for seed, zeros in itertools.product(args.seeds, args.only):
         plus = None
         for route, settings in ROUTES.items():

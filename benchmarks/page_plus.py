@@ -27,7 +27,7 @@ On the same calibration windows: `icp`; `icp+`, which tunes each pruned block on
 ALPS as its solver (`--prune.solver alps`); and `icp+` followed by one epoch of the global pass
 (`--global-epochs 1`), a tenth of the windows held out. The ratio is to `icp` with the same zeros,
 rate and seed. Perplexities are means over the seeds, with the range. The ratio of the seconds is a
-median; some ran with other work beside them, and the first run of a kind also compiles.
+median, left out where other work ran beside; the first run of a kind also compiles.
 
 """ + "\n".join(parts)
 
@@ -37,8 +37,9 @@ def _model(found: dict[str, Any], model: str) -> str:
     points = [row for row in found["points"] if row["model"] == model]
     also = any("also" in row for row in points)
     head = ["zeros", "method", "lr", "seeds", "perplexity", *(["other text"] if also else [])]
+    times = [] if facts.get("busy") else ["time of icp"]
     rows = [
-        _row(points, zeros, route, lr, also)
+        _row(points, zeros, route, lr, also)[: len(head) + 1 + len(times)]
         for zeros in ZEROS
         for route, lr in sorted({(r["route"], r["lr"]) for r in points if r["zeros"] == zeros})
     ]
@@ -49,7 +50,7 @@ def _model(found: dict[str, Any], model: str) -> str:
 
 {windows[0]} windows of {windows[1]} tokens. Dense: {dense["perplexity"]:.2f}{other}.
 
-{table([*head, "of icp", "time of icp"], rows)}
+{table([*head, "of icp", *times], rows)}
 
 [{FILE}]({FROM_PAGE}/{FILE}): {facts["machine"]}; commit {facts["commit"][:7]}; `{facts["command"]}`
 """
