@@ -70,6 +70,7 @@ COMMANDS = (
     "verify",
     "pack",
     "unpack",
+    "distill",
     "masks",
     "report",
     "demo",

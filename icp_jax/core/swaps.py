@@ -1,9 +1,8 @@
 """SparseSwaps (2025): improve a mask by swapping a kept weight for a pruned one, output by output.
 
 With r the pruned weights of an output (w where they are pruned, 0 elsewhere) it loses rᵀ H r, if
-no kept weight moves. Pruning p and reviving u, with c = H r, changes that by
-
-    2 w_p c_p + w_p² H_pp - 2 w_u c_u + w_u² H_uu - 2 w_p w_u H_pu.
+no kept weight moves. Pruning p and reviving u, with c = H r, changes that by 2 w_p c_p + w_p² H_pp
+- 2 w_u c_u + w_u² H_uu - 2 w_p w_u H_pu.
 """
 
 from __future__ import annotations
