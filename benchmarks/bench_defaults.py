@@ -61,6 +61,23 @@ def zeros(point: dict) -> str:
     return point.get("pattern") or f"{point['sparsity']:g}"
 
 
+def with_texts(description: str) -> argparse.ArgumentParser:
+    """A parser of a model, its texts, the seeds and the zeros. See `loaded` and `texts`."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("model", help="a folder, or bundled")
+    parser.add_argument("--calibration", default=str(demo.BUNDLED / "calibration.txt"))
+    parser.add_argument("--evaluation", default=str(demo.BUNDLED / "heldout.txt"))
+    parser.add_argument("--stories", type=Path, help="text, for a model with llama2.c's tokenizer")
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--only", nargs="+", help="sparsities and patterns")
+    return parser
+
+
+def loaded(args) -> icp_jax.Model:
+    return icp_jax.load(str(demo.BUNDLED) if args.model == "bundled" else args.model)
+
+
 def texts(args, model) -> tuple[np.ndarray, Any]:
     """(calibration windows, evaluation text or windows)."""
     if args.stories:
@@ -94,19 +111,11 @@ def measure(model, tokens, evaluation, point: dict, seed: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model")
-    bundled = demo.BUNDLED
-    parser.add_argument("--calibration", default=str(bundled / "calibration.txt"))
-    parser.add_argument("--evaluation", default=str(bundled / "heldout.txt"))
-    parser.add_argument("--stories", type=Path, help="text, for a model with llama2.c's tokenizer")
-    parser.add_argument("--samples", type=int, default=64)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--only", nargs="+", help="sparsities and patterns")
+    parser = with_texts(__doc__.splitlines()[0])
     parser.add_argument("--few", action="store_true", help="a smaller grid")
     parser.add_argument("--out", required=True, help="a name under results/")
     args = parser.parse_args()
-    model = icp_jax.load(str(bundled) if args.model == "bundled" else args.model)
+    model = loaded(args)
     tokens, evaluation = texts(args, model)
     points = [p for p in grid(args.few) if not args.only or zeros(p) in args.only]
     target = common.RESULTS / args.out

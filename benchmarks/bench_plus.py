@@ -15,21 +15,16 @@ first point of a process also compiles.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
-import shlex
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import common
 import numpy as np
-from bench_defaults import texts
+from bench_defaults import loaded, texts, with_texts
 
 import icp_jax
-from icp_jax import demo
 from icp_jax.backend import heap
 from icp_jax.config import CompensateConfig, RetuneConfig
 
@@ -38,36 +33,26 @@ TARGETS: dict[str, dict[str, Any]] = {
     **{f"{s:g}": {"sparsity": s, "alpha": 1.0, "beta": 0.0} for s in (0.5, 0.6, 0.7)},
     "2:4": {"pattern": "2:4"},
 }
+PLUS, GLOBAL = "icp+", "icp+, global pass"
 ROUTES: dict[str, dict[str, Any]] = {
     "icp": {"method": "icp"},
-    "icp+": {"method": "icp+"},
+    PLUS: {"method": "icp+"},
     "icp+, alps": {"method": "icp+", "solver": "alps"},
 }
-GLOBAL = "icp+, global pass"
-KEYS = ("model", "zeros", "route", "lr", "seed")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model")
-    bundled = demo.BUNDLED
-    parser.add_argument("--calibration", default=str(bundled / "calibration.txt"))
-    parser.add_argument("--evaluation", default=str(bundled / "heldout.txt"))
-    parser.add_argument("--stories", type=Path, help="text, for a model with llama2.c's tokenizer")
+    parser = with_texts(__doc__.splitlines()[0])
     parser.add_argument("--also", help="a second text to evaluate on")
-    parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--global-lr", type=float, default=5e-4)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--only", nargs="+", default=list(TARGETS), help="sparsities and patterns")
     parser.add_argument("--routes", nargs="+", default=[*ROUTES, GLOBAL])
     parser.add_argument("--busy", action="store_true", help="other work runs: do not show times")
     args = parser.parse_args()
     heap.reuse()
-    dense = icp_jax.load(str(bundled) if args.model == "bundled" else args.model)
+    dense = loaded(args)
     tokens, evaluation = texts(args, dense)
-    name = bundled.name if args.model == "bundled" else Path(args.model).name
-    length = tokens.shape[1]
+    name, length = dense.folder.name, tokens.shape[1]
 
     def measured(model: icp_jax.Model) -> dict[str, float]:
         found = {"perplexity": icp_jax.evaluate(model, evaluation).perplexity}
@@ -78,26 +63,24 @@ def main() -> None:
 
     facts = {"windows": list(tokens.shape), "dense": measured(dense), "busy": args.busy}
     store = Store(name, facts)
-    for seed, zeros in itertools.product(args.seeds, args.only):
+    for seed, zeros in itertools.product(args.seeds, args.only or TARGETS):
+        point = {"model": name, "zeros": zeros, "lr": args.lr, "seed": seed}
+        last = {**point, "route": GLOBAL, "global_lr": args.global_lr}
         plus = None
         for route, settings in ROUTES.items():
-            key = dict(zip(KEYS, (name, zeros, route, args.lr, seed), strict=True))
-            last = route == "icp+" and GLOBAL in args.routes
-            after = {**key, "route": GLOBAL, "global_lr": args.global_lr}
-            if (route not in args.routes or key in store) and not (last and after not in store):
+            if route not in args.routes or {**point, "route": route} in store:
                 continue
-            pruned, seconds = prune(dense, tokens, {**TARGETS[zeros], **settings}, args.lr, seed)
-            if key not in store:
-                store.add(key, measured(pruned), seconds)
-            if last and after not in store:
-                plus = after, pruned, seconds
-        if plus is not None:
-            key, pruned, before = plus
+            made = prune(dense, tokens, {**TARGETS[zeros], **settings}, args.lr, seed)
+            store.add({**point, "route": route}, measured(made[0]), made[1])
+            plus = made if route == PLUS else plus
+        if GLOBAL in args.routes and last not in store:
+            asked = {**TARGETS[zeros], **ROUTES[PLUS]}
+            pruned, before = plus or prune(dense, tokens, asked, args.lr, seed)
             (tuned, metrics), seconds = timed(
                 icp_jax.distill, pruned, dense, tokens, lr=args.global_lr, seed=seed
             )
             kl = np.asarray(metrics.heldout).tolist()
-            store.add(key, {**measured(tuned), "kl": kl}, before + seconds)
+            store.add(last, {**measured(tuned), "kl": kl}, before + seconds)
 
 
 def prune(
@@ -121,10 +104,7 @@ class Store:
     """The result file, with the points of all models. It is read anew for every point."""
 
     def __init__(self, model: str, facts: dict[str, Any]):
-        told = common.provenance()
-        words = [Path(word).name if "/" in word else word for word in sys.argv]
-        told["command"] = shlex.join(["python", f"benchmarks/{words[0]}", *words[1:]])
-        self.model, self.facts = model, {**facts, **told}
+        self.model, self.facts = model, {**facts, **common.provenance()}
 
     def read(self) -> dict[str, Any]:
         target = common.RESULTS / OUT

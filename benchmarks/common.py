@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -53,7 +54,8 @@ def provenance() -> dict[str, Any]:
     said = list(sys.argv[1:])
     if "--folder" in said:  # where a result goes to is no part of how it came about
         del said[(at := said.index("--folder")) : at + 2]
-    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *said])
+    said = [Path(word).name if "/" in word else word for word in said]  # no paths of this machine
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *said])
     return {"command": command, "commit": commit, "machine": machine(), "versions": versions()}
 
 

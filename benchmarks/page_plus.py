@@ -37,9 +37,9 @@ def _model(found: dict[str, Any], model: str) -> str:
     points = [row for row in found["points"] if row["model"] == model]
     also = any("also" in row for row in points)
     head = ["zeros", "method", "lr", "seeds", "perplexity", *(["other text"] if also else [])]
-    times = [] if facts.get("busy") else ["time of icp"]
+    times = [] if facts["busy"] else ["time of icp"]
     rows = [
-        _row(points, zeros, route, lr, also)[: len(head) + 1 + len(times)]
+        _row(points, zeros, route, lr, also, not facts["busy"])
         for zeros in ZEROS
         for route, lr in sorted({(r["route"], r["lr"]) for r in points if r["zeros"] == zeros})
     ]
@@ -56,7 +56,9 @@ def _model(found: dict[str, Any], model: str) -> str:
 """
 
 
-def _row(points: list[dict[str, Any]], zeros: str, route: str, lr: float, also: bool) -> list[str]:
+def _row(
+    points: list[dict[str, Any]], zeros: str, route: str, lr: float, also: bool, timed: bool
+) -> list[str]:
     def of(route: str) -> dict[int, dict[str, Any]]:
         same = [r for r in points if (r["zeros"], r["route"], r["lr"]) == (zeros, route, lr)]
         return {row["seed"]: row for row in same}
@@ -70,7 +72,9 @@ def _row(points: list[dict[str, Any]], zeros: str, route: str, lr: float, also: 
     cells = [asked, route, f"{lr:g}", str(len(ours)), _spread(ours, "perplexity")]
     cells += [_spread(ours, "also")] if also else []
     cells.append(f"{statistics.mean(ratios):.2f}" if ratios else "")
-    return [*cells, f"{statistics.median(times):.1f}" if times else ""]
+    if timed:
+        cells.append(f"{statistics.median(times):.1f}" if times else "")
+    return cells
 
 
 def _spread(rows: dict[int, dict[str, Any]], key: str) -> str:

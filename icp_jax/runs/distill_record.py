@@ -13,9 +13,8 @@ import jax
 from converters.files import RECORD
 from icp_jax.config import RunConfig
 from icp_jax.runs.fingerprint import Weights
-from icp_jax.runs.records import peak_mib, versions
+from icp_jax.runs.records import peaks, versions
 from icp_jax.runs.verify_export import Counted
-from icp_jax.streaming import storage
 
 Record = dict[str, Any]
 
@@ -41,15 +40,13 @@ def record(folder: Path, config: RunConfig, counted: Counted) -> Record:
 
 def circumstances(pruned: str, config: RunConfig) -> Record:
     """Models, command, versions, device and memory of the distillation."""
-    peak = storage.device_peak()
     return {
         "pruned": pruned,
         "dense": config.model,
         "command": _command(pruned, config),
         "versions": versions(),
         "device": jax.devices()[0].device_kind,
-        "peak_host_mib": round(peak_mib()),
-        "peak_device_mib": None if peak is None else round(peak / 2**20),
+        **peaks(),
     }
 
 

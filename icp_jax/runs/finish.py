@@ -17,10 +17,9 @@ from icp_jax.phases import EXPORT, Progress
 from icp_jax.runs.export import FolderSink
 from icp_jax.runs.global_pass import held
 from icp_jax.runs.packed import PackedSink
-from icp_jax.runs.records import block_record, peak_mib, versions
+from icp_jax.runs.records import block_record, peaks, versions
 from icp_jax.runs.resume import Work
 from icp_jax.runs.verify_export import Counted
-from icp_jax.streaming import storage
 from icp_jax.streaming.distill import Reached
 from icp_jax.streaming.job import Job
 from icp_jax.streaming.source import FolderSource
@@ -88,7 +87,6 @@ def record(
 ) -> dict[str, Any]:
     """The content of the result file. facts: from `ready`. sizes: of the linears. seconds: of the
     whole run."""
-    peak = storage.device_peak()
     return {
         "config": facts["config"],
         "versions": versions(),
@@ -103,8 +101,7 @@ def record(
         "size": counted.size,
         "linears": sizes,
         "seconds": round(seconds, 3),
-        "peak_host_mib": round(peak_mib()),
-        "peak_device_mib": None if peak is None else round(peak / 2**20),
+        **peaks(),
         "remedies": [line for block in blocks for line in remedies(block)],
         "blocks": [block_record(block) for block in blocks],
     }

@@ -16,6 +16,7 @@ from typing import Any
 
 from converters.files import blocks_of_bytes
 from icp_jax.core.outcomes import BlockReport, Compensation, LayerReport
+from icp_jax.streaming import storage
 
 PACKAGES = ["icp-jax", "jax", "jaxlib", "flax", "optax", "transformers", "safetensors", "numpy"]
 # libraries that determine a GPU's results
@@ -75,6 +76,15 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def peaks() -> dict[str, int | None]:
+    """Peak memory so far in MiB; None for a device that is the host."""
+    device = storage.device_peak()
+    return {
+        "peak_host_mib": round(peak_mib()),
+        "peak_device_mib": None if device is None else round(device / 2**20),
+    }
 
 
 def peak_mib() -> float:
