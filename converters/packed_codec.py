@@ -48,6 +48,12 @@ def smallest(words: np.ndarray, columns: int) -> tuple[str, int]:
     return min(forms, key=lambda f: packed_bytes(f, len(words), nonzeros, words.itemsize)), nonzeros
 
 
+def bitmask(flat: np.ndarray) -> np.ndarray:
+    """Which elements of a vector are not zero, as bits, lowest first, uint8 `[⌈size / 8⌉]`."""
+    chunks = (flat[start : start + CHUNK] for start in range(0, len(flat), CHUNK))
+    return _joined([np.packbits(c != 0, bitorder="little") for c in chunks], np.dtype(np.uint8))
+
+
 def _densest(words: np.ndarray, m: int) -> int:
     """The maximum number of non-zeros in m consecutive weights."""
     most = 0
@@ -64,12 +70,11 @@ def encode(words: np.ndarray, form: str) -> Parts:
     pattern = parse_form(form)
     if isinstance(pattern, Pattern):
         return _encode_pattern(words, pattern)
-    mask, kept = [], []
-    for start in range(0, len(words), CHUNK):
-        part = words[start : start + CHUNK]
-        mask.append(np.packbits(part != 0, bitorder="little"))
-        kept.append(part[part != 0])
-    return {MASK: _joined(mask, np.dtype(np.uint8)), NONZEROS: _joined(kept, words.dtype)}
+    chunks = (words[start : start + CHUNK] for start in range(0, len(words), CHUNK))
+    return {
+        MASK: bitmask(words),
+        NONZEROS: _joined([part[part != 0] for part in chunks], words.dtype),
+    }
 
 
 def _encode_pattern(words: np.ndarray, pattern: Pattern) -> Parts:
@@ -84,11 +89,8 @@ def _encode_pattern(words: np.ndarray, pattern: Pattern) -> Parts:
     return {CODES: to_words(digits, pattern), NONZEROS: _joined(kept, words.dtype)}
 
 
-def decode(parts: Parts, form: str, size: int, dtype: np.dtype) -> np.ndarray:
-    """A tensor `[size]` of this dtype from its parts.
-
-    Raises ConversionError for parts that disagree; allocates nothing before the sizes are checked.
-    """
+def check_parts(parts: Parts, form: str, size: int) -> None:
+    """Raise ConversionError if the sizes of a tensor's parts disagree. Allocates little."""
     kind = parse_form(form)
     if isinstance(kind, Pattern):
         nonzeros = len(parts.get(NONZEROS, ()))
@@ -102,6 +104,15 @@ def decode(parts: Parts, form: str, size: int, dtype: np.dtype) -> np.ndarray:
         raise ConversionError("its parts have the wrong lengths")
     if MASK in parts and size % 8 and parts[MASK][-1] >> (size % 8):
         raise ConversionError("its bitmask is longer than the tensor")
+
+
+def decode(parts: Parts, form: str, size: int, dtype: np.dtype) -> np.ndarray:
+    """A tensor `[size]` of this dtype from its parts.
+
+    Raises ConversionError for parts that disagree; allocates nothing before the sizes are checked.
+    """
+    check_parts(parts, form, size)
+    kind = parse_form(form)
     if isinstance(kind, Levels):
         return _decode_levels(parts, kind, size, dtype)
     out, at = np.zeros(size, f"<u{dtype.itemsize}"), 0

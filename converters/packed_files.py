@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 
 from converters.layout import Entry, file_header, read_header
-from converters.packed_codec import decode
+from converters.packed_codec import check_parts, decode
 from converters.packed_forms import (
+    DEFLATED,
     FLOATS,
     LEVELS,
+    MASK,
     NONZEROS,
     PLAIN,
     Levels,
@@ -28,10 +30,11 @@ from converters.packed_forms import (
     parse_form,
     part_sizes,
 )
+from converters.packed_masks import inflated, too_small
 from converters.rules import ConversionError
 
 SUFFIX = ".packed.safetensors"  # of a packed file, in place of .safetensors
-VERSION = 1
+VERSION, PLAIN_MASKS = 2, 1  # version 1 has no deflated bitmasks, and is written if there are none
 DESCRIPTION, CHECKSUM = "icp_jax.packed", "icp_jax.packed.sha256"  # keys of the metadata
 HEADER = "packed:header"  # the tensor with the header of the file that was packed
 AGAIN = "fetch it again, or pack the model again"
@@ -84,10 +87,12 @@ class PackedFile:
             self.entries = read_header(shard, self.header)
             if list(told["tensors"]) != list(self.entries):
                 raise ValueError("the list of tensors")
-            self.stored = {
+            self.stored = stored = {
                 name: _stored(name, entry, told["tensors"][name], held)
                 for name, entry in self.entries.items()
             }
+            if told["version"] == PLAIN_MASKS and any(DEFLATED in s.parts for s in stored.values()):
+                raise ValueError("its version")
             used = {part_name(n, p) for n, s in self.stored.items() for p in s.parts}
             if used | {HEADER} != held.keys():
                 raise ValueError("the tensors in the file")
@@ -116,23 +121,42 @@ class PackedFile:
         return flat.view(entry.dtype)
 
     def parts(self, name: str) -> Parts:
-        """The parts of a tensor, each `[elements]`. Raises ConversionError if one is damaged."""
-        stored = self.stored[name]
-        return {
-            part: self._part(part_name(name, part), entry, stored.digests[part])
-            for part, entry in stored.parts.items()
+        """The parts of a tensor, each `[elements]`, a bitmask inflated.
+
+        Raises ConversionError if one is damaged.
+        """
+        stored, entry = self.stored[name], self.entries[name]
+        parts = {
+            part: self._part(part_name(name, part), held, stored.digests[part])
+            for part, held in stored.parts.items()
         }
+        if stored.form == PLAIN:
+            return parts
+        try:
+            if DEFLATED in parts:
+                parts[MASK] = inflated(parts.pop(DEFLATED), -(-size_of(entry) // 8))
+            check_parts(parts, stored.form, size_of(entry))
+        except ConversionError as error:
+            raise self._wrong(name, error) from None
+        return parts
 
     def read(self, name: str) -> np.ndarray:
         """A tensor, exactly as it was packed."""
-        entry, stored, parts = self.entries[name], self.stored[name], self.parts(name)
-        if stored.form == PLAIN:
+        entry, form, parts = self.entries[name], self.stored[name].form, self.parts(name)
+        if form == PLAIN:
             return parts[PLAIN].reshape(entry.shape)
         try:
-            size = entry.nbytes // entry.dtype.itemsize
-            return decode(parts, stored.form, size, entry.dtype).reshape(entry.shape)
+            return decode(parts, form, size_of(entry), entry.dtype).reshape(entry.shape)
         except ConversionError as error:
-            raise ConversionError(f"{self.path}: tensor {name!r}: {error}; {AGAIN}") from None
+            raise self._wrong(name, error) from None
+
+    def _wrong(self, name: str, error: ConversionError) -> ConversionError:
+        return ConversionError(f"{self.path}: tensor {name!r}: {error}; {AGAIN}")
+
+
+def size_of(entry: Entry) -> int:
+    """The number of a tensor's elements."""
+    return entry.nbytes // entry.dtype.itemsize
 
 
 def _description(path: Path, raw: bytes) -> dict[str, Any]:
@@ -148,10 +172,10 @@ def _description(path: Path, raw: bytes) -> dict[str, Any]:
         version = told["version"]
     except (ValueError, TypeError, KeyError, RecursionError):
         raise ConversionError(f"{path} has a description that is not JSON: {AGAIN}") from None
-    if version != VERSION:
+    if version not in (PLAIN_MASKS, VERSION):
         raise ConversionError(
-            f"{path} has version {version!r} of the format, and this icp-jax reads version "
-            f"{VERSION}: update icp-jax"
+            f"{path} has version {version!r} of the format, and this icp-jax reads versions "
+            f"{PLAIN_MASKS} and {VERSION}: update icp-jax"
         )
     return told
 
@@ -161,13 +185,18 @@ def _stored(name: str, entry: Entry, told: dict[str, Any], held: dict[str, Entry
     form, digests = told["form"], dict(told["sha256"])
     kind = parse_form(form)
     parts = {part: held[part_name(name, part)] for part in digests}
-    size = entry.nbytes // entry.dtype.itemsize
+    size = size_of(entry)
     if form == PLAIN:
         right = {PLAIN: (entry.dtype, entry.shape)}
     else:
         if len(entry.shape) != 2 or (kind is not None and entry.shape[1] % kind[1]):
             raise ValueError(name)
         counts = part_sizes(form, size, _nonzeros(kind, parts))
+        if DEFLATED in parts and MASK in counts:
+            counts[DEFLATED] = parts[DEFLATED].nbytes
+            del counts[MASK]
+            if too_small(size, sum(part.nbytes for part in parts.values())):
+                raise ValueError(name)
         right = {
             part: (entry.dtype if part in FLOATS else np.dtype(np.uint8), (count,))
             for part, count in counts.items()

@@ -17,6 +17,7 @@ Parts = dict[str, np.ndarray]
 
 PLAIN, BITMASK = "plain", "bitmask"  # forms; others are a pattern, or integers, see below
 MASK, CODES, NONZEROS = "bitmask", "codes", "nonzeros"  # parts of a packed tensor
+DEFLATED = "deflated"  # in place of the bitmask, see `converters.packed_masks`
 LEVELS, SCALE, ZERO = "levels", "scale", "zero"  # parts of one with integers for non-zeros
 FLOATS = (NONZEROS, SCALE)  # parts in the tensor's dtype; the others are bytes
 WORD = 1 << 32  # codes are packed into words of 32 bits

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from converters.layout import Entry, Layout, Planned, one_file
-from converters.packed_codec import decode, encode, smallest, words_of
+from converters.packed_codec import bitmask, decode, encode, smallest, words_of
 from converters.packed_files import (
     CHECKSUM,
     DESCRIPTION,
     HEADER,
+    PLAIN_MASKS,
     VERSION,
     PackedFile,
     digest,
@@ -24,7 +25,10 @@ from converters.packed_files import (
     part_name,
 )
 from converters.packed_forms import (
+    BITMASK,
+    DEFLATED,
     FLOATS,
+    MASK,
     NONZEROS,
     PLAIN,
     Levels,
@@ -34,6 +38,7 @@ from converters.packed_forms import (
     part_sizes,
 )
 from converters.packed_levels import encode_levels, fitting
+from converters.packed_masks import deflated
 from converters.rules import ConversionError
 from converters.safetensors_files import SafetensorsReader, Writer
 
@@ -77,7 +82,14 @@ def plan(entry: Entry, tensor: np.ndarray, bits: int | None = None) -> Packing:
     sizes = part_sizes(form, len(words), nonzeros)
     byte: np.dtype = np.dtype(np.uint8)
     parts: Planned = {p: (entry.dtype if p in FLOATS else byte, (n,)) for p, n in sizes.items()}
-    return Packing(form, nonzeros, parts, exact)
+    packing = Packing(form, nonzeros, parts, exact)
+    if MASK in parts:
+        mask = bitmask(words if form == BITMASK else tensor.reshape(-1))
+        stream = deflated(mask, packing.nbytes() - len(mask))
+        if stream is not None:
+            del parts[MASK]
+            parts[DEFLATED] = (byte, stream.shape)
+    return packing
 
 
 def pack_file(
@@ -95,7 +107,7 @@ def pack_file(
         packings[name] = plan(entry, reader.read(name), bits)
         reader.forget()
     told: dict[str, Any] = {
-        "version": VERSION,
+        "version": VERSION if any(DEFLATED in p.parts for p in packings.values()) else PLAIN_MASKS,
         "header": digest(header),
         "tensors": {
             name: {"form": packing.form, "sha256": dict.fromkeys(packing.parts, UNKNOWN)}
@@ -136,6 +148,11 @@ def _encoded(reader: SafetensorsReader, name: str, packing: Packing) -> Parts:
         raise RuntimeError(f"tensor {name!r} does not survive packing as {form}")
     if not packing.exact and not np.isfinite(again.astype(np.float32)).all():
         raise ConversionError(f"tensor {name!r} has values that cannot be rounded to integers")
+    if DEFLATED in packing.parts:
+        mask = parts.pop(MASK)
+        stream = deflated(mask, sum(part.nbytes for part in parts.values()))
+        assert stream is not None  # as when it was planned
+        parts[DEFLATED] = stream
     return parts
 
 

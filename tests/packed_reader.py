@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import zlib
 
 import ml_dtypes
 import numpy as np
@@ -23,7 +24,8 @@ def tensor(form, parts, size):
         groups = masks[codes.reshape(-1)[: size // m]]
         stored = np.flatnonzero(groups[:, None] >> np.arange(m) & 1)
     else:
-        stored = np.flatnonzero(np.unpackbits(parts["bitmask"], bitorder="little"))
+        bits = zlib.decompress(parts["deflated"]) if "deflated" in parts else parts["bitmask"]
+        stored = np.flatnonzero(np.unpackbits(np.frombuffer(bits, "u1"), bitorder="little"))
     values, scale = parts.get("nonzeros"), parts.get("scale")
     if values is None:
         bits, group = map(int, form.removeprefix("int").split(":"))
@@ -31,8 +33,7 @@ def tensor(form, parts, size):
         levels = np.stack([levels % 16, levels // 16], 1).reshape(-1) if bits == 4 else levels
         steps = levels[: len(stored)].astype(np.float32) - parts["zero"][stored // group]
         values = (steps * scale[stored // group].astype(np.float32)).astype(scale.dtype)
-    full = np.zeros(size, values.dtype)
-    full[stored] = values
+    (full := np.zeros(size, values.dtype))[stored] = values
     return full
 
 
@@ -46,10 +47,9 @@ def read(path):
         data = raw[slice(*(start + offset for offset in told["data_offsets"]))]
         held[name] = np.frombuffer(data, DTYPES[told["dtype"]])
         digests[name] = hashlib.sha256(data).hexdigest()
-    text = metadata["icp_jax.packed"]
+    told = json.loads(text := metadata["icp_jax.packed"])
     assert hashlib.sha256(text.encode()).hexdigest() == metadata["icp_jax.packed.sha256"]
-    told = json.loads(text)
-    assert told["version"] == 1 and digests["packed:header"] == told["header"]
+    assert told["version"] in (1, 2) and digests["packed:header"] == told["header"]
     out = bytearray(first := held["packed:header"].tobytes())
     old = json.loads(first[8:])
     for name, how in sorted(told["tensors"].items(), key=lambda item: old[item[0]]["data_offsets"]):

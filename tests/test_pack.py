@@ -34,6 +34,7 @@ CASES = {
     "2:4": {"pattern": (2, 4)},
     "4:8": {"pattern": (4, 8), "dtype": ml_dtypes.bfloat16},
     "dense": {"sparsity": 0},
+    "deflated": {"sparsity": 0.9, "ffn_dim": 256},
 }
 
 
@@ -73,9 +74,12 @@ def test_odd_bits_and_the_header_survive(tmp_path):
     assert files(tmp_path / "u") == files(source)
 
 
-@pytest.mark.parametrize("sparsity", [0.5, 0.7, 0.8, 0.9])
+MASK_BITS = {0.5: 1, 0.7: 1, 0.8: 0.73, 0.9: 0.49}  # of each weight; less than 1 if deflated
+
+
+@pytest.mark.parametrize("sparsity", MASK_BITS)
 def test_sizes(tmp_path, capsys, sparsity):
-    """Within 2 % of 1 + 16(1 - s) bits a weight, and so of the whole file."""
+    """Within 2 % of 1 + 16(1 - s) bits a weight, or of less, and so of the whole file."""
     source = write_pruned(
         tmp_path / "m", sparsity=sparsity, hidden_size=128, word_embed_proj_dim=128, ffn_dim=512
     )
@@ -84,10 +88,12 @@ def test_sizes(tmp_path, capsys, sparsity):
     record = json.loads(capsys.readouterr().out)
     assert len(record["layers"]) == 18
     for layer in record["layers"]:
-        assert layer["bits_per_weight"] == pytest.approx(1 + 16 * (1 - layer["sparsity"]), rel=0.02)
+        formula = MASK_BITS[sparsity] + 16 * (1 - layer["sparsity"])
+        assert layer["bits_per_weight"] == pytest.approx(formula, rel=0.02)
         assert layer["zeros"] == pytest.approx(sparsity * layer["size"], abs=1)
     linears = record["packed"]
-    assert linears["ratio"] == pytest.approx(16 / (1 + 16 * (1 - sparsity)), rel=0.02)
+    formula = MASK_BITS[sparsity] + 16 * (1 - sparsity)
+    assert linears["ratio"] == pytest.approx(16 / formula, rel=0.02)
     assert linears["packed_bytes"] == sum(layer["packed_bytes"] for layer in record["layers"])
     saved = linears["bytes"] - linears["packed_bytes"]
     assert record["bytes"] == (source / "model.safetensors").stat().st_size

@@ -58,7 +58,7 @@ def test_a_file_that_pack_did_not_write_is_refused(packed, copy):
 
 FC1, BIAS = (f"model.decoder.layers.1.fc1.{kind}" for kind in ("weight", "bias"))
 DESCRIPTIONS = {
-    "version": (lambda told: told.update(version=2), "version 2 of the format"),
+    "version": (lambda told: told.update(version=3), "version 3 of the format"),
     "no version": (lambda told: told.pop("version") and None, "not JSON"),
     "a list": (lambda told: [told], "not JSON"),
     "form": (lambda told: told["tensors"][FC1].update(form="3:5"), "unknown form"),
@@ -67,7 +67,7 @@ DESCRIPTIONS = {
     "plain": (lambda told: told["tensors"][FC1].update(form="plain"), "contradicts"),
     "missing": (lambda told: told["tensors"].pop(FC1) and None, "contradicts"),
     "no digests": (lambda told: told["tensors"][FC1].update(sha256={}), "contradicts"),
-    "digest": (lambda told: told["tensors"][FC1]["sha256"].update(bitmask="0"), "checksum"),
+    "digest": (lambda told: told["tensors"][FC1]["sha256"].update(nonzeros="0"), "checksum"),
     "no header": (lambda told: told.update(header=3), "checksum"),
     "tensors": (lambda told: told.update(tensors=[]), "contradicts"),
     "a number": (lambda told: told["tensors"].update({FC1: 3}), "contradicts"),

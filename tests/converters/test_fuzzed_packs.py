@@ -10,6 +10,7 @@ import pytest
 from packing import NAME, redescribed, zeroed
 from safetensors.numpy import save_file
 
+from converters.packed_forms import DEFLATED
 from converters.packed_reader import PackedReader
 from converters.packed_write import pack_file
 from converters.rules import ConversionError
@@ -18,8 +19,8 @@ from converters.safetensors_files import SafetensorsReader
 FEW, MANY = 250, 100_000
 PLAIN = "model.safetensors"
 FORMS = {
-    None: ["bitmask", "2:4", "bitmask", "plain", "plain"],
-    4: ["int4:16", "int4:16", "int4:9", "plain", "plain"],
+    None: ["bitmask", "2:4", "bitmask", "plain", "plain", "bitmask"],
+    4: ["int4:16", "int4:16", "int4:9", "plain", "plain", "int4:48"],
 }  # by the bits of the non-zeros
 VALUES = [
     0,
@@ -42,7 +43,7 @@ VALUES = [
 
 
 class Place:
-    """A packed file of five tensors, and what they are."""
+    """A packed file of six tensors, and what they are."""
 
     def __init__(self, folder, bits):
         rng = np.random.default_rng(0)
@@ -53,13 +54,15 @@ class Place:
             "c": zeroed(rng, (7, 9), 0.7).astype(np.float32),
             "d": rng.normal(size=(5, 3)).astype(np.float16),
             "e": np.array(2.5, np.float32),
+            "f": zeroed(rng, (24, 48), 0.9).astype(np.float16),
         }
         save_file(tensors, folder / PLAIN, {"format": "pt"})
         with closing(SafetensorsReader({PLAIN: folder / PLAIN}, None)) as reader:
             packings = pack_file(reader, PLAIN, folder, bits)
-        assert [packings[name].form for name in "abcde"] == FORMS[bits]
+        assert [packings[name].form for name in "abcdef"] == FORMS[bits]
         with closing(PackedReader({PLAIN: self.path}, None)) as reader:
             self.want = {name: reader.read(name).tobytes() for name in tensors}
+        assert DEFLATED in packings["f"].parts and DEFLATED not in packings["a"].parts
         for name, packing in packings.items():
             assert not packing.exact or self.want[name] == tensors[name].tobytes()
         self.good = self.path.read_bytes()
