@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -40,7 +40,10 @@ from converters.packed_forms import (
 from converters.packed_levels import encode_levels, fitting
 from converters.packed_masks import deflated
 from converters.rules import ConversionError
-from converters.safetensors_files import SafetensorsReader, Writer
+from converters.safetensors_files import Writer
+
+if TYPE_CHECKING:
+    from converters.files import Reader
 
 UNKNOWN = "0" * 64  # in place of a digest that is not known yet
 
@@ -93,7 +96,7 @@ def plan(entry: Entry, tensor: np.ndarray, bits: int | None = None) -> Packing:
 
 
 def pack_file(
-    reader: SafetensorsReader, shard: str, folder: Path, bits: int | None = None
+    reader: Reader, shard: str, folder: Path, bits: int | None = None
 ) -> dict[str, Packing]:
     """Pack one shard of a checkpoint into `folder`; returns how each tensor was packed.
 
@@ -132,7 +135,7 @@ def pack_file(
     return packings
 
 
-def _encoded(reader: SafetensorsReader, name: str, packing: Packing) -> Parts:
+def _encoded(reader: Reader, name: str, packing: Packing) -> Parts:
     """The parts of a tensor, compared with the tensor that they give."""
     tensor, form = reader.read(name), packing.form
     if form == PLAIN:

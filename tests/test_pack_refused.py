@@ -99,10 +99,6 @@ def test_what_cannot_be_packed(tmp_path, packed, copy, capsys):
     ):
         assert main(args) == 2
         assert part in capsys.readouterr().err
-    assert main(["convert", str(packed / "m"), str(tmp_path / "orbax")]) == 0
-    capsys.readouterr()
-    assert main(["pack", str(tmp_path / "orbax"), str(tmp_path / "o")]) == 2
-    assert "Orbax checkpoint, which is compressed already" in capsys.readouterr().err
     shutil.copy(packed / "p" / NAME, tmp_path / "p" / NAME)
     shutil.copy(packed / "m" / "model.safetensors", copy)
     assert main(["pack", str(copy), str(tmp_path / "o")]) == 2

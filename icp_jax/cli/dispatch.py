@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from icp_jax.cli import machine, standard
@@ -206,13 +207,24 @@ def _pack(command: Any) -> None:
 
         record = save_macko(command.folder, command.out)
         return _print(command.json, record, lambda: console_files.for_macko(record))
+    _platforms_of_trees(command.folder)
     record = pack(command.folder, command.out, command.bits)
     _print(command.json, record, lambda: console_files.packed(record))
+
+
+def _platforms_of_trees(folder: str) -> None:
+    """Check the platforms for an Orbax folder, packed or not: JAX reads and writes it."""
+    from icp_jax.runs.orbax import is_orbax
+    from icp_jax.runs.pack_orbax import KEPT
+
+    if is_orbax(Path(folder)) or is_orbax(Path(folder) / KEPT):
+        machine.platforms()
 
 
 def _unpack(command: Any) -> None:
     from icp_jax.runs.pack import unpack
 
+    _platforms_of_trees(command.folder)
     record = unpack(command.folder, command.out)
     _print(command.json, record, lambda: print("{out}: {bytes} bytes".format(**record)))
 

@@ -187,11 +187,12 @@ class Verify:
 class Pack:
     """Write a pruned folder with its zeros packed, so that they take one bit or less each.
 
-    Every command reads the result as it reads the folder. unpack restores it, byte for byte.
+    Every command reads the result as it reads the folder. unpack restores it, byte for byte; of
+    an Orbax checkpoint, the tree with the same bits.
     """
 
     folder: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DIR")]]
-    """Hugging Face folder of safetensors, or hub id."""
+    """Hugging Face folder of safetensors, hub id, or Orbax checkpoint that convert wrote."""
     out: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="OUT")]]
     """Output folder. It must not exist."""
     bits: Literal[4, 8] | None = None

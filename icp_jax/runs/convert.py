@@ -8,40 +8,37 @@ needs: config, tokenizer, layout of the shards, and buffers.
 
 from __future__ import annotations
 
-import base64
-import json
-import math
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from converters import table_for
 from converters.files import (
     check_other_files,
     copy_other_files,
     is_gguf,
     lone_torch_file,
-    open_checkpoint,
     open_writer,
 )
 from converters.gguf_config import DTYPE
 from converters.gguf_files import GgufReader
 from converters.gguf_side import write_side_files
-from converters.index import right_index
-from converters.layout import DTYPE_NAMES, DTYPES, Entry, Layout, plan_layout, read_header
-from converters.names import SAFETENSORS, TORCH, shards
-from converters.rules import ConversionError, check_shape, first_line, lookup
+from converters.layout import plan_layout
 from converters.safetensors_files import Writer
-from converters.sam_names import config_of
 from icp_jax.data.hub import resolve
 from icp_jax.errors import InputError
 from icp_jax.runs.export import Aside, copy_buffers, write_json
-from icp_jax.runs.trees import read_tree, save_tree
-from icp_jax.streaming.source import FolderSource, all_finite, not_finite, read_config
-
-PARAMS, SIDE, LAYOUT, BUFFERS = "params", "hf", "layout.json", "buffers"
+from icp_jax.runs.orbax import (
+    BUFFERS,
+    LAYOUT,
+    PARAMS,
+    SIDE,
+    OrbaxReader,
+    is_orbax,
+    layout_record,
+)
+from icp_jax.runs.trees import save_tree
+from icp_jax.streaming.source import FolderSource, all_finite, not_finite
 
 
 def convert(src: str | Path, dst: str | Path, dtype: str | None = None) -> str:
@@ -56,7 +53,7 @@ def convert(src: str | Path, dst: str | Path, dtype: str | None = None) -> str:
         return _from_gguf(folder, dst, np.dtype(dtype or DTYPE))
     if dtype is not None:
         raise InputError("--dtype is for a .gguf file: other conversions keep the dtypes")
-    if (folder / SIDE / LAYOUT).is_file():
+    if is_orbax(folder):
         with Aside(dst) as aside:
             _to_hugging_face(folder, aside.path)
             lone = lone_torch_file(aside.path)
@@ -109,80 +106,11 @@ def _save_buffers(source: FolderSource, folder: Path) -> None:
 
 
 def _to_hugging_face(folder: Path, out: Path) -> None:
-    side = folder / SIDE
-    layout = read_layout(side / LAYOUT, out)
-    if layout.torch:
-        config = config_of({name: entry.shape for name, entry in layout.entries.items()})
-    else:
-        config = read_config(side)
-    placed = table_for(str(config.get("model_type"))).place(config, list(layout.entries))
-    for rule in placed:
-        check_shape(rule, layout.entries[rule.name].shape)
-    check_other_files(side)
-    try:
-        tree = read_tree(folder / PARAMS)
-    except (OSError, ValueError, KeyError) as error:
-        reason = first_line(error)
-        raise InputError(f"{folder} has no readable Orbax checkpoint: {reason}") from None
-    copy_other_files(side, out)
-    (out / LAYOUT).unlink()
-    with open_writer(out, layout) as writer:
-        for rule in placed:
-            tensor = rule.to_torch(np.asarray(lookup(tree, rule.path)))
-            check_shape(rule, tensor.shape)
-            writer.write(rule.name, tensor)
-        if len(placed) < len(layout.entries):
-            with closing(open_checkpoint(side / BUFFERS)) as reader:
-                copy_buffers(reader, placed, writer)
-
-
-def layout_record(layout: Layout) -> dict[str, Any]:
-    """A layout as JSON values."""
-    return {
-        "headers": {k: base64.b64encode(v).decode() for k, v in layout.headers.items()},
-        "entries": {
-            name: [e.shard, DTYPE_NAMES[e.dtype], list(e.shape), e.start, e.nbytes]
-            for name, e in layout.entries.items()
-        },
-        "index": layout.index,
-        "torch": layout.torch,
-    }
-
-
-def read_layout(path: Path, out: Path) -> Layout:
-    """Read a layout written with `layout_record`, for files in `out`.
-
-    Raises ConversionError for names outside `out`, and for entries that do not match the headers.
-    """
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        headers = {k: base64.b64decode(v, validate=True) for k, v in record["headers"].items()}
-        entries = {
-            str(name): Entry(shard, DTYPES[dtype], tuple(map(int, shape)), int(start), int(nbytes))
-            for name, (shard, dtype, shape, start, nbytes) in record["entries"].items()
-        }
-        index, torch = record["index"], bool(record.get("torch", False))
-        if not (index is None or isinstance(index, str)) or (torch and len(headers) != 1):
-            raise ValueError("invalid index or number of files")
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ConversionError(f"{path} is not a layout of icp-jax convert: {error!r}") from None
-    shards(out, headers, TORCH if torch else SAFETENSORS, path)
-    layout = Layout(headers, entries, index, torch)
-    if torch:
-        _check_file(layout, path)
-    else:
-        found = {n: e for shard, raw in headers.items() for n, e in read_header(shard, raw).items()}
-        if found != entries:
-            raise ConversionError(f"{path}: the entries do not match the headers; convert again")
-        right_index(layout)
-    return layout
-
-
-def _check_file(layout: Layout, path: Path) -> None:
-    for name, e in layout.entries.items():
-        if (
-            e.shard not in layout.headers
-            or min(e.shape, default=0) < 0
-            or e.nbytes != math.prod(e.shape) * e.dtype.itemsize
-        ):
-            raise ConversionError(f"{path}: tensor {name!r} does not match its file; convert again")
+    with closing(OrbaxReader(folder, out)) as reader:
+        check_other_files(folder / SIDE)
+        reader.load()
+        copy_other_files(folder / SIDE, out)
+        (out / LAYOUT).unlink()
+        with open_writer(out, reader.layout) as writer:
+            for name in reader.names():
+                writer.write(name, reader.read(name))

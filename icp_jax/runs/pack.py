@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 from converters.files import Reader, open_checkpoint
 from converters.layout import Entry
-from converters.names import create
 from converters.packed_files import packed_name
 from converters.packed_forms import PLAIN
 from converters.packed_reader import PackedReader
@@ -18,15 +16,18 @@ from converters.packed_write import Packing, pack_file, unpack_file
 from converters.safetensors_files import SafetensorsReader
 from icp_jax.data.hub import resolve
 from icp_jax.errors import InputError
-from icp_jax.runs.convert import LAYOUT, SIDE
+from icp_jax.runs import pack_orbax
 from icp_jax.runs.export import Aside
+from icp_jax.runs.orbax import PARAMS, OrbaxReader, is_orbax
 
 
 def pack(model: str | Path, out: str | Path, bits: int | None = None) -> dict[str, Any]:
     """Pack the pruned weights of a Hugging Face folder of safetensors into a new folder.
 
-    Each matrix is written as a bitmask and its non-zeros, or by the n:m pattern of its groups, or
-    as it is: whichever is smallest. All other files are copied. Every command reads the result.
+    The folder may also be an Orbax checkpoint that `icp-jax convert` wrote; its tree is then held
+    in memory. Each matrix is written as a bitmask and its non-zeros, or by the n:m pattern of its
+    groups, or as it is: whichever is smallest. All other files are copied. Every command reads the
+    result.
     bits: 4 or 8, of integers in place of the non-zeros, with a scale for each group of inputs:
     exact if the weights lie on such grids, as after a run with `quant.bits`; otherwise they are
     rounded, and `unpack` gives the rounded ones. Returns the sizes as JSON values: bytes,
@@ -41,10 +42,13 @@ def pack(model: str | Path, out: str | Path, bits: int | None = None) -> dict[st
         taken = [name for name in map(packed_name, reader.files) if (folder / name).exists()]
         if taken:
             raise InputError(f"{folder / taken[0]} has a reserved name: move it away")
-        others = _files(folder, reader.files)
+        names = _files(folder, () if isinstance(reader, OrbaxReader) else reader.files)
         packings: dict[str, Packing] = {}
         with Aside(out) as aside:
-            _copy(folder, others, aside.path)
+            if isinstance(reader, OrbaxReader):
+                pack_orbax.copy_packed(folder, names, reader, aside.path)
+            else:
+                pack_orbax.copy(folder, [(name, name) for name in names], aside.path)
             for shard in reader.files:
                 packings |= pack_file(reader, shard, aside.path, bits)
             record = _record(reader, packings, aside.path)
@@ -55,6 +59,7 @@ def pack(model: str | Path, out: str | Path, bits: int | None = None) -> dict[st
 def unpack(packed: str | Path, out: str | Path) -> dict[str, Any]:
     """Write the folder that `pack` was given, byte for byte, into a new folder.
 
+    Of an Orbax checkpoint, the tree has the same bits; Orbax's files of arrays are written anew.
     Returns the sizes as JSON values. Raises InputError or ConversionError; `out` is complete or
     absent.
     """
@@ -62,13 +67,18 @@ def unpack(packed: str | Path, out: str | Path) -> dict[str, Any]:
     with closing(open_checkpoint(folder)) as reader:
         if not isinstance(reader, PackedReader):
             raise InputError(f"{folder} is not packed: give a folder that icp-jax pack wrote")
-        others = _files(folder, map(packed_name, reader.files))
+        names = _files(folder, map(packed_name, reader.files))
         with Aside(out) as aside:
-            _copy(folder, others, aside.path)
-            for shard, file in reader.packed.items():
-                unpack_file(file, shard, aside.path)
-                reader.forget()
-            sizes = packed_sizes(reader) or {}
+            if pack_orbax.is_packed_orbax(folder):
+                pack_orbax.unpack_all(folder, names, reader, aside.path)
+                written = [aside.path / PARAMS]
+            else:
+                pack_orbax.copy(folder, [(name, name) for name in names], aside.path)
+                for shard, file in reader.packed.items():
+                    unpack_file(file, shard, aside.path)
+                    reader.forget()
+                written = [aside.path / shard for shard in reader.packed]
+            sizes = _sizes(_bytes(written), _bytes(reader.files.values()))
             aside.publish()
             return {"out": str(out), **sizes}
 
@@ -80,20 +90,24 @@ def packed_sizes(reader: Reader) -> dict[str, Any] | None:
         return None
     layout = reader.layout
     plain = sum(map(len, layout.headers.values())) + sum(e.nbytes for e in layout.entries.values())
-    return _sizes(plain, sum(path.stat().st_size for path in reader.files.values()))
+    return _sizes(plain, _bytes(reader.files.values()))
 
 
-def _opened(folder: Path) -> SafetensorsReader:
-    """The reader of a folder of safetensors. Raises InputError for any other."""
-    if (folder / SIDE / LAYOUT).is_file():
-        raise InputError(
-            f"{folder} is an Orbax checkpoint, which is compressed already: convert it to a "
-            "Hugging Face folder first, by icp-jax convert"
-        )
+def _bytes(paths: Iterable[Path]) -> int:
+    return sum(map(pack_orbax.nbytes, paths))
+
+
+def _opened(folder: Path) -> SafetensorsReader | OrbaxReader:
+    """The reader of a folder of safetensors, or of Orbax's. Raises InputError for any other."""
+    if is_orbax(folder):
+        return pack_orbax.open_orbax(folder)
     reader: Reader = open_checkpoint(folder)
-    if isinstance(reader, SafetensorsReader):
+    kept = folder / pack_orbax.KEPT
+    if isinstance(reader, SafetensorsReader) and not kept.exists():
         return reader
     reader.close()
+    if isinstance(reader, SafetensorsReader):
+        raise InputError(f"{kept} has a reserved name: move it away")
     if isinstance(reader, PackedReader):
         raise InputError(f"{folder} is packed already: use it as it is, or run icp-jax unpack")
     raise InputError(
@@ -117,26 +131,15 @@ def _files(folder: Path, without: Iterable[str]) -> list[Path]:
     return found
 
 
-def _copy(folder: Path, names: list[Path], target: Path) -> None:
-    for name in names:
-        if (folder / name).is_dir():
-            (target / name).mkdir(parents=True)
-            continue
-        with (folder / name).open("rb") as old, create(target, str(name), folder) as new:
-            shutil.copyfileobj(old, new)
-
-
-def _record(reader: SafetensorsReader, packings: dict[str, Packing], out: Path) -> dict[str, Any]:
+def _record(reader: Reader, packings: dict[str, Packing], out: Path) -> dict[str, Any]:
     """The sizes of a packed folder as JSON values."""
     layers = [
         _layer(name, reader.layout.entries[name], packing)
         for name, packing in packings.items()
         if packing.form != PLAIN
     ]
-    files = (
-        sum(path.stat().st_size for path in reader.files.values()),
-        sum((out / packed_name(shard)).stat().st_size for shard in reader.files),
-    )
+    packed = (out / packed_name(shard) for shard in reader.files)
+    files = (_bytes({*reader.files.values()}), _bytes(packed))
     sums = [sum(layer[key] for layer in layers) for key in ("bytes", "packed_bytes", "size")]
     rounded = not all(packing.exact for packing in packings.values())
     return {**_sizes(*files), "packed": _sizes(*sums), "rounded": rounded, "layers": layers}

@@ -85,6 +85,9 @@ def read_tree(folder: Path) -> Any:
 
     with _checkpointer(ocp.StandardCheckpointHandler) as checkpointer:
         path = folder.absolute()
-        shapes = checkpointer.metadata(path).item_metadata.tree
+        found = checkpointer.metadata(path).item_metadata
+        if found is None:
+            raise ValueError(f"no tree in {path}")
+        shapes = found.tree
         hosts = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
         return checkpointer.restore(path, hosts)

@@ -16,7 +16,7 @@ from converters.layout import plan_layout
 from converters.names import INDEX
 from converters.rules import ConversionError
 from converters.safetensors_files import Writer
-from icp_jax.runs.convert import LAYOUT, layout_record, read_layout
+from icp_jax.runs.orbax import LAYOUT, layout_record, read_layout
 
 PARTS = ["..", ".", "", "a", "weights", "victim", "model.safetensors", "b.safetensors", "C:", "\\"]
 PARTS += ["~", "link", "config.json", "ü", "\0", "\ud800", "x" * 300, "out", "source", INDEX]

@@ -13,7 +13,8 @@ from converters.names import create, inside, shards
 from converters.rules import ConversionError
 from icp_jax.cli import main
 from icp_jax.errors import InputError
-from icp_jax.runs.convert import LAYOUT, SIDE, convert
+from icp_jax.runs.convert import convert
+from icp_jax.runs.orbax import LAYOUT, SIDE
 
 INDEX = "model.safetensors.index.json"
 REFUSED = [
