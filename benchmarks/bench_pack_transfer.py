@@ -145,7 +145,8 @@ def main() -> None:
         "rows": rows,
     }
     for name, row in rows.items():
-        print(f"{name}: {row['block_bytes'] / 1e6:.2f} MB a block, {row['seconds']:.1f} s, CPU {row['cpu_seconds']:.1f} s")
+        times = f"{row['seconds']:.1f} s, {row['cpu_seconds']:.1f} CPU seconds"
+        print(f"{name}: {row['block_bytes'] / 1e6:.2f} MB a block, {times}")
     print(f"ratio {found['ratio']:.3f}, formula {found['formula']:.3f}")
     print(common.write("bench_pack_transfer.json", found))
 
