@@ -95,6 +95,11 @@ def plan(entry: Entry, tensor: np.ndarray, bits: int | None = None) -> Packing:
     return packing
 
 
+def packed_size(tensor: np.ndarray) -> int:
+    """The bytes of a tensor in its smallest form."""
+    return plan(Entry("", tensor.dtype, tensor.shape, 0, tensor.nbytes), tensor).nbytes()
+
+
 def pack_file(
     reader: Reader, shard: str, folder: Path, bits: int | None = None
 ) -> dict[str, Packing]:

@@ -9,8 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from converters.packed_codec import GROUPS
-from converters.packed_forms import BITMASK, PLAIN, packed_bytes
 from icp_jax.core.choice import LEFT
 from icp_jax.core.outcomes import BlockReport, remedies
 from icp_jax.phases import EXPORT, Progress
@@ -63,19 +61,10 @@ def export(
         raise
 
 
-def linear_sizes(
-    source: FolderSource, counted: Counted, pattern: tuple[int, int] | None
-) -> dict[str, int]:
-    """The bytes of the linears: in the source's dtypes, and as `icp-jax pack` would write them."""
-    n, m = pattern or (0, 0)
-    forms = [PLAIN, BITMASK, *([f"{n}:{m}"] if m in GROUPS else [])]
-    total = {"bytes": 0, "packed_bytes": 0}
-    for name, (zeros, size) in counted.layers.items():
-        item = source.dtype(name).itemsize
-        usable = forms if name not in counted.left else forms[:2]
-        total["bytes"] += size * item
-        total["packed_bytes"] += min(packed_bytes(f, size, size - zeros, item) for f in usable)
-    return total
+def linear_sizes(source: FolderSource, counted: Counted) -> dict[str, int]:
+    """The bytes of the linears: in the source's dtypes, and as `icp-jax pack` writes them."""
+    plain = sum(size * source.dtype(name).itemsize for name, (_, size) in counted.layers.items())
+    return {"bytes": plain, "packed_bytes": counted.packed_bytes}
 
 
 def record(

@@ -101,7 +101,7 @@ def prune_folder(
         finally:
             weights.check()  # a changed source explains any other error
         seconds = time.perf_counter() - started + _earlier(finished)
-        sizes = linear_sizes(source, counted, job.recipe.pattern)
+        sizes = linear_sizes(source, counted)
         told = record(run.facts, blocks, counted, sizes, seconds)
         told |= global_pass.record_of(passed, run.config, run.tokens)
         telling.write(told, source.folder, work.export, work.out)

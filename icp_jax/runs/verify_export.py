@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from converters.files import open_checkpoint
+from converters.packed_write import packed_size
 from converters.rules import Placed
 from icp_jax.core.choice import LEFT
 from icp_jax.errors import InputError
@@ -27,6 +28,7 @@ class Counted:
     size: int
     layers: dict[str, tuple[int, int]]  # torch name -> (zeros, size)
     left: frozenset[str] = frozenset()  # of the layers, those that were left as they are
+    packed_bytes: int = 0  # of the layers as `icp-jax pack` writes them
 
     @property
     def sparsity(self) -> float:
@@ -62,15 +64,16 @@ def verify_export(
             raise RuntimeError(f"{folder}: the exported tensors differ from the source's")
         check = partial(_check, source, weights, budgets, pattern, tuned_from)
         layers: dict[str, tuple[int, int]] = {}
+        packed = 0
         left = {r.name for r in source.placed if _budget(r, budgets) == LEFT}
         names = weights.names()
         tick(0, len(names))
         for k, (name, counted) in enumerate(zip(names, in_threads(check, names), strict=True)):
             tick(k + 1, len(names))
             if counted is not None:
-                layers[name] = counted
+                layers[name], packed = counted[:2], packed + counted[2]
     zeros, size = (sum(column) for column in zip(*layers.values(), strict=True))
-    return Counted(zeros, size, layers, frozenset(left))
+    return Counted(zeros, size, layers, frozenset(left), packed)
 
 
 def _check(
@@ -80,8 +83,8 @@ def _check(
     pattern: tuple[int, int] | None,
     tuned_from: int,
     name: str,
-) -> tuple[int, int] | None:
-    """Check one tensor; returns (zeros, size) of a linear's kernel, None for other tensors."""
+) -> tuple[int, int, int] | None:
+    """Check one tensor; of a linear's kernel, returns (zeros, size, bytes when packed)."""
     tensor, rule = weights.read(name), next((r for r in source.placed if r.name == name), None)
     budget, counted = None if rule is None else _budget(rule, budgets), None
     if budget in (None, LEFT):
@@ -95,7 +98,7 @@ def _check(
         held = pattern if budget != LEFT else None
         if held is not None and densest_group(tensor, held[1]) > held[0]:
             raise RuntimeError(f"exported tensor {name!r} breaks the pattern {pattern}")
-        counted = zeros, tensor.size
+        counted = zeros, tensor.size, packed_size(tensor)
     if not all_finite(tensor):
         raise InputError(
             f"pruned tensor {name!r} exceeds the range of {tensor.dtype}: "
