@@ -39,7 +39,9 @@ from icp_jax.data.hub import resolve
 from icp_jax.errors import InputError
 from icp_jax.runs.export import Aside, copy_buffers, write_json
 from icp_jax.runs.trees import read_tree, save_tree
-from icp_jax.streaming.source import FolderSource, all_finite, not_finite, read_config
+from icp_jax.streaming.finite import all_finite, not_finite
+from icp_jax.streaming.model_config import read_config
+from icp_jax.streaming.source import FolderSource
 
 PARAMS, SIDE, LAYOUT, BUFFERS = "params", "hf", "layout.json", "buffers"
 
