@@ -78,7 +78,7 @@ def child(job: dict) -> dict:
     )
     with contextlib.closing(FolderSource(job["model"])) as source:
         shapes = [source.shapes(t) for t in range(source.family.n_blocks)]
-        work = cost.flops(source.family, shapes, resolved(config, source), 512)
+        work = cost.flops(source.family, shapes, cost.load(resolved(config, source), 512))
     rate = rates.measure("float32").float32
     started = time.perf_counter()
     pruned = run.prune_folder(config)

@@ -38,13 +38,8 @@ def main() -> None:
         for i in range(2)
     )
     rest = None, x, y, np.int32(1)
-    params = jax.tree.map(jnp.asarray, block)
-    programs = {
-        name: compensation._passes.lower(
-            side, params, compensation._adam.init(params), *rest
-        ).compile()
-        for name, side in sides.items()
-    }
+    begun = tune.start(jax.tree.map(jnp.array, block))
+    programs = {k: tune._steps.lower(side, begun, *rest).compile() for k, side in sides.items()}
     mib = {k: p.memory_analysis().temp_size_in_bytes / 2**20 for k, p in programs.items()}
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(args.rounds + 1):

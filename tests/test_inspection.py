@@ -14,7 +14,7 @@ from converters.safetensors_files import SafetensorsReader
 from icp_jax.cli import console_files, main
 from icp_jax.runs.convert import convert
 from icp_jax.runs.verify_export import same_bytes
-from icp_jax.streaming.source import all_finite
+from icp_jax.streaming.finite import all_finite
 
 
 @pytest.fixture

@@ -22,13 +22,13 @@ def test_shares_add_up_to_one_and_follow_the_run(opt_folder, method):
     shapes = [{spec.name: (8, 8) for spec in family.linears}] * family.n_blocks
     asked = RunConfig(prune=PruneConfig(method), calibration=CalibrationConfig(samples=4))
     run = filled(asked)
-    found = cost.weights(family, shapes, run, 16)
+    found = cost.weights(family, shapes, cost.load(run, 16))
     assert sum(found.values()) == pytest.approx(1)
     of_second = [name for t, name in found if t == 1]
     tuned = ["compensate"] if method == "icp" else []
     assert of_second == ["dense", *tuned, "statistics", "prune", "sparse"]
     assert (0, "compensate") not in found
-    flops = cost.flops(family, shapes, run, 16)
+    flops = cost.flops(family, shapes, cost.load(run, 16))
     for name, count in flops.items():
         share = sum(s for (_, phase), s in found.items() if phase == name)
         assert share == pytest.approx(count / sum(flops.values()))

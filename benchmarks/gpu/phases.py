@@ -20,7 +20,8 @@ def flops(job: dict[str, Any]) -> dict[str, float]:
 
     config = filled(RunConfig(calibration=CalibrationConfig(samples=job["samples"])))
     # of two blocks: compensation is the second one's
-    work = cost.flops(make_family(hf_config(job)), [linears(job)] * 2, config, job["length"])
+    load = cost.load(config, job["length"])
+    work = cost.flops(make_family(hf_config(job)), [linears(job)] * 2, load)
     return {p: work[p] / (1 if p == "compensate" else 2) for p in PHASES}
 
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from icp_jax import data
-from icp_jax.config import CalibrationConfig, RunConfig
+from icp_jax.config import CalibrationConfig
 from icp_jax.data import own
 from icp_jax.errors import InputError
 from icp_jax.generation.generate import Source
@@ -76,12 +76,6 @@ def calibration(
         return own.windows(source, config, config.seq_len, progress)
     encode = data.Encoder(source.folder, data.vocabulary(source.config), progress)
     return data.calibration_tokens(given, source.family.context, encode, progress)
-
-
-def counted(config: RunConfig, samples: np.ndarray) -> RunConfig:
-    """Set a resolved config's `samples` to the actual number."""
-    calibration = dataclasses.replace(config.calibration, samples=len(samples))
-    return dataclasses.replace(config, calibration=calibration)
 
 
 def checked(source: Described, samples: np.ndarray) -> np.ndarray:

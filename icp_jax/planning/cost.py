@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 
 from icp_jax.config import MemoryConfig, RunConfig
 from icp_jax.core.distill_steps import held_out
-from icp_jax.core.pruners import METHODS, with_solver
+from icp_jax.core.pruners import METHODS, Method, with_solver
 from icp_jax.models.spec import Family
 from icp_jax.phases import GLOBAL, STREAMED, Epochs
 from icp_jax.planning.products import Shapes, products
 from icp_jax.planning.table import TABLE
 from icp_jax.planning.workload import Workload, size
+
+
+class Load(NamedTuple):
+    """What the FLOPs of a run depend on, beside the model."""
+
+    tokens: int  # positions of all samples
+    positions: int  # of one sample
+    method: Method
+    epochs: Epochs
+
+
+def load(config: RunConfig, positions: int) -> Load:
+    """The load of a resolved config. positions: per sample."""
+    method = with_solver(config.prune.method, config.prune.solver)
+    return Load(config.calibration.count * positions, positions, method, epochs(config))
 
 
 def epochs(config: RunConfig) -> Epochs:
@@ -26,28 +42,21 @@ def epochs(config: RunConfig) -> Epochs:
     )
 
 
-def flops(
-    family: Family, shapes: Sequence[Shapes], config: RunConfig, positions: int
-) -> dict[str, float]:
-    """FLOPs of the matrix products of the whole run, by phase.
-
-    config: resolved. positions: per sample.
-    """
+def flops(family: Family, shapes: Sequence[Shapes], load: Load) -> dict[str, float]:
+    """FLOPs of the matrix products of the whole run, by phase."""
     found = dict.fromkeys((phase.name for phase in STREAMED), 0.0)
-    for _, name, count in _terms(family, shapes, config, positions):
+    for _, name, count in _terms(family, shapes, load):
         found[name] += count
     return found
 
 
-def weights(
-    family: Family, shapes: Sequence[Shapes], config: RunConfig, positions: int
-) -> dict[tuple[int, str], float]:
+def weights(family: Family, shapes: Sequence[Shapes], load: Load) -> dict[tuple[int, str], float]:
     """(block, phase) -> its fraction of the run's FLOPs, in the order of the run.
 
     The fractions sum to 1. Phases without FLOPs are left out.
     """
     found: dict[tuple[int, str], float] = {}
-    for t, name, count in _terms(family, shapes, config, positions):
+    for t, name, count in _terms(family, shapes, load):
         found[t, name] = found.get((t, name), 0.0) + count
     # all blocks together, after the last
     last = len(shapes) - 1, GLOBAL.name
@@ -59,14 +68,12 @@ def weights(
 
 
 def _terms(
-    family: Family, shapes: Sequence[Shapes], config: RunConfig, positions: int
+    family: Family, shapes: Sequence[Shapes], load: Load
 ) -> Iterator[tuple[int, str, float]]:
     """(block, phase, FLOPs) terms; a phase may have several."""
-    tokens = config.calibration.count * positions
-    method = with_solver(config.prune.method, config.prune.solver)
     for t, block in enumerate(shapes):
-        keys = family.keys_met(t, positions)
-        of_block = products(family, block, keys, tokens, epochs(config), method)
+        keys = family.keys_met(t, load.positions)
+        of_block = products(family, block, keys, load.tokens, load.epochs, load.method)
         for entry in TABLE:
             if entry.phase.of_block(t, of_block.epochs):
                 yield from ((t, entry.phase.name, count) for count in entry.flops(of_block))

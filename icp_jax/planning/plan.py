@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 
 from icp_jax import backend, phases
-from icp_jax.config import MemoryConfig, RunConfig, check, parse_bytes
+from icp_jax.config import CalibrationConfig, MemoryConfig, RunConfig, check, parse_bytes
 from icp_jax.data import own
 from icp_jax.errors import InputError
 from icp_jax.planning import cost
@@ -68,7 +68,7 @@ def plan(config: RunConfig) -> Plan:
     limits = _limits(config.memory, free=True)
     found = fit(work, **limits)
     rates = measure(work.config.dtype)
-    flops = cost.flops(work.family, work.shapes, work.config, work.positions)
+    flops = cost.flops(work.family, work.shapes, cost.load(work.config, work.positions))
     moved = cost.moved(work, found.memory)
     kind = jax.local_devices()[0].device_kind
     seconds = rates.seconds(flops, moved)
@@ -90,12 +90,11 @@ def settle(source: FolderSource, config: RunConfig) -> tuple[RunConfig, Need | N
     return dataclasses.replace(config, memory=memory), planned
 
 
-def check_room(source: FolderSource, config: RunConfig) -> None:
+def check_room(source: FolderSource, calibration: CalibrationConfig, memory: MemoryConfig) -> None:
     """Raise InputError if a model that writes its own calibration text does not fit into memory."""
-    calibration = config.calibration
     needed = own.memory(source, calibration, calibration.seq_len or 0)
     where = "host" if backend.is_host() else "device"
-    limit = _limits(config.memory, free=True)[where]
+    limit = _limits(memory, free=True)[where]
     if limit is not None and needed > limit:
         raise InputError(
             f"calibration data {calibration.data} needs the whole model in {where} memory: "

@@ -23,7 +23,8 @@ from icp_jax.errors import InputError
 from icp_jax.models import Family, make_family
 from icp_jax.streaming import mesh, passes
 from icp_jax.streaming.distill import check_text
-from icp_jax.streaming.source import FolderSource, part_of, read_config
+from icp_jax.streaming.model_config import read_config
+from icp_jax.streaming.source import FolderSource, part_of
 
 Params = dict[str, Any]
 

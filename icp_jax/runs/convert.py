@@ -38,7 +38,8 @@ from icp_jax.runs.orbax import (
     layout_record,
 )
 from icp_jax.runs.trees import save_tree
-from icp_jax.streaming.source import FolderSource, all_finite, not_finite
+from icp_jax.streaming.finite import all_finite, not_finite
+from icp_jax.streaming.source import FolderSource
 
 
 def convert(src: str | Path, dst: str | Path, dtype: str | None = None) -> str:

@@ -61,14 +61,17 @@ def distill_folder(
         tokens = inputs.calibration(config.calibration, dense, progress)
         windows = global_pass.split(tokens)
         weights = [Weights(source), Weights(dense)]
-        found = _tuned(source, dense, windows, config, progress)
+        made = global_pass.steps_of(config.global_pass, config.seed or 0, len(windows.tuned))
+        given = Pass(made, compute_dtype(config.dtype), config.memory.streams)
+        found = _tuned(source, dense, windows, given, progress)
         counted = _export(source, found, aside.path, progress)
         for each in weights:
             each.check()
         told = distill_record.record(source.folder, config, counted)
         told["global_pass"] = {
             **global_pass.record(found, config.global_pass, windows),
-            **distill_record.circumstances(pruned, config),
+            **distill_record.circumstances(pruned, config.model),
+            "command": distill_record.command(pruned, config),
             "inputs": distill_record.inputs(weights, inputs.record(source, tokens)),
             "seconds": round(time.perf_counter() - started, 3),
         }
@@ -109,13 +112,11 @@ def _tuned(
     source: FolderSource,
     dense: FolderSource,
     windows: global_pass.Windows,
-    config: RunConfig,
+    given: Pass,
     progress: Progress,
 ) -> Reached:
     for each in (source, dense):
         each.check_finite()
-    made = global_pass.steps_of(config.global_pass, config.seed or 0, len(windows.tuned))
-    given = Pass(made, compute_dtype(config.dtype), config.memory.streams)
     return distill(source, dense, *windows, given, Hooks(partial(progress, -1, GLOBAL.name)))
 
 

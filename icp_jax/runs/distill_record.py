@@ -38,12 +38,11 @@ def record(folder: Path, config: RunConfig, counted: Counted) -> Record:
     return {**before, "texts": None, **counts}  # the texts were those of other weights
 
 
-def circumstances(pruned: str, config: RunConfig) -> Record:
-    """Models, command, versions, device and memory of the distillation."""
+def circumstances(pruned: str, dense: str) -> Record:
+    """Models, versions, device and memory of the distillation."""
     return {
         "pruned": pruned,
-        "dense": config.model,
-        "command": _command(pruned, config),
+        "dense": dense,
         "versions": versions(),
         "device": jax.devices()[0].device_kind,
         **peaks(),
@@ -61,7 +60,7 @@ def inputs(weights: list[Weights], samples: Record) -> Record:
     return {"weights": digests, **samples}
 
 
-def _command(pruned: str, config: RunConfig) -> str:
+def command(pruned: str, config: RunConfig) -> str:
     """The command that does it again."""
     given, data = config.global_pass, config.calibration
     options: Record = {"data": data.data, "samples": data.samples, "seq-len": data.seq_len}

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from icp_jax import backend
-from icp_jax.checks import flat
-from icp_jax.config import RunConfig
+from icp_jax.checks import flat, put
+from icp_jax.config import MemoryConfig, RunConfig
 from icp_jax.core.passes import Shapes
 from icp_jax.data import inputs, own
 from icp_jax.errors import InputError, Kept
@@ -29,7 +29,7 @@ from icp_jax.streaming.job import Job
 from icp_jax.streaming.mesh import Devices
 from icp_jax.streaming.source import FolderSource
 
-Begun = Callable[[RunConfig], RunConfig]
+Begun = Callable[[MemoryConfig], MemoryConfig]
 
 
 class Ready(NamedTuple):
@@ -49,11 +49,11 @@ def ready(
     source: FolderSource,
     devices: Devices,
     progress: Progress = lambda *event: None,
-    begun: Begun = lambda config: config,
+    begun: Begun = lambda memory: memory,
 ) -> Ready:
     """Prepare the run of a validated config. Every process of the run calls this.
 
-    begun: fills in the settings that an interrupted run started with. Raises InputError for
+    begun: fills in the memory settings that an interrupted run started with. Raises InputError for
     settings that do not suit the model or the memory, and Kept if the hosts' inputs differ.
     """
     full = resolved(config, source)
@@ -61,12 +61,12 @@ def ready(
     if config.quant.packed and source.family.kind == "vision":
         raise InputError("quant.packed is for language models: leave it out")
     if own.asked(full.calibration):
-        check_room(source, full)
+        check_room(source, full.calibration, full.memory)
     tokens = inputs.calibration(config.calibration, source, progress)
     if full.global_pass.epochs:
         global_pass.check(source, tokens)
-    asked = inputs.counted(full, tokens)
-    start = begun(asked)
+    asked = put(full, "calibration.samples", len(tokens))
+    start = dataclasses.replace(asked, memory=begun(asked.memory))
     hashed = _hashing(source)
     try:
         settled, planned = settle(source, start)
@@ -86,7 +86,7 @@ def ready(
         placed(made, settled.memory),
         tokens,
         weights,
-        cost.weights(source.family, shapes, settled, positions),
+        cost.weights(source.family, shapes, cost.load(settled, positions)),
         fingerprint(flat(settled), weights, samples),
         {
             "config": dataclasses.asdict(settled),

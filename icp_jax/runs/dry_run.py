@@ -76,7 +76,7 @@ def dry_run(config: RunConfig) -> DryRun:
         layers=layers,
         zeros=sum(row["zeros"] for row in layers),
         size=sum(row["inputs"] * row["outputs"] for row in layers),
-        flops=sum(cost.flops(family, shapes, full, t).values()),
+        flops=sum(cost.flops(family, shapes, cost.load(full, t)).values()),
         stream_bytes=work.both(full.memory.stream_dtype),
         block_bytes=max(sum(4 * i * o for i, o in block.values()) for block in shapes),
         kind=family.kind,

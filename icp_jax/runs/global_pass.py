@@ -17,7 +17,7 @@ from icp_jax.models.spec import Family
 from icp_jax.phases import GLOBAL, Progress
 from icp_jax.planning.plan import gib
 from icp_jax.runs.records import finite
-from icp_jax.settings import GlobalConfig, RunConfig
+from icp_jax.settings import GlobalConfig
 from icp_jax.streaming import storage
 from icp_jax.streaming.distill import Hooks, Reached, check_text, distill
 from icp_jax.streaming.distill_steps import Pass
@@ -121,11 +121,11 @@ def after_blocks(
     return distill(pruned, source, *windows, given, hooks)
 
 
-def record_of(found: Reached | None, config: RunConfig, tokens: np.ndarray) -> dict[str, Any]:
+def record_of(found: Reached | None, given: GlobalConfig, tokens: np.ndarray) -> dict[str, Any]:
     """What the record of a run has of its pass, see `record`; empty without one."""
     if found is None:
         return {}
-    return {"global_pass": record(found, config.global_pass, split(tokens))}
+    return {"global_pass": record(found, given, split(tokens))}
 
 
 def record(found: Reached, given: GlobalConfig, windows: Windows) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from converters.rules import ConversionError, Placed, check_shape, first_line, i
 from converters.sam_names import config_of
 from icp_jax.errors import InputError
 from icp_jax.runs.trees import read_tree
-from icp_jax.streaming.source import read_config
+from icp_jax.streaming.model_config import read_config
 
 PARAMS, SIDE, LAYOUT, BUFFERS = "params", "hf", "layout.json", "buffers"
 Tree = dict[str, Any]

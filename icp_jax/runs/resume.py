@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from icp_jax.config import RunConfig
+from icp_jax.config import MemoryConfig
 from icp_jax.core.outcomes import BlockReport
 from icp_jax.core.passes import Params
 from icp_jax.core.quantize import Grid
@@ -73,17 +73,17 @@ class Work:
 
     # ------------------------------------------------------------ finished blocks
 
-    def as_begun(self, config: RunConfig) -> RunConfig:
+    def as_begun(self, memory: MemoryConfig) -> MemoryConfig:
         """Fill in an unset batch size and remat from the interrupted run.
 
         Their defaults depend on the free memory, and rounding depends on them.
         """
-        memory, began = config.memory, self.folder.began() if self.whole else {}
+        began = self.folder.began() if self.whole else {}
         if memory.batch_tokens is None:
             memory = dataclasses.replace(memory, batch_tokens=began.get("memory.batch_tokens"))
         if memory.remat is None:
             memory = dataclasses.replace(memory, remat=began.get("memory.remat"))
-        return dataclasses.replace(config, memory=memory)
+        return memory
 
     def open(self, fingerprint: dict[str, Any]) -> Sequence[Finished]:
         """The finished blocks with valid checksums; all blocks from the first invalid one go.

@@ -12,6 +12,7 @@ from typing import Any
 
 from converters.files import RECORD as RECORD
 from converters.files import check_other_files
+from icp_jax.checks import flat
 from icp_jax.config import RunConfig, check
 from icp_jax.core.hyper import by_name
 from icp_jax.core.outcomes import BlockReport
@@ -89,7 +90,7 @@ def prune_folder(
         devices.tell([block_record(block.report) for block in finished])
         for line in run.facts["warnings"]:
             say(line)
-        telling.begin(config, source, work.out, bool(finished))
+        telling.begin(flat(config), source, work.out, bool(finished))
         try:
             last, seal = source.family.n_blocks - 1, _sealing(weights, work, telling)
             hooks = Hooks(progress, seal, finished, work.path)
@@ -103,7 +104,7 @@ def prune_folder(
         seconds = time.perf_counter() - started + _earlier(finished)
         sizes = linear_sizes(source, counted)
         told = record(run.facts, blocks, counted, sizes, seconds)
-        told |= global_pass.record_of(passed, run.config, run.tokens)
+        told |= global_pass.record_of(passed, run.config.global_pass, run.tokens)
         telling.write(told, source.folder, work.export, work.out)
         progress(last, PUBLISH.name, 0, 1, None)  # last chance to interrupt the run
         work.publish()

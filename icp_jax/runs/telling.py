@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from converters.files import RECORD, REPORT
-from icp_jax.checks import flat
-from icp_jax.config import RunConfig
 from icp_jax.core.outcomes import BlockReport
 from icp_jax.evaluation.continued import check_prompt, continued
 from icp_jax.report import tracking, write
@@ -36,12 +34,15 @@ class Telling:
         tracking.names(track)
         self.trackers: tracking.Trackers | None = None
 
-    def begin(self, config: RunConfig, source: FolderSource, out: Path, again: bool) -> None:
-        """Check the prompt and open the trackers. again: the run is resumed. Raises InputError."""
+    def begin(self, settings: dict[str, Any], source: FolderSource, out: Path, again: bool) -> None:
+        """Check the prompt and open the trackers.
+
+        settings: as given, by dotted name. again: the run is resumed. Raises InputError.
+        """
         if self.prompt:
             check_prompt(source, self.prompt)
         if self.track:
-            self.trackers = tracking.Trackers(self.track, out, flat(config), self.say, again)
+            self.trackers = tracking.Trackers(self.track, out, settings, self.say, again)
 
     def block(self, report: BlockReport) -> None:
         """Send the figures of a finished block to the trackers."""

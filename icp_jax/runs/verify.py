@@ -20,7 +20,8 @@ from icp_jax.models import FAMILIES, make_family
 from icp_jax.runs.pack import packed_sizes
 from icp_jax.runs.packed import Unpacked, is_pruned
 from icp_jax.runs.verify_export import densest_group, same_bytes
-from icp_jax.streaming.source import all_finite, alone, describe, read_config
+from icp_jax.streaming.finite import all_finite
+from icp_jax.streaming.model_config import alone, describe, read_config
 
 SHOWN = 2  # tensor names shown per problem
 GROUPS = (4, 8)  # group sizes m that are always checked for an n:m pattern

@@ -17,7 +17,8 @@ from icp_jax.core.choice import LEFT
 from icp_jax.errors import InputError
 from icp_jax.runs.packed import Unpacked
 from icp_jax.streaming.background import in_threads
-from icp_jax.streaming.source import FolderSource, all_finite, parts
+from icp_jax.streaming.finite import all_finite, parts
+from icp_jax.streaming.source import FolderSource
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from icp_jax.core.passes import Apply, Params, Statistics, no_statistics
 from icp_jax.errors import InputError
 from icp_jax.phases import Phase
 from icp_jax.streaming import passes, storage, transfer
+from icp_jax.streaming.ahead import Ahead
 from icp_jax.streaming.background import Background
 from icp_jax.streaming.clock import Clock
 from icp_jax.streaming.job import Hooks, Job, Sink, Source
@@ -85,9 +86,9 @@ class Loop:
 
     def __post_init__(self) -> None:
         family, recipe, embed = self.source.family, self.job.recipe, self.source.embed()
-        weights = max(
-            sum(i * o for i, o in self.source.shapes(t).values()) for t in range(family.n_blocks)
-        )
+        shapes = [self.source.shapes(t).values() for t in range(family.n_blocks)]
+        weights = max(sum(i * o for i, o in block) for block in shapes)
+        width = max(sum(i + o for i, o in block) for block in shapes)
         self.clock = Clock(freed=4 * 4 * weights)  # params, gradient and Adam's moments, in float32
         one = passes.hidden(family, embed, self.tokens[:1], recipe.stream_dtype)
         shape = (len(self.tokens), *one.shape[1:])
@@ -96,6 +97,8 @@ class Loop:
             len(self.tokens), self.positions, self.job.batch_tokens, self.devices.count
         )
         self.size = self.devices.tell(size)
+        # a pass holds about the inputs and outputs of the linears, in float32
+        self.settle = Ahead(4 * self.size * self.positions * width)
         self.devices.check_same("calibration samples", self.tokens)
         both = 2 * int(np.prod(shape)) * np.dtype(recipe.stream_dtype).itemsize
         half = storage.host_free() // 2
@@ -109,6 +112,9 @@ class Loop:
         self.dense_stream: Stream = streams_[1]
         start = passes.embed_tokens(family, embed, recipe.stream_dtype, self.devices)
         transfer.advance(start, [self.tokens], self.sparse_stream, self.size, devices=self.devices)
+
+    def advance(self, step: Any, arrays: list[Stream], out: Stream, tick: Any) -> list[Any]:
+        return transfer.advance(step, arrays, out, self.size, tick, self.devices, self.settle)
 
     def apply(self, t: int) -> Apply:
         return Apply(self.source.family.block_at(t), self.job.recipe.dtype)
@@ -135,9 +141,7 @@ class Loop:
         step, before = partial(passes.forward, self.apply(t), params), self.dense_stream
         before = before if t else self.sparse_stream
         tick = self.ticker(t, phases.DENSE)
-        _finite(
-            t, transfer.advance(step, [before], self.dense_stream, self.size, tick, self.devices)
-        )
+        _finite(t, self.advance(step, [before], self.dense_stream, tick))
         if targets is not None:
             targets.write(t, self.dense_stream)
 
@@ -145,7 +149,7 @@ class Loop:
         """Pass the sparse stream through pruned block t. Returns the errors of `BlockReport`."""
         step = partial(passes.forward_beside, self.apply(t), params)
         both, tick = [self.sparse_stream, self.dense_stream], self.ticker(t, phases.SPARSE)
-        found = transfer.advance(step, both, self.sparse_stream, self.size, tick, self.devices)
+        found = self.advance(step, both, self.sparse_stream, tick)
         lost, energies, of_tokens = zip(*found, strict=True)
         _finite(t, [lost, energies])
         of_real = np.concatenate(of_tokens)[: len(self.tokens)]  # the last batch is padded
@@ -186,7 +190,7 @@ class Loop:
         for where, (x,), valid in transfer.batches(
             [self.sparse_stream], self.size, devices=self.devices
         ):
-            seen = transfer.settle(passes.collect(self.apply(t), params, x, seen, valid))
+            seen = self.settle(passes.collect(self.apply(t), params, x, seen, valid))
             tick(where.stop, len(self.tokens))
         return jax.block_until_ready(seen)
 

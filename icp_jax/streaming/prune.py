@@ -15,7 +15,7 @@ from icp_jax.core.hyper import Hyper, Recipe
 from icp_jax.core.passes import Params, Statistics
 from icp_jax.core.prune import LayerMetrics, Pace, in_order, prune_tap
 from icp_jax.models.spec import Family
-from icp_jax.streaming import transfer
+from icp_jax.streaming.ahead import Ahead
 from icp_jax.streaming.mesh import Devices
 
 
@@ -33,7 +33,6 @@ def prune_block(
 
     params, and the sums in `seen`: emptied on the way, since each may be as large as the block.
     """
-    pace = Pace(climb_on_host, transfer.settle, devices.rows, devices.whole)
     counts = {s.name: np.int32(n) for s, n in zip(family.linears, hyper.counts, strict=True)}
     pruned = {name: params.pop(name) for name in tuple(params)}
     grids: dict[str, quantize.Grid] = {}
@@ -44,7 +43,9 @@ def prune_block(
             pruned[name] = {k: leaf for k, leaf in pruned[name].items() if k != "kernel"}
         sums = seen.sums.pop(tap)
         # memory freed by the last tap is too fragmented for the next
-        heap.give_back(4 * sum(x.nbytes for x in jax.tree.leaves((sums, kernels))))
+        held = 4 * sum(x.nbytes for x in jax.tree.leaves((sums, kernels)))
+        heap.give_back(held)
+        pace = Pace(climb_on_host, Ahead(held), devices.rows, devices.whole)
         done = prune_tap(kernels, sums, seen.energies, counts, hyper, recipe, dtypes, pace)
         for name, kernel in done.kernels.items():
             pruned[name]["kernel"] = kernel

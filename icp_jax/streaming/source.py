@@ -6,88 +6,29 @@ of memory-mapped shards, so nothing is read before it is used.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from converters import table_for
-from converters.files import Reader, is_gguf, lone_torch_file, open_checkpoint
+from converters.files import Reader, open_checkpoint
 from converters.packed_forms import PLAIN, Levels, parse_form
 from converters.packed_reader import PackedReader
 from converters.rules import Placed, check_shape, insert
-from converters.sam_names import config_of
-from icp_jax.errors import InputError
 from icp_jax.models import make_family
 from icp_jax.streaming.background import in_threads
+from icp_jax.streaming.finite import all_finite, not_finite
+from icp_jax.streaming.model_config import alone, read_config, told
 from icp_jax.streaming.unpacking import Packed
 
 Params = dict[str, Any]
 
 
-def read_config(folder: Path, quantized: bool = False) -> dict[str, Any]:
-    """Read `config.json` as a dict. quantized: accept a quantized checkpoint. Raises InputError."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise InputError(f"{folder} has no config.json: it is not a Hugging Face model folder")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise InputError(f"{path} is not a JSON object")
-    if config.get("quantization_config") is not None and not quantized:
-        raise InputError(
-            f"{folder} is already quantized: pass the unquantized checkpoint "
-            "(an export of icp-jax must be written without quant.packed)"
-        )
-    return config
-
-
-def describe(path: Path, reader: Reader, quantized: bool = False) -> dict[str, Any]:
-    """The config of a checkpoint: its `config.json`, or what a lone `.pth` or `.gguf` tells."""
-    return _told(reader) if alone(path) else read_config(path, quantized)
-
-
-def alone(path: Path) -> bool:
-    """Whether the path is a `.gguf` file, or is or holds a `.pth` file, without a config."""
-    if is_gguf(path):
-        return True
-    return lone_torch_file(path) is not None and not (path / "config.json").is_file()
-
-
-def _told(reader: Reader) -> dict[str, Any]:
-    """The config that the reader has from its file, or derived from the tensor shapes."""
-    if isinstance(own := getattr(reader, "config", None), dict):
-        return own
-    return config_of({name: reader.shape(name) for name in reader.names()})
-
-
 def part_of(placed: Placed) -> tuple[str, ...]:
     """The part of the model that a tensor belongs to: ('embed',), ('head',) or ('blocks', t)."""
     return placed.path[:2] if placed.path[0] == "blocks" else placed.path[:1]
-
-
-def all_finite(tensor: np.ndarray) -> bool:
-    """Whether a tensor has no NaN or infinity, checked in small parts to save memory."""
-    flat = tensor.reshape(-1)
-    if flat.dtype == ml_dtypes.bfloat16:  # compare the exponent bits, faster than NumPy's isfinite
-        flat, exponent = flat.view(np.uint16), np.uint16(0x7F80)
-        return not any(np.any((part & exponent) == exponent) for part in parts(flat))
-    return flat.dtype.kind != "f" or all(np.isfinite(part).all() for part in parts(flat))
-
-
-def parts(flat: np.ndarray, size: int = 1 << 20) -> Iterator[np.ndarray]:
-    """Split `flat` into parts of `size`, so that temporaries stay small."""
-    return (flat[start : start + size] for start in range(0, len(flat), size))
-
-
-def not_finite(name: str) -> InputError:
-    return InputError(f"tensor {name!r} has values that are not finite (NaN or infinity)")
 
 
 class FolderSource:
@@ -104,7 +45,7 @@ class FolderSource:
             make_family(config)  # check the config before opening the weights
         self.reader: Reader = reader or open_checkpoint(self.folder)
         try:
-            self._place(_told(self.reader) if config is None else config)
+            self._place(told(self.reader) if config is None else config)
         except BaseException:
             self.reader.close()
             raise

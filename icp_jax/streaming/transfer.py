@@ -115,10 +115,12 @@ def advance(
     size: int,
     tick: Callable[[int, int], None] = lambda done, total: None,
     devices: Devices = ONE,
+    settle: Callable[[Any], Any] = settle,
 ) -> list[Any]:
     """Run `y, aux = step(*batches, valid)` over all samples. Writes y to `out`, returns the aux.
 
-    `out` may be one of `arrays`: each batch is read before it is written.
+    `out` may be one of `arrays`: each batch is read before it is written. settle: called with the
+    results of each batch, to wait for them.
     """
     pending: tuple[slice, Any, Any] | None = None
     results = []

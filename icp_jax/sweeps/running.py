@@ -139,7 +139,7 @@ class Running:
         started, state, why, found = time.perf_counter(), outcome.state, outcome.why, {}
         if outcome.pruned is not None:
             try:
-                measured = self.shared.evaluate(outcome.pruned, outcome.prepared.config)
+                measured = self.shared.evaluate(outcome.pruned, outcome.prepared.config.dtype)
                 found = measured._asdict()
             except InputError as error:  # the loss is not finite
                 state, why = "failed", str(error)

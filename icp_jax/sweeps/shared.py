@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from icp_jax import data
-from icp_jax.checks import flat
+from icp_jax.checks import flat, put
 from icp_jax.config import CalibrationConfig, RunConfig
 from icp_jax.data import inputs
 from icp_jax.errors import Infeasible, InputError
@@ -79,7 +79,8 @@ class Shared:
         """Settle a point. Raises InputError."""
         full = resolved(config, self.source)
         tokens = self.tokens(config.calibration)
-        settled, _ = settle(self.source, inputs.counted(full, tokens))
+        counted = put(full, "calibration.samples", len(tokens))
+        settled, _ = settle(self.source, counted)
         free = (*FREE, "memory.batch_tokens", "memory.remat")  # depend on the free memory
         settings = {name: v for name, v in flat(settled).items() if name not in free}
         settings["calibration"] = self._digests[config.calibration]
@@ -90,6 +91,6 @@ class Shared:
             return Prepared(key, point, settled, None, tokens, str(error))
         return Prepared(key, point, settled, made, tokens)
 
-    def evaluate(self, source: WholeSource, config: RunConfig) -> Perplexity:
+    def evaluate(self, source: WholeSource, dtype: str) -> Perplexity:
         """Perplexity on the evaluation windows. Raises InputError if it is not finite."""
-        return perplexity(source, self.windows, dtype=config.dtype, progress=self.tick)
+        return perplexity(source, self.windows, dtype=dtype, progress=self.tick)

@@ -13,7 +13,7 @@ from icp_jax.models.llama_config import FIELDS as LLAMA_FIELDS
 from icp_jax.models.llama_config import OWN_FIELDS
 from icp_jax.models.opt import FIELDS as OPT_FIELDS
 from icp_jax.models.sam import config as sam
-from icp_jax.streaming.source import read_config
+from icp_jax.streaming.model_config import read_config
 
 CONFIGS = {"opt": OPT, **{kind: {**LLAMA, "model_type": kind} for kind in OWN_FIELDS}}
 CONFIGS["sam"] = {"model_type": "sam"}
