@@ -5,9 +5,9 @@
     python benchmarks/bench_plus.py smollm2 --calibration smollm2_calibration.npy \\
         --evaluation smollm2_evaluation.npy --also tinystories-slice.txt --lr 1e-3
 
-On the same calibration windows, all in one process: `icp`; `icp+`, which tunes the pruned block
-once more; `icp+` with ALPS as the solver; and `icp+` followed by one epoch of the global pass on
-the same windows. --lr: of all tuning of blocks. --also: a text of another kind to evaluate on. The
+On the same calibration windows, all in one process: `icp`; `icp` with a re-tune of the pruned
+block; `icp+`, which prunes it in steps and tunes it after each; both with ALPS as the solver; and
+`icp+` followed by one epoch of the global pass on the same windows. --lr: of all tuning of blocks. --also: a text of another kind to evaluate on. The
 result file keeps its points; running again adds the missing ones. `--only 0.7 2:4` takes those
 zeros only, `--routes` those pieces only. Seconds are of the pruning and of the global pass; the
 first point of a process also compiles.
@@ -34,10 +34,14 @@ TARGETS: dict[str, dict[str, Any]] = {
     "2:4": {"pattern": "2:4"},
 }
 PLUS, GLOBAL = "icp+", "icp+, global pass"
+ALPS: dict[str, Any] = {"solver": "alps"}
+RETUNE = {"method": "icp+", "compensate": 1, "steps": 1}
 ROUTES: dict[str, dict[str, Any]] = {
-    "icp": {"method": "icp"},
+    "icp": {"method": "icp", "compensate": 1},
+    "icp, re-tune": RETUNE,
+    "icp, re-tune, alps": RETUNE | ALPS,
     PLUS: {"method": "icp+"},
-    "icp+, alps": {"method": "icp+", "solver": "alps"},
+    "icp+, alps": {"method": "icp+"} | ALPS,
 }
 
 
@@ -87,10 +91,12 @@ def prune(
     dense: icp_jax.Model, tokens: np.ndarray, settings: dict[str, Any], lr: float, seed: int
 ) -> tuple[icp_jax.Model, float]:
     """(the pruned model, seconds)."""
-    tuning = {"compensation": CompensateConfig(lr=lr, epochs=1)}
-    if settings["method"] == "icp+":
-        tuning["retune"] = RetuneConfig(lr=lr, epochs=1)
-    (pruned, _), seconds = timed(icp_jax.prune, dense, tokens, **settings, **tuning, seed=seed)
+    rest, tuning = dict(settings), {}
+    if epochs := rest.pop("compensate", 0):
+        tuning["compensation"] = CompensateConfig(lr=lr, epochs=epochs)
+    if rest["method"] == "icp+":
+        tuning["retune"] = RetuneConfig(lr=lr, epochs=1, steps=rest.pop("steps", None))
+    (pruned, _), seconds = timed(icp_jax.prune, dense, tokens, **rest, **tuning, seed=seed)
     return pruned, seconds
 
 

@@ -51,11 +51,14 @@ DEFAULTS = {
     "compensate.epochs": 1,
     "compensate.lr": 5e-4,
     "compensate.gamma": 0.87,
+    "retune.steps": 3,
     "retune.epochs": 1,
     "retune.lr": 1e-3,
     "retune.gamma": 0.87,
     "seed": 0,
 }
+# Those that depend on the method.
+OF_METHOD: dict[str, dict[str, Any]] = {"icp+": {"compensate.epochs": 0}}
 # Those of the global pass, if there is one.
 GLOBAL = {"global_pass.lr": 5e-4, "global_pass.batch": 1}
 
@@ -76,7 +79,8 @@ def check(config: AnyConfig) -> AnyConfig:
 def filled(run: RunConfig) -> RunConfig:
     """Fill in unset settings from DEFAULTS. Sparsity stays unset if something else fixes it."""
     settings = checks.flat(run)
-    usual = DEFAULTS | GLOBAL if run.global_pass.epochs else DEFAULTS
+    usual = DEFAULTS | OF_METHOD.get(run.prune.method, {})
+    usual |= GLOBAL if run.global_pass.epochs else {}
     for name, default in usual.items():
         fixed = name == "prune.sparsity" and (run.prune.structured or run.prune.sparsity_of)
         if settings[name] is None and not fixed:

@@ -20,6 +20,7 @@ class Epochs(NamedTuple):
     compensate: int = 0
     retune: int = 0
     global_pass: int = 0  # of all blocks together, after the last one
+    steps: int = 1  # in which a block is pruned; the epochs of the re-tune are those of all
 
 
 class Phase(NamedTuple):
@@ -29,6 +30,7 @@ class Phase(NamedTuple):
     first: int | None = None  # the first block that has it; None: once per run
     tunes: str = ""  # runs once per epoch of this kind, a field of Epochs
     exact: bool = False  # computes in float32, whatever the dtype of the blocks
+    stepped: bool = False  # runs once for each step of the pruning
 
     def of_block(self, t: int, epochs: Epochs) -> bool:
         """Whether block t has this phase."""
@@ -41,6 +43,8 @@ class Phase(NamedTuple):
         return max(blocks - self.first, 0) * self._each(epochs)
 
     def _each(self, epochs: Epochs) -> int:
+        if self.stepped:
+            return epochs.steps
         return getattr(epochs, self.tunes) if self.tunes else 1
 
 
@@ -49,8 +53,8 @@ GENERATE = Phase("generate")
 EMBED = Phase("embed")
 DENSE = Phase("dense", first=0)
 COMPENSATE = Phase("compensate", first=1, tunes="compensate")
-STATISTICS = Phase("statistics", first=0, exact=True)
-PRUNE = Phase("prune", first=0, exact=True)
+STATISTICS = Phase("statistics", first=0, exact=True, stepped=True)
+PRUNE = Phase("prune", first=0, exact=True, stepped=True)
 RETUNE = Phase("retune", first=0, tunes="retune")
 SPARSE = Phase("sparse", first=0)
 WRITE = Phase("write", first=0)

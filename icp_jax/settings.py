@@ -16,7 +16,7 @@ class PruneConfig:
     """Pruning method, sparsity, and how the sparsity is allocated to layers."""
 
     method: MethodName = "icp"
-    """Pruning method: icp; icp+, which tunes each block once more after it is pruned; alps,
+    """Pruning method: icp; icp+, which prunes each block in steps and tunes it after each; alps,
     which prunes each layer with the least error and tunes nothing; or one of three baselines."""
     sparsity: float | None = None
     """Fraction of weights to set to zero in the blocks' linear layers, in [0, 1): the mean over the
@@ -67,7 +67,7 @@ class CompensateConfig:
 
     epochs: int | None = None
     """Passes over the calibration samples per block (icp and icp+); 0 turns compensation off.
-    Default: 1."""
+    Default: 1 for icp, and 0 for icp+, which tunes a block while it is pruned."""
     lr: float | None = None
     """Learning rate of Adam in the first epoch (icp and icp+).
     Default: 5e-4."""
@@ -77,10 +77,13 @@ class CompensateConfig:
 
 @dataclass(frozen=True)
 class RetuneConfig:
-    """How a pruned block is tuned once more, with its zeros held (icp+ only)."""
+    """How a block is pruned in steps, and tuned after each with its zeros held (icp+ only)."""
 
+    steps: int | None = None
+    """Steps in which a block is pruned (icp+ only). Later steps take fewer weights: of 3 steps,
+    the shares are 5/9, 8/9 and all of the zeros. Default: 3."""
     epochs: int | None = None
-    """Passes over the calibration samples per block (icp+ only); 0 turns the re-tune off.
+    """Passes over the calibration samples after each step (icp+ only); 0 turns the re-tune off.
     Default: 1."""
     lr: float | None = None
     """Learning rate of Adam in the first epoch (icp+ only). Default: 1e-3."""

@@ -57,6 +57,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "seed": "seed",
     },
     "retune": {
+        "retune.steps": "retune.steps",
         "retune.epochs": "retune.epochs",
         "retune.lr": "retune.lr",
         "retune.gamma": "retune.gamma",

@@ -53,12 +53,12 @@ class Hyper(NamedTuple):
     rates: Float[Numbers, "*p E"]  # Adam's learning rate in each epoch of the compensation
     damping: Float[Numbers, "*p"]  # added to the diagonal of H, as a share of its mean
     bits: Int[Numbers, "*p"]  # of the grids; used only with Recipe.quantize
-    retune: Float[Numbers, "*p R"]  # Adam's learning rate in each epoch of the re-tune
+    retune: Float[Numbers, "*p S R"]  # Adam's rate in each epoch after each step, see `retune.step`
 
     @property
     def orders(self) -> int:
-        """Orders of the samples that a block needs: one per epoch of both."""
-        return self.rates.shape[-1] + self.retune.shape[-1]
+        """Orders of the samples that a block needs: one for each epoch of both."""
+        return self.rates.shape[-1] + self.retune.shape[-2] * self.retune.shape[-1]
 
 
 def hyper(
@@ -73,25 +73,29 @@ def hyper(
     choice: Choice = EVERY,
     lr: float = 5e-4,
     gamma: float = 0.87,
-    epochs: int = 1,
+    epochs: int | None = None,
     retune_lr: float = 1e-3,
     retune_gamma: float = 0.87,
     retune_epochs: int = 1,
+    retune_steps: int = 3,
     damping: float = 0.01,
     bits: int = 4,
 ) -> Hyper:
     """The `Hyper` of one run, computed on the host in float64; leaves are NumPy arrays.
 
     shapes: (inputs, outputs) of each linear of each block, from `Model.shapes(t)`. choice:
-    what is pruned. retune_*: for methods that tune a block again after it is pruned. Defaults:
-    sparsity 0.7 or what the pattern implies; alpha, beta and rearrange of the family and method.
+    what is pruned. retune_*: for methods that tune a block after each step of its pruning.
+    Defaults: sparsity 0.7 or what the pattern implies; alpha, beta and rearrange of the family and
+    method; epochs 1, or 0 for methods that re-tune.
     Combine several with `stack`. Raises InputError if the counts are infeasible.
     """
     recipe = recipe or Recipe()
     target = Target(sparsity, recipe.pattern, alpha, beta, rearrange, choice)
     zeros = counts(family, shapes, target, method=recipe.method, group=recipe.group)
+    retunes = METHODS[recipe.method].retunes
+    epochs = int(not retunes) if epochs is None else epochs
     table, rates = as_table(family, zeros), schedule(lr, gamma, epochs)
-    again = schedule(retune_lr, retune_gamma, retune_epochs * METHODS[recipe.method].retunes)
+    again = stepwise(schedule(retune_lr, retune_gamma, retune_epochs * retunes), retune_steps)
     return point(table, rates, damping, bits, again)
 
 
@@ -116,6 +120,11 @@ def by_name(family: Family, table: Numbers) -> list[dict[str, int]]:
 def schedule(lr: float, gamma: float, epochs: int) -> np.ndarray:
     """`lr * gamma**e` of each epoch, `[E]` float32, rounded once."""
     return np.array([lr * gamma**e for e in range(epochs)], np.float32)
+
+
+def stepwise(rates: np.ndarray, steps: int) -> np.ndarray:
+    """The same rates `[R]` after each step, `[S, R]`; without any rate there is one step."""
+    return np.tile(rates, (steps if len(rates) else 1, 1))
 
 
 def sample_order(

@@ -3,8 +3,8 @@
 Two streams of hidden states run through the model: `dense` is the unpruned model's, `sparse` that
 of the model as pruned so far. The dense stream passes through block t. Block t, still dense, is
 tuned to map the sparse stream to the result. Then it is pruned on the sparse stream, which passes
-through the pruned block. So each block repairs the damage of those before it. `icp+` then tunes the
-kept weights once more. All is pure: jit it, vmap or map it over `Hyper`, differentiate it.
+through the pruned block. So each block repairs the damage of those before it. `icp+` prunes it in
+steps, and tunes what is kept after each. All is pure: jit it, vmap or map it, differentiate it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ICP = Recipe()
 
 
 class BlockMetrics(NamedTuple):
-    """Metrics of a block: the same structure for every block and method, stacked `[L]`."""
+    """Metrics of a block: one structure for every block and method, stacked `[L]`."""
 
     layers: LayerMetrics
     compensation: CompensationMetrics  # of this block, before it was pruned
@@ -44,7 +44,7 @@ class BlockMetrics(NamedTuple):
     heldout: Float[Array, "*L"]  # the same on held-out samples; NaN without any
     error_median: Float[Array, "*L"]  # of the error of each token by itself, see `token_errors`
     error_p95: Float[Array, "*L"]
-    retune: CompensationMetrics  # of this block, after it was pruned
+    retune: CompensationMetrics  # of this block, after it was pruned, see `retune.joined`
 
 
 def block_step(
@@ -60,14 +60,15 @@ def block_step(
     """Prune one block and pass the streams through it. Params keep their dtypes.
 
     through: the streams of the calibration samples, then of the held-out samples if any.
-    hyper: with the counts of this block, `[linears]`. order: sample indices of each epoch, E of the
-    compensation and then R of the re-tune. damaged: whether an earlier block is pruned.
+    hyper: with the counts of this block, `[linears]`. order: samples of each epoch, E of the
+    compensation and then S·R of the re-tune. damaged: whether an earlier block is pruned.
     """
     dtypes, samples = [leaf.dtype for leaf in jax.tree.leaves(params)], order.shape[1]
-    method, epochs, again = METHODS[recipe.method], len(hyper.rates), len(hyper.retune)
+    method, epochs, each = METHODS[recipe.method], len(hyper.rates), hyper.retune.shape[-1]
     stored_as = {s.name: params[s.name]["kernel"].dtype.name for s in family.linears}
     sparse = [stream.sparse for stream in through]
-    tuned, lost, left = widened(params), not_compensated(epochs), not_compensated(again)
+    tuned, lost, left = widened(params), not_compensated(epochs), not_compensated(each)
+    steps, some = [], jnp.any(hyper.counts != LEFT)
 
     dense = [streams.forward(apply, tuned, stream.dense) for stream in through]  # the targets
     x, y = sparse[0].samples(samples), dense[0].samples(samples)
@@ -76,21 +77,23 @@ def block_step(
     if method.compensates and epochs:
         first = partial(repair, lr=hyper.rates, order=order[:epochs])
         tuned, lost = jax.lax.cond(damaged, first, lambda p: (p, lost), tuned)
-    seen = streams.statistics(family, apply, tuned, sparse[0], samples)
-    pruned, layers = prune_block(family, tuned, seen, hyper, recipe, stored_as)
-    if method.retunes and again:
-        keep, chosen = retune.masks(family, pruned), jnp.any(hyper.counts != LEFT)
-        second = partial(repair, lr=hyper.retune, order=order[epochs:], keep=keep)
-        pruned, left = jax.lax.cond(chosen, second, lambda p: (p, left), pruned)
-        layers = retune.recounted(family, pruned, layers, stored_as)
-    stored = narrowed(pruned, dtypes)
+    for k, its in enumerate(retune.split(order[epochs:], hyper)):
+        seen = streams.statistics(family, apply, tuned, sparse[0], samples)
+        tuned, layers = prune_block(family, tuned, seen, *retune.step(hyper, recipe, k), stored_as)
+        steps.append((layers, left))
+        if method.retunes and each:
+            more = partial(repair, lr=hyper.retune[k], order=its, keep=retune.masks(family, tuned))
+            tuned, found = jax.lax.cond(some, more, lambda p: (p, left), tuned)
+            steps[-1] = retune.recounted(family, tuned, layers, stored_as), found
+    layers, again = retune.joined(steps)
+    stored = narrowed(tuned, dtypes)
     kept = widened(stored)  # as rounded in the checkpoint
     after = [streams.forward_beside(apply, kept, *pair) for pair in zip(sparse, dense, strict=True)]
 
     moved = [Streams(s, d) for (s, *_), d in zip(after, dense, strict=True)]
     errors = [error for _, error, _ in after] + [jnp.full((), jnp.nan, jnp.float32)]
     median, high = quantiles(after[0][2][:samples])
-    return stored, moved, BlockMetrics(layers, lost, errors[0], errors[1], median, high, left)
+    return stored, moved, BlockMetrics(layers, lost, errors[0], errors[1], median, high, again)
 
 
 def icp(
@@ -104,16 +107,15 @@ def icp(
 ) -> tuple[Params, BlockMetrics]:
     """Prune a whole model on calibration samples in one trace, with everything in memory.
 
-    family and recipe are static. params: {'embed', 'blocks': {'0': ...}, 'head'}; the result has
-    the same dtypes. hyper: see `hyper.hyper`. order: see `hyper.block_orders`. heldout: samples on
-    which only the error of the streams is measured. Equal blocks run as one scan over their stacked
-    params, so the program does not grow with depth. Reference: ICP, algorithm 1.
+    family, recipe: static. params: {'embed', 'blocks': {'0': ...}, 'head'}; their dtypes stay.
+    hyper: see `hyper.hyper`. order: see `hyper.block_orders`. heldout: samples to measure the error
+    of the streams on. Equal blocks are one scan over stacked params, so the program does not grow
+    with depth. Reference: ICP, algorithm 1.
     """
     samples = (tokens,) if heldout is None else (tokens, heldout)
     with backend.use(recipe.backend or backend.use.value):
         through = [streams.start(family, params, x, recipe) for x in samples]
-        given, metrics = params["blocks"], []
-        blocks: Params = {}
+        given, blocks, metrics = params["blocks"], Params(), []
         for run in alike_runs(family, given):
             alike = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(given[str(t)] for t in run))
             through, (pruned, found) = _scan(family, recipe, alike, through, hyper, order, run)
@@ -137,11 +139,9 @@ def _scan(
     apply = Apply(family.block_at(run[0]), recipe.dtype)
 
     def step(through, block):
-        params, counts, order, damaged = block
+        params, counts, *rest = block
         now = hyper._replace(counts=counts)
-        stored, through, found = block_step(
-            family, recipe, apply, params, through, now, order, damaged
-        )
+        stored, through, found = block_step(family, recipe, apply, params, through, now, *rest)
         return through, (stored, found)
 
     at = np.array(run, np.int32)

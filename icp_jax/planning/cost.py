@@ -35,10 +35,13 @@ def load(config: RunConfig, positions: int) -> Load:
 def epochs(config: RunConfig) -> Epochs:
     """Epochs of a resolved config."""
     method = METHODS[config.prune.method]
+    again = (config.retune.epochs or 0) * method.retunes
+    steps = (config.retune.steps or 1) if again else 1
     return Epochs(
         (config.compensate.epochs or 0) * method.compensates,
-        (config.retune.epochs or 0) * method.retunes,
+        again * steps,
         config.global_pass.epochs,
+        steps,
     )
 
 

@@ -70,13 +70,17 @@ def global_pass(p: Products) -> Iterator[float]:
 
 def statistics(p: Products) -> Iterator[float]:
     """Forward pass and second moments, which are symmetric and count half."""
-    yield p.forward + p.tokens * sum(width * width for width in p.widths)
+    yield p.epochs.steps * (p.forward + p.tokens * sum(width * width for width in p.widths))
     if not p.last_by_outputs:
         inputs, outputs = p.last
-        yield -2.0 * p.tokens * inputs * outputs
+        yield p.epochs.steps * -2.0 * p.tokens * inputs * outputs
 
 
 def prune(p: Products) -> Iterator[float]:
+    yield p.epochs.steps * sum(_prune_once(p))
+
+
+def _prune_once(p: Products) -> Iterator[float]:
     # half a product with a symmetric matrix, for the errors or the solver's walk
     yield sum(1.0 * i * i * o for i, o in p.linears)
     if not p.last_by_outputs:

@@ -8,7 +8,7 @@ from typing import Any
 from icp_jax.checks import flat
 from icp_jax.config import MemoryConfig, RunConfig, filled
 from icp_jax.core.counts import counts
-from icp_jax.core.hyper import Recipe, as_table, point, schedule
+from icp_jax.core.hyper import Recipe, as_table, point, schedule, stepwise
 from icp_jax.core.pruners import METHODS
 from icp_jax.planning.budgets import target
 from icp_jax.streaming.job import Job, Source
@@ -40,9 +40,9 @@ def job(source: Source, config: RunConfig) -> Job:
         schedule(*(settings[f"{kind}.{name}"] for name in ("lr", "gamma", "epochs")))
         for kind in ("compensate", "retune")
     )
-    if not METHODS[recipe.method].retunes:
-        again = again[:0]
+    again = again if METHODS[recipe.method].retunes else again[:0]
     table, damping = as_table(family, zeros), settings["prune.damping"]
+    again = stepwise(again, settings["retune.steps"])
     numbers = point(table, rates, damping, quant.bits or 0, again)
     return placed(Job(numbers, recipe, settings["seed"]), run.memory)
 

@@ -49,7 +49,8 @@ class Job:
         """How often a block is tuned."""
         method = METHODS[self.recipe.method]
         compensate = len(self.hyper.rates) * method.compensates
-        return Epochs(compensate, len(self.hyper.retune) * method.retunes)
+        again = self.hyper.retune
+        return Epochs(compensate, again.size * method.retunes, steps=len(again))
 
 
 @dataclass(frozen=True)

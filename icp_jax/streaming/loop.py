@@ -19,10 +19,11 @@ from icp_jax import backend, phases
 from icp_jax.backend import heap
 from icp_jax.core import outcomes, quantize, retune
 from icp_jax.core.choice import LEFT
-from icp_jax.core.fate import CompensationMetrics
+from icp_jax.core.fate import CompensationMetrics, not_compensated
 from icp_jax.core.hyper import sample_order
 from icp_jax.core.outcomes import BlockReport
 from icp_jax.core.passes import Apply, Params, Statistics, no_statistics
+from icp_jax.core.prune import LayerMetrics
 from icp_jax.errors import InputError
 from icp_jax.phases import Phase
 from icp_jax.streaming import passes, storage, transfer
@@ -119,12 +120,16 @@ class Loop:
     def apply(self, t: int) -> Apply:
         return Apply(self.source.family.block_at(t), self.job.recipe.dtype)
 
-    def ticker(self, block: int, phase: Phase) -> Callable[..., None]:
+    def ticker(
+        self, block: int, phase: Phase, step: int = 0, steps: int = 1
+    ) -> Callable[..., None]:
+        """Report the progress of a phase, or of one step of it."""
+
         def tick(done: int, total: int, loss: float | None = None) -> None:
             if phase not in self.compiled:
                 heap.give_back()  # the compiler's memory
                 self.compiled.add(phase)
-            self.hooks.progress(block, phase.name, done, total, loss)
+            self.hooks.progress(block, phase.name, step * total + done, steps * total, loss)
 
         return tick
 
@@ -156,35 +161,44 @@ class Loop:
         return passes.stream_errors(lost, energies, of_real)
 
     def tune(
-        self, t: int, phase: Phase, params: Params, again: Callable[[], Params], keep: Any = None
+        self,
+        t: int,
+        phase: Phase,
+        params: Params,
+        again: Callable[[], Params],
+        keep: Any = None,
+        step: int = 0,
     ) -> tuple[Params, CompensationMetrics]:
         """Tune block t to map the sparse stream to the dense one.
 
-        The params are donated; `again` gives them once more. keep: masks that are held.
+        The params are donated; `again` gives them once more. keep: masks that are held. step: of
+        the pruning, after which it is tuned.
         """
-        job, tick, hyper = self.job, self.ticker(t, phase), self.job.hyper
+        job, hyper = self.job, self.job.hyper
         apply = self.apply(t).rematerialised() if job.recipe.remat else self.apply(t)
-        order = sample_order((job.seed, t), hyper.orders, len(self.tokens))
-        first = phase is phases.COMPENSATE
-        rates, split = np.asarray(hyper.rates if first else hyper.retune), len(hyper.rates)
-        order = order[:split] if first else order[split:]
+        order: Any = sample_order((job.seed, t), hyper.orders, len(self.tokens))
+        first, before = phase is phases.COMPENSATE, len(hyper.rates)
+        rates = np.asarray(hyper.rates if first else hyper.retune[step])
+        order = order[:before] if first else retune.split(order[before:], hyper)[step]
+        tick = self.ticker(t, phase, *((0, 1) if first else (step, len(hyper.retune))))
         # one sample at a time: there is nothing to share between devices
         tuning = Tuning(apply, self.sparse_stream, self.dense_stream, keep, tick)
         compiles = backend.is_host() and phase not in self.compiled
         params, found = compensate(tuning, params, rates, order, again, compiles)
         return self.devices.agree(params), found
 
-    def retune(self, t: int, params: Params) -> tuple[Params, CompensationMetrics]:
-        """Tune the kept weights of pruned block t."""
+    def retune(self, t: int, step: int, params: Params) -> tuple[Params, CompensationMetrics]:
+        """Tune the kept weights of block t after a step of its pruning."""
         params = self.devices.first(params)
         held = jax.tree.map(lambda x: np.array(x, copy=True), params)  # the params are donated
         keep = retune.masks(self.source.family, params)
         again = partial(jax.device_put, held, storage.here())
-        return self.tune(t, phases.RETUNE, params, again, keep)
+        return self.tune(t, phases.RETUNE, params, again, keep, step)
 
-    def statistics(self, t: int, params: Params) -> Statistics:
+    def statistics(self, t: int, params: Params, step: int = 0) -> Statistics:
         """The pruners' statistics of the linears' inputs, on the sparse stream."""
-        family, tick = self.source.family, self.ticker(t, phases.STATISTICS)
+        family = self.source.family
+        tick = self.ticker(t, phases.STATISTICS, step, len(self.job.hyper.retune))
         seen = no_statistics(family, self.source.shapes(t), len(self.tokens) * self.positions)
         seen = self.devices.whole(seen)
         for where, (x,), valid in transfer.batches(
@@ -194,12 +208,39 @@ class Loop:
             tick(where.stop, len(self.tokens))
         return jax.block_until_ready(seen)
 
+    def prune(
+        self, t: int, params: Params, stored_as: Mapping[str, str]
+    ) -> tuple[Params, Mapping[str, quantize.Grid], LayerMetrics, CompensationMetrics]:
+        """Prune block t in steps, and tune it after each, see `core.retune`.
+
+        params: emptied. stored_as: the stored dtype of each linear.
+        """
+        family, job = self.source.family, self.job
+        hyper = job.hyper._replace(counts=job.hyper.counts[t])
+        tunes = (hyper.counts != LEFT).any() and phases.RETUNE.of_block(t, job.epochs)
+        steps, tuned = [], not_compensated(0)
+        for k in range(len(hyper.retune)):
+            with self.clock(phases.STATISTICS):
+                seen = self.statistics(t, params, k)
+            with self.clock(phases.PRUNE):
+                part = retune.step(hyper, job.recipe, k)
+                tick = self.ticker(t, phases.PRUNE, k, len(hyper.retune))
+                params, grids, found = prune_block(
+                    family, params, seen, *part, stored_as, self.devices, tick
+                )
+                del seen
+            if tunes:
+                with self.clock(phases.RETUNE):
+                    params, tuned = self.retune(t, k, params)
+                    found = retune.recounted(family, params, found, stored_as)
+            steps.append((found, tuned))
+        return params, grids, *jax.device_get(retune.joined(steps))
+
     def block(
         self, t: int, stored: Params
     ) -> tuple[BlockReport, Params, Mapping[str, quantize.Grid]]:
         """Prune block t. Returns (report, params in their stored dtypes, grids)."""
-        family, recipe, epochs = self.source.family, self.job.recipe, self.job.epochs
-        tuned = tuned_again = None
+        family, epochs, tuned = self.source.family, self.job.epochs, not_compensated(0)
         params = self.to_device(stored)
         with self.clock(phases.DENSE):
             self.dense(t, params)
@@ -209,23 +250,13 @@ class Loop:
                 again = partial(self.to_device, stored, ONE)
                 params = self.devices.first(params)
                 params, tuned = self.tune(t, phases.COMPENSATE, params, again)
-        with self.clock(phases.STATISTICS):
-            seen = self.statistics(t, params)
-        with self.clock(phases.PRUNE):
-            hyper = self.job.hyper._replace(counts=self.job.hyper.counts[t])
-            kernels = {s.name: stored[s.name]["kernel"] for s in family.linears}
-            stored_as = {name: kernel.dtype.name for name, kernel in kernels.items()}
-            tick = self.ticker(t, phases.PRUNE)
-            params, grids, found = prune_block(
-                family, params, seen, hyper, recipe, stored_as, self.devices, tick
-            )
-        if (hyper.counts != LEFT).any() and phases.RETUNE.of_block(t, epochs):
-            with self.clock(phases.RETUNE):
-                params, tuned_again = self.retune(t, params)
-                found = retune.recounted(family, params, found, stored_as)
+        kernels = {s.name: stored[s.name]["kernel"] for s in family.linears}
+        stored_as = {name: kernel.dtype.name for name, kernel in kernels.items()}
+        params, grids, found, tuned_again = self.prune(t, params, stored_as)
+        became, again_became = map(outcomes.compensation_report, (tuned, tuned_again))
         with self.clock(phases.SPARSE):
             sizes = {name: kernel.size for name, kernel in kernels.items()}
-            damping = float(hyper.damping)
+            damping = float(self.job.hyper.damping)
             layers = outcomes.layer_reports(family, sizes, found, damping, f"block {t}")
             leaves, tree = jax.tree.flatten(params)
             dtypes = [leaf.dtype for leaf in jax.tree.leaves(stored)]
@@ -233,12 +264,7 @@ class Loop:
             params = jax.tree.unflatten(tree, passes.rounded(leaves, dtypes))
             errors = self.sparse(t, params)
         with self.clock(phases.WRITE, give_back=False):  # the next block reuses this memory
-            changed = None if tuned or tuned_again else kernels
-            pruned = _to_store(params, stored, changed)
-        became, again_became = (
-            None if found is None else outcomes.compensation_report(found)
-            for found in (tuned, tuned_again)
-        )
+            pruned = _to_store(params, stored, None if became or again_became else kernels)
         report = BlockReport(
             t, layers, compensation=became, retune=again_became, seconds=self.clock.take(), **errors
         )

@@ -33,7 +33,9 @@ def prune_block(
 
     params, and the sums in `seen`: emptied on the way, since each may be as large as the block.
     """
-    counts = {s.name: np.int32(n) for s, n in zip(family.linears, hyper.counts, strict=True)}
+    counts = {
+        s.name: np.int32(n) for s, n in zip(family.linears, np.asarray(hyper.counts), strict=True)
+    }
     pruned = {name: params.pop(name) for name in tuple(params)}
     grids: dict[str, quantize.Grid] = {}
     found: dict[str, Any] = {}
