@@ -6,7 +6,7 @@ from math import floor
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import icp_jax
@@ -61,6 +61,7 @@ def test_in_steps_it_comes_nearer_for_as_many_epochs(opt, windows, tuned):
         assert len(after.retune.epochs) == 4
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**31 - 1), st.integers(1, 6))
 def test_the_steps_take_ever_less_and_end_with_all(count, steps):
     """Exactly, up to the largest int32; a layer that is left stays so; a pattern widens."""
