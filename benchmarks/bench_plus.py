@@ -7,10 +7,10 @@
 
 On the same calibration windows, all in one process: `icp`; `icp` with a re-tune of the pruned
 block; `icp+`, which prunes it in steps and tunes it after each; both with ALPS as the solver; and
-`icp+` followed by one epoch of the global pass on the same windows. --lr: of all tuning of blocks. --also: a text of another kind to evaluate on. The
-result file keeps its points; running again adds the missing ones. `--only 0.7 2:4` takes those
-zeros only, `--routes` those pieces only. Seconds are of the pruning and of the global pass; the
-first point of a process also compiles.
+`icp+` followed by one epoch of the global pass on the same windows. --lr: of all tuning of blocks.
+--also: a text of another kind to evaluate on. The result file keeps its points; running again adds
+the missing ones. `--only 0.7 2:4` takes those zeros only, `--routes` those pieces only. Seconds are
+of the pruning and of the global pass; the first point of a process also compiles.
 """
 
 from __future__ import annotations

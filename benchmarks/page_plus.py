@@ -23,9 +23,9 @@ def plus() -> str:
     return """\
 ### Piece by piece: icp+
 
-On the same calibration windows: `icp`; the same with one re-tune of the pruned block; `icp+`, which has
-no compensation, and prunes each block in three steps with a re-tune after each; both with ALPS as
-the solver (`--prune.solver alps`); and `icp+` followed by one epoch of the global pass
+On the same calibration windows: `icp`; the same with one re-tune of the pruned block; `icp+`, which
+has no compensation, and prunes each block in three steps with a re-tune after each; both with ALPS
+as the solver (`--prune.solver alps`); and `icp+` followed by one epoch of the global pass
 (`--global-epochs 1`), a tenth of the windows held out. The ratio is to `icp` with the same zeros,
 rate and seed. Perplexities are means over the seeds, with the range. The ratio of the seconds is a
 median, left out where other work ran beside; the first run of a kind also compiles.
