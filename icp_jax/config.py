@@ -51,10 +51,10 @@ DEFAULTS = {
     "compensate.epochs": 1,
     "compensate.lr": 5e-4,
     "compensate.gamma": 0.87,
-    "retune.steps": 3,
     "retune.epochs": 1,
     "retune.lr": 1e-3,
     "retune.gamma": 0.87,
+    "retune.steps": 3,
     "seed": 0,
 }
 # Those that depend on the method.

@@ -79,9 +79,6 @@ class CompensateConfig:
 class RetuneConfig:
     """How a block is pruned in steps, and tuned after each with its zeros held (icp+ only)."""
 
-    steps: int | None = None
-    """Steps in which a block is pruned (icp+ only). Later steps take fewer weights: of 3 steps,
-    the shares are 5/9, 8/9 and all of the zeros. Default: 3."""
     epochs: int | None = None
     """Passes over the calibration samples after each step (icp+ only); 0 turns the re-tune off.
     Default: 1."""
@@ -89,6 +86,9 @@ class RetuneConfig:
     """Learning rate of Adam in the first epoch (icp+ only). Default: 1e-3."""
     gamma: float | None = None
     """Factor on the learning rate after each epoch (icp+ only). Default: 0.87."""
+    steps: int | None = None
+    """Steps in which a block is pruned (icp+ only). Later steps take fewer weights: of 3 steps,
+    the shares are 5/9, 8/9 and all of the zeros. Default: 3."""
 
 
 @dataclass(frozen=True)

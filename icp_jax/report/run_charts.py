@@ -97,7 +97,9 @@ def _compensation(record: Record) -> Record | None:
 
 
 def _retune(record: Record) -> Record | None:
-    return _losses(record, "Re-tune", ("pruned", "retuned"), "tuned once more after its pruning")
+    return _losses(
+        record, "Re-tune", ("pruned", "retuned"), "tuned after the last step of its pruning"
+    )
 
 
 def _losses(record: Record, name: str, keys: tuple[str, str], which: str) -> Record | None:
