@@ -42,7 +42,7 @@ class Method:
     prepare: (Moments, damping) -> the statistics for `prune`, computed once per tap.
     walks: whether it walks over blocks of inputs, so that the block size applies.
     compensates: whether each block is tuned before it is pruned.
-    retunes: whether its kept weights are tuned once more afterwards.
+    retunes: whether it is pruned in steps, and its kept weights are tuned after each.
     alpha, beta: defaults of the allocation.
     prepare_flops: FLOPs of `prepare`, divided by inputs³; 0 if it makes no matrices.
     prune_flops: FLOPs of `prune`, divided by inputs² · outputs, without those of the lost energy.
